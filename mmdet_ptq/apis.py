@@ -1,0 +1,118 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The Python door: quantize a detector you hold, load one you saved."""
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .artefact import is_artefact, load_artefact, save_artefact
+from .calibration import Session
+from .engine.checkpoint import read_checkpoint
+from .engine.quantize import run_quantization
+from .errors import CalibrationError, CheckpointError
+from .recipe import parse_quant_cfg
+
+
+class _Feed:
+    """Batches a user holds, in the form that passes expect."""
+
+    def __init__(self, model: nn.Module, batches: list[dict]) -> None:
+        self.model = model
+        self.batches = batches
+        self.total = len(batches)
+
+    @torch.no_grad()
+    def __call__(self, start: int = 0,
+                 after: Callable[[int], None] = lambda _: None) -> None:
+        for i in range(start, self.total):
+            self.model.test_step(self.batches[i])
+            after(i)
+
+    @torch.no_grad()
+    def raw(self, count: int) -> None:
+        for batch in self.batches[:count]:
+            self.model(**self.model.data_preprocessor(batch, False),
+                       mode='tensor')
+
+
+def quantize_detector(model: nn.Module, dataloader: Iterable[dict],
+                      quant_cfg: dict) -> Session:
+    """Quantizes a float detector in place.
+
+    Args:
+        model (nn.Module): A detector of MMDetection with its weights, e.g.
+            from ``mmdet.apis.init_detector``.
+        dataloader (Iterable[dict]): Batches as ``model.test_step`` takes
+            them. ``calibration.num_samples`` counts batches here; its
+            source and seed are not used.
+        quant_cfg (dict): See ``docs/quant_cfg.md``, e.g.
+            ``dict(recipe='uniform', bits='w8a8')``.
+
+    Returns:
+        Session: Plan, graph, times and notes; ``model`` is ready to use.
+
+    Raises:
+        PTQError: One of its subclasses, on whatever is wrong.
+
+    Examples:
+        >>> from mmdet.apis import init_detector  # doctest: +SKIP
+        >>> model = init_detector(config, checkpoint)  # doctest: +SKIP
+        >>> quantize_detector(  # doctest: +SKIP
+        ...     model, runner.train_dataloader, dict(recipe='uniform',
+        ...                                          bits='w8a8'))
+    """
+    config = parse_quant_cfg(quant_cfg)
+    batches = list(islice(dataloader, config.calibration.num_samples))
+    if not batches:
+        raise CalibrationError('the dataloader gave no batch')
+    feed = _Feed(model, batches)
+    return run_quantization(model, config, batches[0], feed, feed.raw)
+
+
+def save_quantized(session: Session, path: str | Path) -> None:
+    """Saves what :func:`quantize_detector` made.
+
+    Args:
+        session (Session): Its return value.
+        path (str | Path): Where to.
+
+    Raises:
+        PTQError: If it cannot be written; an older file survives.
+    """
+    meta = getattr(session.model, 'dataset_meta', None) or {}
+    save_artefact(
+        path, session.model, session.plan, session.levels, session.folds,
+        session.config.to_dict(),
+        dict(dataset_meta={
+            k: list(v) if isinstance(v, tuple | list) else v
+            for k, v in meta.items()
+        }))
+
+
+def load_quantized(model: nn.Module, path: str | Path) -> nn.Module:
+    """Makes a float model of the same config into a saved quantized one.
+
+    Args:
+        model (nn.Module): As the config builds it, e.g. by
+            ``mmdet.apis.init_detector(config)``; changed in place.
+        path (str | Path): A file of :func:`save_quantized`, ``tools/ptq.py``
+            or :class:`PTQRunner`.
+
+    Returns:
+        nn.Module: The model, in eval mode.
+
+    Raises:
+        CheckpointError: If the file is not of this package or this model.
+    """
+    saved = read_checkpoint(path)
+    if not is_artefact(saved):
+        raise CheckpointError(
+            f'{path} is no quantized checkpoint; quantize a float one with '
+            'tools/ptq.py or quantize_detector')
+    load_artefact(model, saved)
+    meta = saved['meta'].get('dataset_meta')
+    if meta:
+        model.dataset_meta = meta
+    return model

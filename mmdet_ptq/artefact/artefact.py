@@ -1,0 +1,166 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The saved quantized model: packed codes, tensors and a plain manifest."""
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calibration.store import write_atomic
+from ..errors import CheckpointError
+from ..graph import restore_folds
+from ..layers import convert, decompose, quant_layers
+from ..structures import LayerPlan, QuantPlan, QuantSpec
+from ..version import __version__
+from .attach import attach
+from .packing import pack, unpack
+from .tensors import named_tensors, restore_tensors
+
+KEY = 'mmdet_ptq'
+FORMAT = 1
+
+
+def is_artefact(checkpoint: dict) -> bool:
+    """Whether a loaded file was written by :func:`save_artefact`."""
+    return KEY in checkpoint
+
+
+def save_artefact(path: str | Path, model: nn.Module, plan: QuantPlan,
+                  levels: dict[str, int], folds: dict[str, str],
+                  settings: dict, meta: dict) -> None:
+    """Writes a quantized model; an older file survives a failure.
+
+    Args:
+        path (str | Path): Where to.
+        model (nn.Module): Quantized and baked.
+        plan (QuantPlan): Its quantizers.
+        levels (dict[str, int]): Calls of each layer in one forward.
+        folds (dict[str, str]): Its folded batch norms.
+        settings (dict): The spelled-out ``quant_cfg``.
+        meta (dict): ``dataset_meta`` and the like, plain JSON types.
+
+    Raises:
+        PTQError: If it cannot be written.
+    """
+    manifest = dict(
+        format=FORMAT,
+        version=__version__,
+        quant_cfg=settings,
+        folds=folds,
+        levels=levels,
+        layers={n: asdict(p) for n, p in plan.layers.items()},
+        groups=[[list(port) for port in g] for g in plan.groups],
+        uncovered=plan.uncovered)
+    tensors = named_tensors(model)
+    codes = {}
+    for name, layer in quant_layers(model).items():
+        quantizer = layer.weight_quantizer
+        if quantizer is not None:
+            weight = tensors.pop(f'{name}.weight')
+            found = quantizer.encode(weight.to(layer.weight.device))
+            codes[name] = pack(found - getattr(quantizer, 'qmin', 0),
+                               quantizer.bits)
+    write_atomic(
+        dict(meta=json.loads(json.dumps(meta)),
+             **{KEY: json.loads(json.dumps(manifest))},
+             tensors=tensors,
+             codes=codes), path)
+
+
+def load_artefact(model: nn.Module, saved: dict) -> QuantPlan:
+    """Makes a float model of the same config into the saved one.
+
+    Args:
+        model (nn.Module): As its config builds it; changed in place.
+        saved (dict): The loaded file.
+
+    Returns:
+        QuantPlan: The plan it was quantized by.
+
+    Raises:
+        CheckpointError: If the file is of another format or another model.
+    """
+    manifest = saved[KEY]
+    if manifest.get('format') != FORMAT:
+        raise CheckpointError(
+            f'the quantized checkpoint has format {manifest.get("format")}, '
+            f'this version of mmdet_ptq reads {FORMAT}')
+    plan = plan_of(manifest)
+    decompose(model)
+    convert(model)
+    layers = quant_layers(model)
+    missing = [n for n in plan.layers if n not in layers]
+    if missing:
+        raise CheckpointError(
+            'the quantized checkpoint is of another architecture; layers '
+            f'that the config does not have: {", ".join(missing[:8])}')
+    restore_folds(model, manifest['folds'])
+    attach(model, plan, manifest['levels'])
+    tensors = dict(saved['tensors'])
+    for name, packed in saved['codes'].items():
+        # the decoded weight has to wait for the scale of its quantizer
+        tensors[f'{name}.weight'] = layers[name].weight.detach()
+    try:
+        restore_tensors(model, tensors)
+        for name, packed in saved['codes'].items():
+            _decode_weight(layers[name], packed)
+    except ValueError as error:
+        raise CheckpointError(
+            f'the quantized checkpoint does not fit: {error}') from error
+    for layer in layers.values():
+        layer.baked = True
+    model.eval()
+    return plan
+
+
+def _decode_weight(layer: Any, packed: Tensor) -> None:
+    quantizer, shape = layer.weight_quantizer, tuple(layer.weight.shape)
+    codes = unpack(packed, quantizer.bits, shape)
+    codes = codes + getattr(quantizer, 'qmin', 0)
+    weight = quantizer.decode(codes.to(layer.weight.device))
+    layer.weight.data.copy_(weight)
+
+
+def plan_of(manifest: dict) -> QuantPlan:
+    """Reads the plan out of a manifest."""
+
+    def spec(found: dict | None) -> QuantSpec | None:
+        return QuantSpec(**found) if found else None
+
+    layers = {
+        name: LayerPlan(
+            name, spec(p['weight']),
+            {port: spec(s) for port, s in p['acts'].items()}, p['why_float'])
+        for name, p in manifest['layers'].items()
+    }
+    groups = [[(n, p) for n, p in group] for group in manifest['groups']]
+    return QuantPlan(layers, groups, manifest['uncovered'])
+
+
+def storage_mb(model: nn.Module) -> tuple[float, float]:
+    """Size of the parameters before and after quantization.
+
+    Args:
+        model (nn.Module): With quantizers attached.
+
+    Returns:
+        tuple[float, float]: 10^6 bytes with float32 parameters, and with
+        codes, the quantizers' own parameters, and float32 for the rest.
+    """
+    layers = quant_layers(model)
+    own = {n: p for n, p in model.named_parameters() if '_quantizer' not in n}
+    full = sum(p.numel() for p in own.values()) * 32
+    packed = full
+    for layer in layers.values():
+        quantizer = layer.weight_quantizer
+        if quantizer is not None:
+            shape = layer.weight.shape
+            packed += quantizer.storage_bits(shape) - shape.numel() * 32
+    shared = {id(q): q for la in layers.values()
+              for q in la.act_quantizers.values()}
+    for quantizer in shared.values():
+        rows = getattr(quantizer, 'scale', torch.empty(0)).numel()
+        packed += quantizer.parameter_bits(rows)
+    return full / 8e6, packed / 8e6

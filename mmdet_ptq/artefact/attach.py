@@ -1,0 +1,55 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Quantizers onto twins, as a plan says."""
+from torch import nn
+
+from ..errors import QuantConfigError
+from ..layers import QuantLayer, quant_layers
+from ..quantizers import BaseQuantizer
+from ..registry import QUANTIZERS, build_from
+from ..structures import QuantPlan, QuantSpec
+
+
+def attach(model: nn.Module, plan: QuantPlan,
+           levels: dict[str, int]) -> None:
+    """Builds every quantizer of a plan and gives it to its layers.
+
+    Args:
+        model (nn.Module): A model of twins.
+        plan (QuantPlan): Specs of weights and activations; ports of one
+            group get one and the same quantizer.
+        levels (dict[str, int]): Calls of each layer in one forward.
+    """
+    layers = quant_layers(model)
+    device = next(model.parameters()).device
+    for name, layer_plan in plan.layers.items():
+        layer = layers[name]
+        layer.levels = levels.get(name, 1)
+        if layer_plan.weight is not None:
+            layer.weight_quantizer = _build(
+                layer_plan.weight, layer, 'weight', name).to(device)
+    for group in plan.groups:
+        name, port = group[0]
+        spec = plan.layers[name].acts[port]
+        quantizer = _build(spec, layers[name], port, name).to(device)
+        for name, port in group:
+            layers[name].act_quantizers[port] = quantizer
+
+
+def _build(spec: QuantSpec, layer: QuantLayer, tensor: str,
+           name: str) -> BaseQuantizer:
+    args = dict(spec.args)
+    if tensor == 'weight':
+        args.setdefault('axis', layer.weight_axis)
+        args['role'] = 'weight'
+    else:
+        args.setdefault('axis', layer.act_axis)
+        if args.get('group_size') == 'conv':
+            if not hasattr(layer, 'groups'):
+                raise QuantConfigError(
+                    f"{name}: granularity='group' without group_size means "
+                    "a convolution's own groups, and this layer has none; "
+                    'give group_size')
+            args['group_size'] = layer.in_channels // layer.groups
+    return build_from(QUANTIZERS,
+                      dict(type=spec.type, bits=spec.bits, **args),
+                      f'{name}.{tensor}')

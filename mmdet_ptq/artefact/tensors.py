@@ -1,0 +1,56 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Every tensor of a model by the name its module has."""
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..layers import quant_layers
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer once, by name, on the CPU.
+
+    Unlike ``state_dict`` it passes no hooks and lists shared modules once.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: t.detach().cpu().contiguous() for name, t in named}
+
+
+def restore_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Puts :func:`named_tensors` back, quantizer states included.
+
+    Raises:
+        CheckpointError: If tensors are missing, left over or of another
+            shape.
+    """
+    left = dict(tensors)
+    names = {id(m): n for n, m in model.named_modules()}
+    done: set[int] = set()
+    for layer in quant_layers(model).values():
+        for quantizer in (layer.weight_quantizer,
+                          *layer.act_quantizers.values()):
+            if quantizer is None or id(quantizer) in done:
+                continue
+            done.add(id(quantizer))
+            prefix = names[id(quantizer)] + '.'
+            state = {
+                n[len(prefix):]: left.pop(n)
+                for n in list(left) if n.startswith(prefix)
+            }
+            quantizer.load_state_dict(state)
+    inside = {
+        id(t)
+        for m in model.modules() if id(m) in done
+        for t in (*m.parameters(), *m.buffers())
+    }
+    own = dict([*model.named_parameters(), *model.named_buffers()])
+    own = {n: t for n, t in own.items() if id(t) not in inside}
+    wrong = sorted(set(left) ^ set(own)) + [
+        f'{n} {tuple(t.shape)} != {tuple(left[n].shape)}'
+        for n, t in own.items() if n in left and t.shape != left[n].shape
+    ]
+    if wrong:
+        more = f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''
+        raise CheckpointError('the saved tensors are not those of this '
+                              f'model: {", ".join(wrong[:8])}{more}')
+    for name, target in own.items():
+        target.data.copy_(left[name])

@@ -1,0 +1,213 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Calibration images, through the detector's own test pipeline."""
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.logging import print_log
+
+from ..errors import CalibrationError
+from ..recipe import Calibration
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+
+
+class CalibrationImages:
+    """A fixed choice of images; those that cannot be read are skipped.
+
+    Args:
+        source (Sequence): ``source[i]`` gives the input of ``model
+            .test_step`` for one image, uncollated.
+        names (Sequence[str]): A name for each, for messages.
+        indices (Sequence[int]): Which of them, in order.
+
+    Attributes:
+        skipped (list[str]): Names of images that could not be read.
+    """
+
+    def __init__(self, source: Any, names: Sequence[str],
+                 indices: Sequence[int]) -> None:
+        self.source = source
+        self.names = names
+        self.indices = list(indices)
+        self.skipped: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def load(self, i: int) -> dict | None:
+        """The batch of image ``i``, None if it cannot be read."""
+        index = self.indices[i]
+        try:
+            data = self.source[index]
+        except Exception as error:
+            # whatever a pipeline raises on a broken file, other images
+            # can still calibrate; the file is named and counted
+            name = self.names[index]
+            if name not in self.skipped:
+                self.skipped.append(name)
+                print_log(
+                    f'calibration image {name} cannot be read, skipped: '
+                    f'{type(error).__name__}: {error}', 'current', 30)
+            return None
+        return pseudo_collate([data])
+
+    def batches(self, start: int = 0) -> Iterator[tuple[int, dict | None]]:
+        """Yields index and batch, from image ``start`` on."""
+        for i in range(start, len(self)):
+            yield i, self.load(i)
+
+    def first(self) -> dict:
+        """The first readable batch.
+
+        Raises:
+            CalibrationError: If no image can be read.
+        """
+        for _, batch in self.batches():
+            if batch is not None:
+                return batch
+        raise CalibrationError(
+            f'none of the {len(self)} calibration images can be read: '
+            f'{", ".join(self.skipped[:5])} ...')
+
+    def take(self, indices: Sequence[int]) -> 'CalibrationImages':
+        """The images at these positions."""
+        return CalibrationImages(self.source, self.names,
+                                 [self.indices[i] for i in indices])
+
+
+def share_of_rank(images: CalibrationImages, rank: int,
+                  world_size: int) -> CalibrationImages:
+    """Every ``world_size``-th image: no image twice, none left out."""
+    return images.take(range(rank, len(images), world_size))
+
+
+def choose(total: int, wanted: int, seed: int, where: str) -> list[int]:
+    """A seeded choice of distinct images.
+
+    Args:
+        total (int): How many there are.
+        wanted (int): How many are asked for.
+        seed (int): Seed of the choice.
+        where (str): What they come from, for messages.
+
+    Returns:
+        list[int]: ``min(total, wanted)`` distinct indices.
+
+    Raises:
+        CalibrationError: If there are none.
+    """
+    if total == 0:
+        raise CalibrationError(
+            f'the calibration set is empty: {where} holds no image')
+    if total < wanted:
+        print_log(
+            f'{wanted} calibration images asked for, {where} holds only '
+            f'{total}: going on with these', 'current', 30)
+    order = np.random.default_rng(seed).permutation(total)
+    return [int(i) for i in order[:wanted]]
+
+
+def from_config(cfg: Config, calibration: Calibration) -> CalibrationImages:
+    """Builds the calibration images that a config and its options name.
+
+    Args:
+        cfg (Config): A full MMDetection config.
+        calibration (Calibration): Source, number and seed.
+
+    Returns:
+        CalibrationImages: Chosen by the seed, in the chosen order.
+
+    Raises:
+        CalibrationError: If the source does not exist or is empty.
+    """
+    pipeline = _inference_pipeline(cfg)
+    if calibration.source in ('train', 'test'):
+        key = f'{calibration.source}_dataloader'
+        if cfg.get(key) is None:
+            raise CalibrationError(
+                f'the config has no {key}; use --calib-source with '
+                '"train", "test" or a folder of images')
+        source: Any = _Datasets(_leaf_datasets(cfg[key].dataset), pipeline)
+        names, where = source.names, f'{key}.dataset'
+    else:
+        source = _Folder(calibration.source, pipeline)
+        names, where = source.names, calibration.source
+    indices = choose(
+        len(names), calibration.num_samples, calibration.seed, where)
+    return CalibrationImages(source, names, indices)
+
+
+def _inference_pipeline(cfg: Config) -> list[dict]:
+    dataset = cfg.test_dataloader.dataset
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset.dataset
+    return [
+        t for t in copy.deepcopy(list(dataset.pipeline))
+        if 'Annotations' not in str(t['type'])
+    ]
+
+
+def _leaf_datasets(dataset: Any) -> list[Any]:
+    """Datasets inside wrappers such as RepeatDataset or ConcatDataset."""
+    inner = dataset.get('dataset')
+    if inner is not None:
+        return _leaf_datasets(inner)
+    if dataset.get('datasets') is not None:
+        return [d for c in dataset['datasets'] for d in _leaf_datasets(c)]
+    return [dataset]
+
+
+class _Datasets:
+    """MMDetection datasets, end to end, read by the test pipeline."""
+
+    def __init__(self, cfgs: list[Any], pipeline: list[dict]) -> None:
+        from mmdet.registry import DATASETS
+        self.parts = []
+        for cfg in cfgs:
+            cfg = copy.deepcopy(cfg)
+            cfg['pipeline'] = pipeline
+            cfg['test_mode'] = True
+            try:
+                self.parts.append(DATASETS.build(cfg))
+            except (OSError, ValueError) as error:
+                raise CalibrationError(
+                    f'cannot build the calibration dataset: {error}. Check '
+                    'data_root and ann_file, or calibrate on a folder of '
+                    'images with --calib-source') from error
+        self.where = [(part, i) for part in self.parts
+                      for i in range(len(part))]
+        self.names = [
+            str(part.get_data_info(i).get('img_path', f'image {i}'))
+            for part, i in self.where
+        ]
+
+    def __getitem__(self, index: int) -> dict:
+        part, i = self.where[index]
+        data = part.prepare_data(i)
+        if data is None:
+            raise ValueError('the pipeline gave nothing')
+        return data
+
+
+class _Folder:
+    """The images of a folder, sorted by name."""
+
+    def __init__(self, folder: str, pipeline: list[dict]) -> None:
+        path = Path(folder)
+        if not path.is_dir():
+            raise CalibrationError(
+                f'calibration source {folder!r}: allowed are "train", '
+                '"test" or an existing folder of images')
+        self.names = sorted(
+            str(p) for p in path.rglob('*')
+            if p.suffix.lower() in IMAGE_SUFFIXES)
+        self.pipeline = Compose(pipeline)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.pipeline(
+            dict(img_path=self.names[index], img_id=index, instances=[]))

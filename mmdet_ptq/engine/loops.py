@@ -1,0 +1,75 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The loop over calibration images, with hook points of its own."""
+from collections.abc import Callable
+
+import torch
+from mmengine.registry import LOOPS
+from mmengine.runner import BaseLoop, Runner
+
+from ..calibration import CalibrationImages
+from ..errors import CalibrationError
+
+
+@LOOPS.register_module()
+class CalibLoop(BaseLoop):
+    """Predicts each calibration image, on the deployed path.
+
+    Hooks may define ``before_calib``, ``before_calib_iter``,
+    ``after_calib_iter`` and ``after_calib``; MMEngine calls whatever hook
+    methods exist.
+
+    Args:
+        runner (Runner): Its model and hooks are used.
+        dataloader (CalibrationImages): This rank's images.
+    """
+
+    def __init__(self, runner: Runner, dataloader: CalibrationImages) -> None:
+        super().__init__(runner, dataloader)
+
+    @property
+    def total(self) -> int:
+        """How many images there are."""
+        return len(self.dataloader)
+
+    @torch.no_grad()
+    def run(self,
+            start: int = 0,
+            after: Callable[[int], None] = lambda _: None) -> None:
+        """Runs the images from ``start`` on.
+
+        Args:
+            start (int): Index of the first image. Defaults to 0.
+            after (Callable): Called with the index after each image.
+
+        Raises:
+            CalibrationError: If not one image could be read.
+        """
+        runner = self.runner
+        runner.call_hook('before_calib', total=self.total)
+        for i, batch in self.dataloader.batches(start):
+            runner.call_hook('before_calib_iter', batch_idx=i)
+            if batch is not None:
+                runner.model.test_step(batch)
+            after(i)
+            runner.call_hook('after_calib_iter', batch_idx=i)
+        if len(self.dataloader.skipped) >= self.total > 0:
+            raise CalibrationError(
+                f'none of the {self.total} calibration images can be read: '
+                f'{", ".join(self.dataloader.skipped[:5])} ...')
+        runner.call_hook('after_calib')
+
+    __call__ = run
+
+    @torch.no_grad()
+    def run_raw(self, count: int) -> None:
+        """Runs the first images without post-processing.
+
+        Args:
+            count (int): How many.
+        """
+        model = self.runner.model
+        for _, batch in self.dataloader.take(range(min(
+                count, self.total))).batches():
+            if batch is not None:
+                data = model.data_preprocessor(batch, False)
+                model(**data, mode='tensor')

@@ -1,0 +1,167 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The order of a quantization. It knows no algorithm and no detector."""
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmengine.dist import all_gather_object
+from mmengine.logging import print_log
+from torch import nn
+
+from ..artefact import attach, named_tensors, restore_tensors
+from ..calibration import ResumeStore, Session
+from ..errors import CalibrationError, PTQError
+from ..graph import survey
+from ..layers import convert, decompose, is_leaf, ports_of, quant_layers
+from ..recipe import QuantConfig, check_globs, make_plan
+from ..registry import QUANT_LAYERS
+from ..structures import LayerGraph
+
+
+def run_quantization(model: nn.Module,
+                     config: QuantConfig,
+                     example: dict,
+                     feed: Any,
+                     extra_feed: Callable[[int], None],
+                     progress: Callable[[str, str, int, int],
+                                        None] = lambda *_: None,
+                     store: ResumeStore | None = None,
+                     resume: bool = False,
+                     on_session: Callable[[Session],
+                                          None] = lambda _: None) -> Session:
+    """Quantizes a float detector in place.
+
+    Args:
+        model (nn.Module): The detector with its float weights, in eval.
+        config (QuantConfig): From :func:`parse_quant_cfg`.
+        example (dict): One batch, for the survey.
+        feed (Any): See :class:`Session`.
+        extra_feed (Callable): See :class:`Session`.
+        progress (Callable): Told stage, item, done and total.
+        store (ResumeStore, optional): Where progress is kept.
+        resume (bool): Whether to go on from what the store holds.
+        on_session (Callable): Given the session before the first pass.
+
+    Returns:
+        Session: The finished session; its model is frozen.
+
+    Raises:
+        PTQError: One of its subclasses, on whatever is wrong.
+    """
+    model.eval()
+    uncovered = decompose(model)
+    check_globs(config, quantizable_names(model))
+    convert(model)
+    session = Session(model, None, None, config, feed, extra_feed, progress)
+    with session.stage('survey'):
+        progress('survey', 'one forward', 0, 1)
+        session.graph = survey_detector(model, example)
+    session.plan = make_plan(config, session.graph,
+                             {**uncovered, **uncovered_modules(model)})
+    if not any(not p.why_float for p in session.plan.layers.values()):
+        raise PTQError('the rules quantize nothing: every layer is skipped')
+    attach(model, session.plan, session.levels)
+    on_session(session)
+    _run_passes(session, store, resume)
+    with session.stage('freeze'):
+        for layer in quant_layers(model).values():
+            layer.bake()
+    return session
+
+
+def _run_passes(session: Session, store: ResumeStore | None,
+                resume: bool) -> None:
+    passes = session.config.build_passes()
+    done, session.state, tensors = _saved_progress(store, resume)
+    for i, one in enumerate(passes):
+        if i < done and not one.structural:
+            continue
+        if i >= done and tensors is not None:
+            restore_tensors(session.model, tensors)
+            tensors = None
+        name = type(one).__name__
+
+        def save(i: int = i) -> None:
+            if store is not None:
+                export = session.state.get('export', dict)
+                store.save(dict(done=i, state=export()))
+
+        session.save = save
+        session.progress('pass', name, i, len(passes))
+        with torch.no_grad():
+            one.run(session)
+        session.state = {}
+        if store is not None and not one.structural:
+            store.save(dict(done=i + 1, state={},
+                            tensors=named_tensors(session.model)))
+    if tensors is not None:
+        restore_tensors(session.model, tensors)
+
+
+def _saved_progress(store: ResumeStore | None,
+                    resume: bool) -> tuple[int, dict, dict | None]:
+    if not resume or store is None:
+        return 0, {}, None
+    saved = store.load()
+    at = all_gather_object(saved['done'] if saved else None)
+    if saved is None or len(set(at)) > 1:
+        print_log('nothing to resume of this checkpoint and configuration: '
+                  'starting from the beginning', 'current', 30)
+        return 0, {}, None
+    return saved['done'], saved.get('state', {}), saved.get('tensors')
+
+
+def survey_detector(model: nn.Module, example: dict) -> LayerGraph:
+    """Surveys one raw forward; falls back to a prediction.
+
+    Raises:
+        CalibrationError: If the float model fails in both modes.
+    """
+    errors = []
+    for mode in ('tensor', 'predict'):
+        data = model.data_preprocessor(_shallow(example), False)
+        try:
+            with torch.no_grad():
+                return survey(
+                    model,
+                    lambda data=data, mode=mode: _forward(model, data, mode),
+                    is_leaf=is_leaf,
+                    ports=ports_of)
+        except PTQError:
+            raise
+        except Exception as error:
+            # some detectors of MMDetection have no working raw mode
+            errors.append(f'{mode}: {type(error).__name__}: {error}')
+    raise CalibrationError(
+        'the float model fails on the first calibration image. ' +
+        ' '.join(errors))
+
+
+def _forward(model: nn.Module, data: Any, mode: str) -> Any:
+    if isinstance(data, dict):
+        return model(**data, mode=mode)
+    return model(*data, mode=mode)
+
+
+def _shallow(example: dict) -> dict:
+    return {k: list(v) if isinstance(v, list) else v
+            for k, v in example.items()}
+
+
+def quantizable_names(model: nn.Module) -> list[str]:
+    """Names of all modules that have a twin."""
+    return [n for n, m in model.named_modules() if is_leaf(m)]
+
+
+def uncovered_modules(model: nn.Module) -> dict[str, str]:
+    """Modules with a weight matrix of their own that have no twin."""
+    found = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, 'weight', None)
+        if is_leaf(module) or not isinstance(weight, torch.Tensor):
+            continue
+        if weight.dim() >= 2 and not isinstance(module, nn.Embedding):
+            offsets = type(module) in QUANT_LAYERS
+            found[name] = ('sampling offsets stay float' if offsets else
+                           f'no twin for {type(module).__name__}')
+    return found

@@ -1,0 +1,156 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The result file and the table of one run."""
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import mmdet
+import mmengine
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from rich.console import Console
+from rich.table import Table
+
+from ..artefact import storage_mb
+from ..calibration import Session
+from ..errors import PTQError
+from ..recipe import QuantConfig
+from ..version import __version__
+
+
+class Result:
+    """What a run found, written after each stage.
+
+    Args:
+        path (Path): The JSON file.
+        cfg (Config): The detector's config.
+        quant (QuantConfig): The checked ``quant_cfg``.
+        checkpoint (str): Path of the float checkpoint.
+        digest (str): Its SHA-256.
+        fingerprint (str): Identifies checkpoint and settings.
+        resume (bool): Take float metrics over from a file there already,
+            if it is of the same checkpoint and settings.
+    """
+
+    def __init__(self, path: Path, cfg: Config, quant: QuantConfig,
+                 checkpoint: str, digest: str, fingerprint: str,
+                 resume: bool) -> None:
+        self.path = path
+        self.float_metrics: dict | None = None
+        self.quantized_metrics: dict | None = None
+        self.seconds: dict[str, float] = {}
+        self.found: dict[str, Any] = dict(
+            config=cfg.filename or '',
+            checkpoint=dict(path=checkpoint, sha256=digest),
+            recipe=quant.recipe,
+            bits=str(quant.bits) if quant.bits else 'by rule',
+            quant_cfg=quant.to_dict(),
+            fingerprint=fingerprint)
+        if resume and path.is_file():
+            old = json.loads(path.read_text())
+            if old.get('fingerprint') == fingerprint:
+                self.float_metrics = old.get('float') or None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    def add_session(self, session: Session) -> None:
+        """Takes over layers, sizes, times and notes of a quantization."""
+        plans = session.plan.layers
+        left = [
+            dict(name=n, why=p.why_float) for n, p in plans.items()
+            if p.why_float
+        ]
+        left += [dict(name=n, why='not called in the survey')
+                 for n in session.graph.uncalled]
+        left += [dict(name=n, why=w)
+                 for n, w in session.plan.uncovered.items()]
+        full, packed = storage_mb(session.model)
+        self.found.update(
+            layers=dict(quantized=len(plans) - sum(
+                1 for p in plans.values() if p.why_float), float=left),
+            storage_mb=dict(float=round(full, 4), quantized=round(packed, 4)),
+            notes=session.notes)
+        self.seconds.update(session.seconds)
+
+    def to_dict(self) -> dict:
+        """Everything, as it goes into the file."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return dict(
+            self.found,
+            float=self.float_metrics or {},
+            quantized=self.quantized_metrics or {},
+            seconds={k: round(v, 3) for k, v in self.seconds.items()},
+            peak_rss_mb=round(peak, 1),
+            versions=dict(
+                mmdet_ptq=__version__,
+                torch=torch.__version__,
+                mmdet=mmdet.__version__,
+                mmengine=mmengine.__version__,
+                mmcv=mmcv.__version__,
+                python=platform.python_version()))
+
+    def write(self) -> None:
+        """Writes the file; one there before survives a failure.
+
+        Raises:
+            PTQError: If it cannot be written.
+        """
+        if not is_main_process():
+            return
+        temporary = self.path.with_suffix('.tmp')
+        try:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1))
+            os.replace(temporary, self.path)
+        except OSError as error:
+            raise PTQError(f'cannot write {self.path}: {error}') from error
+
+    def print_table(self) -> None:
+        """Prints metrics, size, layers and times to the terminal."""
+        console = Console()
+        found = self.to_dict()
+        table = Table(title=f'{found["recipe"]} {found["bits"]}')
+        for column, justify in (('', 'left'), ('float', 'right'),
+                                ('quantized', 'right'),
+                                ('change', 'right')):
+            table.add_column(column, justify=justify)
+        for name, value in found['quantized'].items():
+            table.add_row(*_row(name, found['float'].get(name), value, 3))
+        size = found['storage_mb']
+        table.add_section()
+        table.add_row('parameters (MB)', f'{size["float"]:.2f}',
+                      f'{size["quantized"]:.2f}',
+                      f'÷ {size["float"] / size["quantized"]:.2f}')
+        table.add_row('layers', '', str(found['layers']['quantized']), '')
+        console.print(table)
+        times = Table('stage', 'seconds', title='time')
+        for name, seconds in found['seconds'].items():
+            times.add_row(name, f'{seconds:.1f}')
+        console.print(times)
+        if found['layers']['float']:
+            left = Table('layer left float', 'why')
+            for layer in found['layers']['float']:
+                left.add_row(layer['name'], layer['why'])
+            console.print(left)
+        for note in found['notes']:
+            console.print(f'note: {note}')
+
+
+def _row(name: str, before: float | None, after: float,
+         digits: int) -> tuple[str, str, str, str]:
+    if before is None:
+        return name, '-', f'{after:.{digits}f}', '-'
+    return (name, f'{before:.{digits}f}', f'{after:.{digits}f}',
+            f'{after - before:+.{digits}f}')

@@ -1,0 +1,268 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""A runner that quantizes before it tests."""
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import (barrier, get_dist_info, is_distributed,
+                           is_main_process)
+from mmengine.hooks import EMAHook, Hook
+from mmengine.registry import HOOKS, RUNNERS
+from mmengine.runner import Runner
+from torch import nn
+
+from ..artefact import is_artefact, load_artefact, save_artefact
+from ..calibration import (CalibrationImages, ResumeStore, Session,
+                           from_config, share_of_rank)
+from ..errors import PTQError, QuantConfigError, unknown
+from ..recipe import QuantConfig, parse_quant_cfg
+from ..version import __version__
+from .checkpoint import load_float_weights, read_checkpoint, sha256
+from .hooks import CalibrationHook, ProgressHook
+from .loops import CalibLoop
+from .quantize import run_quantization
+from .result import Result
+
+_OPTIONS = dict(
+    resume=False,
+    float_eval=False,
+    trust_checkpoint=False,
+    artefact='quantized.pth')
+
+
+@RUNNERS.register_module()
+class PTQRunner(Runner):
+    """Quantizes a detector, then runs MMEngine's own test loop on it.
+
+    It reads two blocks of the config. ``quant_cfg`` is described in
+    ``docs/quant_cfg.md``. ``ptq_cfg`` holds options of the run:
+    ``resume``, ``float_eval`` (test the float model first),
+    ``trust_checkpoint`` and ``artefact`` (file name in the work dir).
+
+    Given a quantized checkpoint of its own, it rebuilds that model and
+    tests it without calibrating.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        cfg = kwargs.get('cfg') or Config()
+        given = cfg.get('ptq_cfg') or {}
+        for key in given:
+            if key not in _OPTIONS:
+                raise QuantConfigError('ptq_cfg: ' +
+                                       unknown('key', key, _OPTIONS))
+        self.options = {**_OPTIONS, **given}
+        self.quant_config: QuantConfig | None = None
+        if cfg.get('quant_cfg') is not None:
+            self.quant_config = parse_quant_cfg(cfg.quant_cfg.to_dict())
+        self.session: Session | None = None
+        check_writable(kwargs['work_dir'])
+        super().__init__(*args, **kwargs)
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Joins the process group; on CPU MMEngine's own way needs CUDA."""
+        on_cpu = not torch.cuda.is_available()
+        if self.distributed and self._launcher == 'pytorch' and on_cpu and (
+                not is_distributed()):
+            torch.distributed.init_process_group('gloo')
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None,
+                   model: nn.Module) -> nn.Module:
+        """Moves the model to its device; nothing here needs DDP."""
+        return model.to(self._device())
+
+    def _device(self) -> torch.device:
+        wanted = self.cfg.get('device')
+        if wanted:
+            return torch.device(wanted)
+        if torch.cuda.is_available():
+            return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+        return torch.device('cpu')
+
+    def register_hooks(self,
+                       default_hooks: dict | None = None,
+                       custom_hooks: list | None = None) -> None:
+        """Adds the calibration hooks and leaves out weight averaging.
+
+        An ``EMAHook`` swaps its own copy of the weights in before a test,
+        which would undo the quantization. Checkpoints hold the averaged
+        weights already.
+        """
+        kept = [h for h in custom_hooks or [] if not _averages(h)]
+        present = {_hook_class(h) for h in kept}
+        for hook in (CalibrationHook, ProgressHook):
+            if hook not in present:
+                kept.append(hook())
+        super().register_hooks(default_hooks, kept)
+
+    def test(self) -> dict:
+        """Loads, quantizes if the checkpoint is float, and tests.
+
+        Returns:
+            dict: Metrics of the quantized model.
+        """
+        if self._test_loop is None:
+            raise QuantConfigError(
+                'the config has no test_dataloader, test_cfg and '
+                'test_evaluator')
+        self._test_loop = self.build_test_loop(self._test_loop)
+        self.call_hook('before_run')
+        if not self._load_from:
+            raise QuantConfigError(
+                'no checkpoint: give one, or set load_from in the config')
+        self._check_classes()
+        checkpoint = read_checkpoint(self._load_from,
+                                     self.options['trust_checkpoint'])
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+        self._has_loaded = True
+        if is_artefact(checkpoint):
+            load_artefact(self.model, checkpoint)
+            self.logger.info(f'Load quantized checkpoint {self._load_from}')
+            metrics = self.test_loop.run()
+        else:
+            metrics = self._quantize_and_test(checkpoint)
+        self.call_hook('after_run')
+        return metrics
+
+    def _quantize_and_test(self, checkpoint: dict) -> dict:
+        if self.quant_config is None:
+            raise QuantConfigError(
+                "the checkpoint is float and the config has no 'quant_cfg'; "
+                "add e.g. quant_cfg = dict(recipe='uniform', bits='w8a8')")
+        load_float_weights(self.model, checkpoint, self._load_from)
+        self.model.eval()
+        # before the float test, so that a wrong source is told at once
+        images = from_config(self.cfg, self.quant_config.calibration)
+        digest = sha256(self._load_from)
+        fingerprint = self._fingerprint(digest)
+        result = Result(
+            Path(self.work_dir) / 'ptq_result.json', self.cfg,
+            self.quant_config, str(self._load_from), digest, fingerprint,
+            self.options['resume'])
+        if self.options['float_eval'] and result.float_metrics is None:
+            with result.stage('float evaluation'):
+                result.float_metrics = self.test_loop.run()
+            result.write()
+        self._quantize(images, fingerprint, checkpoint)
+        result.add_session(self.session)
+        result.write()
+        with result.stage('quantized evaluation'):
+            result.quantized_metrics = self.test_loop.run()
+        result.write()
+        if is_main_process():
+            result.print_table()
+        return result.quantized_metrics
+
+    def _quantize(self, images: CalibrationImages, fingerprint: str,
+                  checkpoint: dict) -> None:
+        rank, world = get_dist_info()
+        store = ResumeStore(
+            Path(self.work_dir) / f'ptq_resume_{rank}.pth', fingerprint)
+        loop = CalibLoop(self, share_of_rank(images, rank, world))
+        # every rank surveys the same image
+        example = images.first()
+        try:
+            self.session = self._run(example, loop, store)
+        finally:
+            self.call_hook('after_quantize')
+        self.session.notes += [
+            f'{name}: cannot be read, not used for calibration'
+            for name in loop.dataloader.skipped
+        ]
+        if is_main_process():
+            session = self.session
+            path = Path(self.work_dir) / self.options['artefact']
+            save_artefact(
+                path, self.model, session.plan, session.levels,
+                session.folds, self.quant_config.to_dict(),
+                dict(dataset_meta=_dataset_meta(checkpoint, self)))
+            self.logger.info(f'Quantized checkpoint saved to {path}')
+        store.clear()
+        barrier()
+
+    def _run(self, example: dict, loop: CalibLoop,
+             store: ResumeStore) -> Session:
+        return run_quantization(
+            self.model,
+            self.quant_config,
+            example,
+            loop,
+            loop.run_raw,
+            progress=self._progress,
+            on_session=self._keep_session,
+            store=store,
+            resume=self.options['resume'])
+
+    def _keep_session(self, session: Session) -> None:
+        self.session = session
+
+    def _progress(self, stage: str, item: str, done: int,
+                  total: int) -> None:
+        self.call_hook(
+            'on_progress', stage=stage, item=item, done=done, total=total)
+
+    def _fingerprint(self, digest: str) -> str:
+        text = json.dumps([
+            digest, self.quant_config.to_dict(), self.world_size,
+            torch.__version__, __version__,
+            self.cfg.model.to_dict()
+        ], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _check_classes(self) -> None:
+        classes = self.test_dataloader.dataset.metainfo.get('classes')
+        counts = {
+            f'{name}.num_classes': m.num_classes
+            for name, m in self.model.named_modules()
+            if type(getattr(m, 'num_classes', None)) is int
+            and name.endswith(('bbox_head', 'bbox_head.0'))
+        }
+        if classes is None or not counts or len(classes) in counts.values():
+            return
+        raise QuantConfigError(
+            f'the test dataset has {len(classes)} classes, the model has '
+            + ', '.join(f'{n}={c}' for n, c in counts.items()) +
+            '; check metainfo of the dataset and num_classes of the model')
+
+
+def check_writable(work_dir: str) -> None:
+    """Refuses a work dir that cannot be written to.
+
+    Raises:
+        PTQError: With the reason the system gives.
+    """
+    probe = Path(work_dir) / '.ptq_probe'
+    try:
+        Path(work_dir).mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b'')
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise PTQError(f'work dir {work_dir} is not writable: '
+                       f'{error.strerror}. Choose another with --work-dir.'
+                       ) from error
+
+
+def _hook_class(hook: Hook | dict) -> type | None:
+    if isinstance(hook, Hook):
+        return type(hook)
+    kind = hook.get('type')
+    return HOOKS.get(kind) if isinstance(kind, str) else kind
+
+
+def _averages(hook: Hook | dict) -> bool:
+    kind = _hook_class(hook)
+    return isinstance(kind, type) and issubclass(kind, EMAHook)
+
+
+def _dataset_meta(checkpoint: dict, runner: Runner) -> dict:
+    meta = checkpoint.get('meta', {}).get('dataset_meta')
+    if meta is None:
+        meta = runner.test_dataloader.dataset.metainfo
+    return {
+        k: list(v) if isinstance(v, tuple | list) else v
+        for k, v in meta.items() if k in ('classes', 'palette')
+    }

@@ -1,0 +1,46 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The exceptions of the package.
+
+MMEngine re-wraps every ``TypeError`` raised inside a hook and drops its
+traceback, so mistakes are reported with types of our own.
+"""
+import difflib
+from collections.abc import Iterable
+
+
+class PTQError(Exception):
+    """Base class: a problem the user can act on, told in one message."""
+
+
+class QuantConfigError(PTQError):
+    """A mistake in ``quant_cfg``, found before the first forward."""
+
+
+class CheckpointError(PTQError):
+    """A checkpoint that is missing, corrupt, untrusted or mismatched."""
+
+
+class CalibrationError(PTQError):
+    """Calibration data that cannot be used."""
+
+
+class NumericError(PTQError):
+    """NaN or Inf in weights or activations; the message names the layer."""
+
+
+def unknown(what: str, given: object, allowed: Iterable[str]) -> str:
+    """Builds the message for a name that is not among the allowed ones.
+
+    Args:
+        what (str): What the name stands for, e.g. ``'observer'``.
+        given (object): The name as the user wrote it.
+        allowed (Iterable[str]): Every name that would be accepted.
+
+    Returns:
+        str: A sentence with the nearest match, if any, and all choices.
+    """
+    names = sorted(set(allowed))
+    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.4)
+    hint = f' Did you mean {near[0]!r}?' if near else ''
+    return (f'unknown {what} {given!r}.{hint} '
+            f'Allowed: {", ".join(names) or "none"}.')

@@ -1,0 +1,80 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""From one forward to a LayerGraph."""
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..structures import LayerGraph, LayerNode
+from . import roles
+from .fold import find_bn_folds
+from .links import norm_links, shared_ports
+from .tracer import trace
+from .units import find_units
+from .walk import Walker
+
+
+def survey(model: nn.Module, forward: Callable[[], Any],
+           images: Sequence[Tensor] | None = None, *,
+           is_leaf: Callable[[nn.Module], bool],
+           ports: Callable[[nn.Module], tuple[str, ...]]) -> LayerGraph:
+    """Runs a model once and says how its layers hang together.
+
+    Nothing is left behind in the model, also if ``forward`` raises.
+
+    Args:
+        model (nn.Module): A detector in eval mode.
+        forward (Callable): Runs one forward, e.g. ``lambda: model(inputs,
+            samples, mode='tensor')``; what it returns are the raw outputs.
+        images (Sequence[Tensor], optional): Image batches of shape (N, C,
+            H, W). By default those that the model is called with.
+        is_leaf (Callable): Whether a module is a quantizable layer.
+        ports (Callable): Names of the quantizable inputs of such a layer,
+            in the order of its arguments.
+
+    Returns:
+        LayerGraph: The graph.
+    """
+    record = trace(model, forward, images, is_leaf)
+    walker = Walker(record, is_leaf)
+    names = {n: ports(record.modules[n]) for n in walker.calls}
+    return LayerGraph(
+        ops=record.ops,
+        values=record.values,
+        layers=_layers(walker, names),
+        bn_folds=find_bn_folds(walker),
+        norm_links=norm_links(walker, names),
+        shared_ports=shared_ports(walker, names),
+        units=find_units(walker),
+        uncalled=[n for n, m in record.modules.items()
+                  if is_leaf(m) and n not in walker.calls],
+        outputs=record.outputs)
+
+
+def _layers(walker: Walker,
+            ports: dict[str, tuple[str, ...]]) -> dict[str, LayerNode]:
+    prediction = roles.prediction(walker)
+    found = {
+        'stem': roles.stem(walker),
+        'prediction': prediction,
+        # boxes that steer the sampling of the next decoder layer are
+        # predictions first
+        'offset': roles.offset(walker) - prediction,
+        'attention': roles.attention(walker, ports),
+    }
+    arriving = roles.port_roles(walker, ports)
+    nodes = {}
+    for name, calls in walker.calls.items():
+        module = walker.record.modules[name]
+        nodes[name] = LayerNode(
+            name=name,
+            cls=type(module),
+            calls=calls,
+            ports=ports[name],
+            roles=roles.component_roles(name) | {
+                role for role, names in found.items() if name in names},
+            port_roles={p: frozenset(arriving[name, p])
+                        for p in ports[name]},
+            groups=int(getattr(module, 'groups', 1)),
+            params=sum(p.numel() for p in module.parameters(recurse=False)))
+    return nodes

@@ -1,0 +1,12 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+from .attention import SplitMultiheadAttention, SplitWindowMSA
+from .base import QuantLayer, float_mode, quant_layers
+from .convert import convert, decompose
+from .matmul import MatMul
+from .twins import is_leaf, ports_of
+
+__all__ = [
+    'MatMul', 'QuantLayer', 'SplitMultiheadAttention', 'SplitWindowMSA',
+    'convert', 'decompose', 'float_mode', 'is_leaf', 'ports_of',
+    'quant_layers'
+]

@@ -1,0 +1,141 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""What every quantized twin shares.
+
+A twin is a subclass of the layer it replaces, and a layer becomes its twin
+in place (``layer.__class__ = twin``). Parameter names, hooks and every
+reference to the module stay valid, so a convolution that several heads
+share stays one object.
+"""
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..quantizers import BaseQuantizer
+
+Tap = Callable[[str, int, Tensor], None]
+"""``tap(port, level, tensor)`` sees the float input of each call."""
+
+
+class QuantLayer(nn.Module):
+    """Mixin of all twins: quantizes inputs and weight around the forward.
+
+    The forward of the replaced class runs unchanged, on quantized inputs
+    and with ``self.weight`` shadowed by its quantized value.
+
+    Attributes:
+        ports (tuple[str, ...]): Names of the tensor arguments that can be
+            quantized, in argument order.
+        weight_axis (int, optional): Output channel axis of the weight;
+            None if the layer has no weight.
+        act_axis (int): Channel axis of the inputs.
+    """
+
+    ports: ClassVar[tuple[str, ...]] = ('input', )
+    weight_axis: ClassVar[int | None] = 0
+    act_axis: ClassVar[int] = 1
+
+    def init_twin(self) -> None:
+        """Adds the state of a twin to a module that just became one."""
+        self.weight_quantizer: BaseQuantizer | None = None
+        self.act_quantizers = nn.ModuleDict()
+        self.quantize_weight = True
+        self.quantize_act = True
+        self.baked = False
+        self.tap: Tap | None = None
+        self.levels = 1
+        self._level = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the replaced class's forward on quantized operands."""
+        level = self._next_level()
+        inputs = [
+            self._input(port, level, x)
+            for port, x in zip(self.ports, args, strict=False)
+        ]
+        with self.shadow(self.operands()):
+            return super().forward(*inputs, *args[len(inputs):], **kwargs)
+
+    def operands(self) -> dict[str, Any]:
+        """Attributes to replace during the forward: the weight, if any."""
+        if self.weight_quantizer is None or self.baked or (
+                not self.quantize_weight):
+            return {}
+        return {'weight': self.weight_quantizer(self.weight)}
+
+    @contextmanager
+    def shadow(self, attributes: dict[str, Any]) -> Iterator[None]:
+        """Hides parameters or children behind plain attributes.
+
+        ``nn.Module`` looks parameters up only where the instance has no
+        attribute of that name, so nothing registered is touched.
+        """
+        self.__dict__.update(attributes)
+        try:
+            yield
+        finally:
+            for name in attributes:
+                del self.__dict__[name]
+
+    def _next_level(self) -> int:
+        level = self._level
+        self._level = (level + 1) % self.levels
+        return level
+
+    def reset_level(self) -> None:
+        """Starts a new forward: the next call is pyramid level 0."""
+        self._level = 0
+
+    def _input(self, port: str, level: int, x: Tensor) -> Tensor:
+        if self.tap is not None:
+            self.tap(port, level, x)
+        if not self.quantize_act or port not in self.act_quantizers:
+            return x
+        return self.act_quantizers[port](x, level)
+
+    @torch.no_grad()
+    def bake(self) -> None:
+        """Replaces the weight by its quantized value, for good."""
+        if self.weight_quantizer is not None and not self.baked:
+            self.weight.copy_(self.weight_quantizer(self.weight))
+        self.baked = True
+
+
+def quant_layers(model: nn.Module) -> dict[str, QuantLayer]:
+    """Every twin in the model, by module name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantLayer)
+    }
+
+
+@contextmanager
+def float_mode(model: nn.Module, weight: bool = True,
+               act: bool = True) -> Iterator[None]:
+    """Runs a quantized model with float weights and activations.
+
+    Args:
+        model (nn.Module): A model with twins.
+        weight (bool): Whether weights go float. Defaults to True.
+        act (bool): Whether activations go float. Defaults to True.
+
+    Raises:
+        RuntimeError: If weights are baked: the float ones are gone.
+    """
+    layers = list(quant_layers(model).values())
+    before = [(m.quantize_weight, m.quantize_act) for m in layers]
+    if weight and any(m.baked and m.weight_quantizer for m in layers):
+        raise RuntimeError(
+            'the weights are baked, the float ones are gone; load the float '
+            'checkpoint into a fresh model, or use weight=False')
+    for layer in layers:
+        layer.quantize_weight &= not weight
+        layer.quantize_act &= not act
+    try:
+        yield
+    finally:
+        for layer, (w, a) in zip(layers, before, strict=True):
+            layer.quantize_weight, layer.quantize_act = w, a

@@ -1,0 +1,100 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Quantized twins of convolution and linear layers."""
+from typing import Any
+
+import mmcv.ops
+from mmcv.cnn.bricks import wrappers
+from torch import Tensor, nn
+
+from ..registry import QUANT_LAYERS
+from .base import QuantLayer
+from .matmul import MatMul
+
+
+@QUANT_LAYERS.implements(nn.Conv2d)
+class QuantConv2d(QuantLayer, nn.Conv2d):
+    """Conv2d of any stride, padding, dilation and number of groups."""
+
+
+@QUANT_LAYERS.implements(wrappers.Conv2d)
+class QuantMMCVConv2d(QuantLayer, wrappers.Conv2d):
+    """MMCV's Conv2d, which also takes empty batches."""
+
+
+@QUANT_LAYERS.implements(nn.ConvTranspose2d)
+class QuantConvTranspose2d(QuantLayer, nn.ConvTranspose2d):
+    """ConvTranspose2d: its weight is (in, out / groups, kH, kW)."""
+
+    weight_axis = 1
+
+
+@QUANT_LAYERS.implements(wrappers.ConvTranspose2d)
+class QuantMMCVConvTranspose2d(QuantLayer, wrappers.ConvTranspose2d):
+    """MMCV's ConvTranspose2d, which also takes empty batches."""
+
+    weight_axis = 1
+
+
+@QUANT_LAYERS.implements(nn.Linear)
+class QuantLinear(QuantLayer, nn.Linear):
+    """Linear on inputs of shape (..., in_features)."""
+
+    act_axis = -1
+
+
+@QUANT_LAYERS.implements(wrappers.Linear)
+class QuantMMCVLinear(QuantLayer, wrappers.Linear):
+    """MMCV's Linear, which also takes empty batches."""
+
+    act_axis = -1
+
+
+@QUANT_LAYERS.implements(MatMul)
+class QuantMatMul(QuantLayer, MatMul):
+    """Product of two activations, each with a quantizer of its own."""
+
+    ports = ('a', 'b')
+    weight_axis = None
+    act_axis = -1
+
+
+@QUANT_LAYERS.implements(mmcv.ops.DeformConv2d)
+class QuantDeformConv2d(QuantLayer, mmcv.ops.DeformConv2d):
+    """Deformable convolution; the offsets it is given stay float."""
+
+
+@QUANT_LAYERS.implements(mmcv.ops.ModulatedDeformConv2d)
+class QuantModulatedDeformConv2d(QuantLayer, mmcv.ops.ModulatedDeformConv2d):
+    """Modulated deformable convolution; offsets and masks stay float."""
+
+
+class _OffsetsFromFloat(QuantLayer):
+    """Twin of a pack: its offset branch reads the float input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        offsets = self.conv_offset(x)
+        with self.shadow({'conv_offset': lambda _: offsets}):
+            return super().forward(x)
+
+
+@QUANT_LAYERS.implements(mmcv.ops.DeformConv2dPack)
+class QuantDeformConv2dPack(_OffsetsFromFloat, mmcv.ops.DeformConv2dPack):
+    """Deformable convolution with its own, float, offset branch."""
+
+
+@QUANT_LAYERS.implements(mmcv.ops.ModulatedDeformConv2dPack)
+class QuantModulatedDeformConv2dPack(_OffsetsFromFloat,
+                                     mmcv.ops.ModulatedDeformConv2dPack):
+    """Modulated deformable convolution with its own offset branch."""
+
+
+def is_leaf(module: Any) -> bool:
+    """Whether the module is quantizable as a whole (or already a twin)."""
+    return type(module) in QUANT_LAYERS or isinstance(module, QuantLayer)
+
+
+def ports_of(module: nn.Module) -> tuple[str, ...]:
+    """Names of the quantizable inputs of a leaf layer."""
+    if isinstance(module, QuantLayer):
+        return module.ports
+    return QUANT_LAYERS.get(type(module)).ports

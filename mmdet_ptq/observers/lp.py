@@ -1,0 +1,166 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Ranges of least p-norm quantization error."""
+import torch
+from torch import Tensor
+
+from ..quantizers import BaseQuantizer
+from ..registry import OBSERVERS
+from .histogram import HistogramObserver, coarsen, power_of_two
+from .sampling import jittered_index
+from .search import BLOCK, GridError, shrink_search
+
+SEARCHES = ('auto', '1d', '2d')
+#: most weights a row that the coarse search looks at
+WEIGHT_SAMPLE = 510
+
+
+def _check(p: float, steps: int) -> None:
+    if not p > 0:
+        raise ValueError(f'p must be positive, got {p!r}')
+    if type(steps) is not int or steps < 2:
+        raise ValueError(f'steps must be an int of at least 2, got {steps!r}')
+
+
+@OBSERVERS.register_module()
+class LpObserver(HistogramObserver):
+    """The range with the least ``mean |x - q(x)|^p``, on a histogram.
+
+    QDrop's search, with coordinate descent over the two ends in place of
+    every pair of scale and zero point.
+
+    Args:
+        p (float): Exponent, positive.
+        search (str): ``'1d'`` shrinks both ends by one fraction, ``'2d'``
+            each by its own. ``'auto'``: 1d for a symmetric quantizer or
+            one-sided data, else 2d.
+        steps (int): Candidates of one line of the search.
+
+    Raises:
+        ValueError: If an argument is not among the allowed values.
+    """
+
+    def __init__(self, p: float = 2.4, search: str = 'auto',
+                 steps: int = 100) -> None:
+        _check(p, steps)
+        if search not in SEARCHES:
+            raise ValueError(f'search must be one of {", ".join(SEARCHES)}, '
+                             f'got {search!r}')
+        self.p, self.search, self.steps = p, search, steps
+        super().__init__()
+
+    def _ranges(self, quantizer: BaseQuantizer) -> tuple[Tensor, Tensor]:
+        low, high = torch.zeros_like(self.low), torch.zeros_like(self.high)
+        for level in self.count.nonzero()[:, 0].tolist():
+            low[level], high[level] = self._search(quantizer, level)
+        return low, high
+
+    def _search(self, quantizer: BaseQuantizer,
+                level: int) -> tuple[Tensor, Tensor]:
+        low = self.low[level].clamp(max=0.)
+        high = self.high[level].clamp(min=0.)
+        two_sided = bool(((low < 0) & (high > 0)).any())
+        two_ends = self.search == '2d' or (
+            self.search == 'auto' and two_sided and not quantizer.symmetric)
+        points, weights = self._points(quantizer.bits, level)
+        if self.rows == 1:
+            weights = weights[0]
+        error = GridError(quantizer, points, weights, self.p)
+        # a few hundred rows have to share the time of one
+        steps = self.steps if self.rows <= 4 else -(-self.steps // 4)
+        return shrink_search(error, low, high, steps, two_ends)
+
+    def _points(self, bits: int, level: int) -> tuple[Tensor, Tensor]:
+        """Points ``[K, B]`` and their shares of a row's mass ``[K, B]``.
+
+        The grid's steps have to be several points wide, or the error would
+        tell more of the bins than of the data: bins are split, or merged to
+        save time, to about 8 points for each of the ``2^bits`` codes.
+        """
+        wanted = max(1024, 1 << bits + 3) if self.rows <= 16 else 512
+        counts = self.counts[level].clone()
+        # zeros are represented exactly, wherever the centre of their bin is
+        counts[:, self.half] -= self.zeros[level]
+        exponent = self.exponent[level]
+        used = (counts > 0).any(0).nonzero()[:, 0]
+        while len(used) > 2 * wanted:
+            counts = coarsen(counts, torch.ones_like(exponent))
+            exponent = exponent + 1
+            used = (counts > 0).any(0).nonzero()[:, 0]
+        parts = max(1, min(8, wanted // max(1, len(used))))
+        inside = (torch.arange(parts, dtype=torch.float64) + 0.5) / parts
+        place = ((used - self.half)[:, None] + inside).reshape(-1)
+        points = power_of_two(exponent)[:, None] * place
+        points = points.to(torch.float32)
+        # the outermost bins reach beyond the data
+        points = points.maximum(self.low[level, :, None])
+        points = points.minimum(self.high[level, :, None])
+        total = self.counts[level].sum(1, keepdim=True).clamp(min=1) * parts
+        share = (counts[:, used] / total.double()).to(torch.float32)
+        return points, share.repeat_interleave(parts, 1)
+
+
+@torch.no_grad()
+def search_weight_range(weight: Tensor, quantizer: BaseQuantizer,
+                        p: float = 2.0,
+                        steps: int = 100) -> tuple[Tensor, Tensor]:
+    """Shrinks each row's range to the least ``sum |w - q(w)|^p``.
+
+    Rows longer than WEIGHT_SAMPLE are searched on a sample and their
+    extremes; the range found is then kept only where its error over all
+    weights is below that of the full range.
+
+    Args:
+        weight (Tensor): Floats, any shape.
+        quantizer (BaseQuantizer): Gives rows and grid; its state is neither
+            read nor changed.
+        p (float): Exponent, positive.
+        steps (int): Resolution of the search.
+
+    Returns:
+        tuple[Tensor, Tensor]: float32 low and high, ``[K]`` each, on the
+        device of ``weight``.
+
+    Raises:
+        ValueError: If ``p`` or ``steps`` is out of range.
+    """
+    _check(p, steps)
+    rows = quantizer.granularity.rows(weight.detach())
+    k, m = rows.shape
+    low, high = torch.zeros(k), torch.zeros(k)
+    if m == 0:
+        return low.to(weight.device), high.to(weight.device)
+    index, stands_for = (None, 1)
+    if m > WEIGHT_SAMPLE:
+        index, stands_for = jittered_index(m, WEIGHT_SAMPLE)
+    few = max(1, BLOCK // m)
+    if index is not None:
+        few = max(few, BLOCK // WEIGHT_SAMPLE)
+    for i in range(0, k, few):
+        r = slice(i, i + few)
+        low[r], high[r] = _search_rows(
+            rows[r].to('cpu', torch.float32), quantizer, p, steps, index,
+            stands_for)
+    return low.to(weight.device), high.to(weight.device)
+
+
+def _search_rows(x: Tensor, quantizer: BaseQuantizer, p: float, steps: int,
+                 index: Tensor | None,
+                 stands_for: int) -> tuple[Tensor, Tensor]:
+    """Ranges of a few rows ``[K, M]``; see :func:`search_weight_range`."""
+    low, high = x.amin(1), x.amax(1)
+    points, weights = x, None
+    if index is not None:
+        points = torch.cat(
+            [x.index_select(1, index), low[:, None], high[:, None]], 1)
+        weights = torch.full((points.shape[1],), float(stands_for))
+        weights[-2:] = 1.
+    low, high = low.clamp(max=0.), high.clamp(min=0.)
+    found = shrink_search(GridError(quantizer, points, weights, p), low, high,
+                          -(-steps // 4), False)
+    if index is None:
+        return found
+    exact = GridError(quantizer, x, None, p)(
+        torch.stack([low, found[0]], 1), torch.stack([high, found[1]], 1))
+    better = exact[:, 1] < exact[:, 0]
+    return (torch.where(better, found[0], low),
+            torch.where(better, found[1], high))

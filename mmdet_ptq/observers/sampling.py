@@ -1,0 +1,113 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Extremes and representative samples of tensors, without copying them."""
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..quantizers.granularity import Granularity
+from ..quantizers.kernels import memory_order
+
+#: most elements sampled from a tensor by one call
+SAMPLE = 1 << 16
+#: most elements sampled from a row, and from all rows together, where there
+#: are several
+ROW_SAMPLE, ROWS_SAMPLE = 1 << 12, 1 << 18
+
+
+def row_extremes(x: Tensor, granularity: Granularity
+                 ) -> tuple[Tensor, Tensor]:
+    """Exact minimum and maximum of every row.
+
+    Args:
+        x (Tensor): Not empty, any strides.
+        granularity (Granularity): What a row is.
+
+    Returns:
+        tuple[Tensor, Tensor]: ``[K]`` each.
+    """
+    if granularity.kind == 'tensor':
+        # torch.aminmax is fifty times slower where strides are permuted
+        order = memory_order(x)
+        low, high = torch.aminmax(x if order is None else x.permute(order))
+        return low.reshape(1), high.reshape(1)
+    rows = granularity.num_rows(x.shape)
+    if granularity.within:
+        flat = granularity.rows(x)
+        return flat.amin(1), flat.amax(1)
+    axis = granularity.channel_axis(x.shape)
+    rest = [i for i in range(x.dim()) if i != axis]
+    low, high = (x.amin(rest), x.amax(rest)) if rest else (x, x)
+    return low.reshape(rows, -1).amin(1), high.reshape(rows, -1).amax(1)
+
+
+def sample_rows(x: Tensor, granularity: Granularity) -> tuple[Tensor, int]:
+    """Draws the same share of elements from every row.
+
+    Which elements are drawn depends on the shape of ``x`` and on nothing
+    else, so that neither the order of calls nor strides change a result.
+
+    Args:
+        x (Tensor): Not empty, any strides.
+        granularity (Granularity): What a row is.
+
+    Returns:
+        tuple[Tensor, int]: The sample ``[K, S]``, all of a small tensor, and
+        how many elements each of its elements stands for.
+    """
+    if granularity.within:
+        return granularity.rows(x), 1
+    if granularity.kind == 'tensor':
+        picked, weight = _pick(x.unsqueeze(0), SAMPLE)
+        return picked, weight
+    rows = granularity.num_rows(x.shape)
+    moved = x.movedim(granularity.axis, 0)
+    limit = max(64, min(ROW_SAMPLE, ROWS_SAMPLE // rows))
+    # a group of channels is sampled channel by channel
+    limit = max(1, limit * rows // moved.shape[0])
+    picked, weight = _pick(moved, limit)
+    return picked.reshape(rows, -1), weight
+
+
+def _pick(x: Tensor, limit: int) -> tuple[Tensor, int]:
+    """Samples ``[C, ...]`` along all but its first axis, to ``[C, S]``."""
+    count = x[0].numel()
+    if count <= limit:
+        return x.reshape(x.shape[0], -1), 1
+    index, weight = jittered_index(count, limit)
+    index = index.to(x.device)
+    if x.is_contiguous():
+        return x.reshape(x.shape[0], -1).index_select(1, index), weight
+    # reshape would copy all of x: gather from its storage by strides
+    offset = torch.zeros_like(index)
+    for size, stride in zip(reversed(x.shape[1:]), reversed(x.stride()[1:]),
+                            strict=True):
+        offset += index % size * stride
+        index = index // size
+    reach = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+    flat = x.as_strided((reach + 1,), (1,))
+    first = torch.arange(x.shape[0], device=x.device) * x.stride(0)
+    picked = flat.index_select(0, (first[:, None] + offset).reshape(-1))
+    return picked.reshape(x.shape[0], -1), weight
+
+
+@lru_cache(maxsize=32)
+def jittered_index(count: int, limit: int) -> tuple[Tensor, int]:
+    """Positions of a sample of ``range(count)``, one from each stratum.
+
+    A plain stride would meet the same column or channel again and again
+    where it shares a factor with the width; the position in a stratum walks
+    by the golden ratio instead.
+
+    Args:
+        count (int): Number of elements, more than ``limit``.
+        limit (int): Most positions.
+
+    Returns:
+        tuple[Tensor, int]: int64 positions, increasing, and the stratum's
+        length, which is what each position stands for.
+    """
+    width = -(-count // limit)
+    strata = torch.arange(count // width)
+    phase = (strata * 2654435769) & 0xffffffff
+    return strata * width + ((phase * width) >> 32), width

@@ -1,0 +1,139 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Search for the range that quantizes weighted points best."""
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..quantizers import BaseQuantizer
+
+#: elements worked on at once: 256 KiB of float32, in a core's L2 cache
+BLOCK = 1 << 16
+
+Error = Callable[[Tensor, Tensor], Tensor]
+
+
+def power_(x: Tensor, p: float) -> Tensor:
+    """``|x| ** p`` in place."""
+    if p == 2:
+        return x.square_()
+    x.abs_()
+    # twice as fast as torch.pow; 0 goes through -inf to 0
+    return x if p == 1 else x.log2_().mul_(p).exp2_()
+
+
+class GridError:
+    """Weighted p-norm error of points under candidate ranges.
+
+    Args:
+        quantizer (BaseQuantizer): Its ``grid_quantize`` is used.
+        points (Tensor): float32 ``[K, B]``.
+        weights (Tensor, optional): float32 ``[K, B]``, or ``[B]`` for every
+            row; 1 by default.
+        p (float): Exponent of the error.
+    """
+
+    def __init__(self, quantizer: BaseQuantizer, points: Tensor,
+                 weights: Tensor | None, p: float) -> None:
+        self.quantizer = quantizer
+        self.points = points
+        self.weights = weights
+        self.p = p
+
+    def __call__(self, low: Tensor, high: Tensor) -> Tensor:
+        """Errors ``[K, C]`` of candidates ``[K, C]``."""
+        rows, candidates = low.shape
+        size = max(1, self.points.shape[1])
+        out = torch.empty(rows, candidates)
+        few = max(1, BLOCK // size)
+        for i in range(0, rows, few):
+            r = slice(i, min(i + few, rows))
+            step = max(1, BLOCK // (size * (r.stop - r.start)))
+            for j in range(0, candidates, step):
+                c = slice(j, j + step)
+                out[r, c] = self._block(r, low[r, c], high[r, c])
+        return out
+
+    def _block(self, rows: slice, low: Tensor, high: Tensor) -> Tensor:
+        x = self.points[rows]
+        y = self.quantizer.grid_quantize(x, low, high)
+        y = power_(y.sub_(x.unsqueeze(1)), self.p)
+        if self.weights is None:
+            return y.sum(-1)
+        if self.weights.dim() == 1:
+            return y @ self.weights
+        return y.mul_(self.weights[rows].unsqueeze(1)).sum(-1)
+
+
+class _Best:
+    """The best range of each row so far."""
+
+    def __init__(self, error: Error, low: Tensor, high: Tensor) -> None:
+        self.error = error
+        self.full = low, high
+        self.low, self.high = low, high
+        self.least = error(low[:, None], high[:, None])[:, 0]
+
+    def attempt(self, t: Tensor, move_low: bool, move_high: bool) -> Tensor:
+        """Tries fractions ``t^2`` of the full range at the moved ends.
+
+        Args:
+            t (Tensor): ``[1, C]``, or ``[K, C]``.
+            move_low (bool): Whether the low end moves.
+            move_high (bool): Whether the high end moves.
+
+        Returns:
+            Tensor: ``[K, 1]``, the t of least error in each row.
+        """
+        t = t.clamp(0, 1).expand(self.low.shape[0], -1)
+        fraction = t.square()
+        low, high = (
+            end[:, None] * fraction if move else now[:, None].expand_as(t)
+            for end, now, move in zip(self.full, (self.low, self.high),
+                                      (move_low, move_high), strict=True))
+        least, at = self.error(low, high).min(1, keepdim=True)
+        won = least[:, 0] < self.least
+        self.low = torch.where(won, low.gather(1, at)[:, 0], self.low)
+        self.high = torch.where(won, high.gather(1, at)[:, 0], self.high)
+        self.least = torch.where(won, least[:, 0], self.least)
+        return t.gather(1, at)
+
+    def line(self, steps: int, move_low: bool, move_high: bool) -> None:
+        """Searches coarsely, then between the neighbours of the best.
+
+        Equal steps of t, not of the fraction, are fine where outliers ask
+        for a small fraction, and coarse near 1 where the error is flat.
+        """
+        grid = torch.linspace(1., 0., steps + 1)[None]
+        if move_low and move_high:
+            grid = grid[:, :-1]
+        t = self.attempt(grid, move_low, move_high)
+        offsets = torch.tensor([[-3., -2., -1., 1., 2., 3.]])
+        self.attempt(t + offsets / (4 * steps), move_low, move_high)
+
+
+def shrink_search(error: Error, low: Tensor, high: Tensor, steps: int,
+                  two_ends: bool, rounds: int = 2) -> tuple[Tensor, Tensor]:
+    """Shrinks ranges until the error is least.
+
+    Both ends together first and then, with ``two_ends``, low and high in
+    turn. The full range is a candidate, so the result is never worse.
+
+    Args:
+        error (Error): Errors of candidates ``[K, C]``.
+        low (Tensor): ``[K]``, at most 0.
+        high (Tensor): ``[K]``, at least 0.
+        steps (int): Candidates of a line before refinement.
+        two_ends (bool): Whether to shrink the ends apart.
+        rounds (int): How often each end has its turn.
+
+    Returns:
+        tuple[Tensor, Tensor]: Low and high, ``[K]`` each.
+    """
+    best = _Best(error, low, high)
+    best.line(steps, True, True)
+    if two_ends:
+        for _ in range(rounds):
+            best.line(steps, False, True)
+            best.line(steps, True, False)
+    return best.low, best.high

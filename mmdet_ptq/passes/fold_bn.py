@@ -1,0 +1,27 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Batch norms into the layers that feed them."""
+from ..calibration import Session
+from ..graph import fold_batch_norms
+from ..registry import PASSES
+
+
+@PASSES.register_module()
+class FoldBatchNorm:
+    """Folds every batch norm that the graph shows to follow one layer.
+
+    ``W' = W * gamma / sqrt(var + eps)`` for each output channel, and the
+    bias accordingly. A norm that several layers feed, or whose layer feeds
+    several norms, stays.
+    """
+
+    structural = True
+
+    def run(self, session: Session) -> None:
+        """Changes the model in place and notes the folds."""
+        folds = {
+            norm: layer
+            for norm, layer in session.graph.bn_folds.items()
+            if norm not in session.folds
+        }
+        fold_batch_norms(session.model, folds)
+        session.folds.update(folds)

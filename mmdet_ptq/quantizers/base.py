@@ -1,0 +1,161 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""What every quantizer promises to the rest of the package."""
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .granularity import Granularity
+
+ROLES = ('act', 'weight')
+
+
+class BaseQuantizer(nn.Module, ABC):
+    """A map from float tensors to integer codes and back.
+
+    Args:
+        bits (int): Bit-width, 2 to 8.
+        granularity (str): ``'tensor'``, ``'channel'`` or ``'group'``.
+        axis (int, optional): Channel axis. Defaults to 1 for activations
+            and 0 for weights.
+        group_size (int, optional): See :class:`Granularity`; weights are
+            grouped within each channel, activations by channels.
+        per_level (bool): Whether pyramid levels may have ranges of their
+            own.
+        role (str): ``'act'`` or ``'weight'``.
+
+    Attributes:
+        initialized (Tensor): bool, whether :meth:`set_range` was called.
+        symmetric (bool): Whether only ``max(|low|, |high|)`` of a range
+            matters.
+
+    Raises:
+        ValueError: If an argument is not among the allowed values.
+    """
+    initialized: Tensor
+    symmetric: bool = False
+
+    def __init__(self,
+                 bits: int = 8,
+                 granularity: str = 'tensor',
+                 axis: int | None = None,
+                 group_size: int | None = None,
+                 per_level: bool = False,
+                 role: str = 'act') -> None:
+        super().__init__()
+        if type(bits) is not int or not 2 <= bits <= 8:
+            raise ValueError(f'bits must be an int from 2 to 8, got {bits!r}')
+        if role not in ROLES:
+            raise ValueError(
+                f'role must be one of {", ".join(ROLES)}, got {role!r}')
+        if axis is None:
+            axis = 0 if role == 'weight' else 1
+        self.bits = bits
+        self.role = role
+        self.per_level = bool(per_level)
+        self.granularity = Granularity(
+            granularity, axis, group_size,
+            within=granularity == 'group' and role == 'weight')
+        self.register_buffer('initialized', torch.tensor(False))
+
+    @abstractmethod
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Fixes the grid from the range it has to cover.
+
+        Args:
+            low (Tensor): ``[K]``, or ``[L, K]`` for L pyramid levels.
+            high (Tensor): Shaped like ``low``, nowhere below it.
+
+        Raises:
+            ValueError: On shapes or values that are no range.
+        """
+
+    @abstractmethod
+    def encode(self, x: Tensor, level: int = 0) -> Tensor:
+        """Codes of ``x``: int32 of its shape, at most ``2**bits`` values."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor, level: int = 0) -> Tensor:
+        """Float32 values that the codes stand for."""
+
+    @abstractmethod
+    def parameter_bits(self, rows: int) -> int:
+        """Bits that the parameters of ``rows`` scales take."""
+
+    @abstractmethod
+    def grid_quantize(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Quantizes rows on many candidate ranges; reads no state.
+
+        Args:
+            x (Tensor): float32 ``[K, B]``, or ``[1, B]`` for every row.
+            low (Tensor): ``[K, C]``, C candidates for each row.
+            high (Tensor): ``[K, C]``.
+
+        Returns:
+            Tensor: float32 ``[K, C, B]``, a new tensor.
+        """
+
+    def forward(self, x: Tensor, level: int = 0) -> Tensor:
+        """``decode(encode(x))`` in the dtype of ``x``."""
+        return to_dtype(self.decode(self.encode(x, level), level), x.dtype)
+
+    def num_levels(self) -> int:
+        """Number of pyramid levels with a range of their own."""
+        return 1
+
+    def storage_bits(self, shape: Sequence[int]) -> int:
+        """Bits to store a tensor of this shape: codes and parameters."""
+        rows = self.granularity.num_rows(shape) * self.num_levels()
+        return math.prod(shape) * self.bits + self.parameter_bits(rows)
+
+    def check_range(self, low: Tensor, high: Tensor) -> None:
+        """Refuses what is no range.
+
+        Raises:
+            ValueError: On shapes other than ``[K]`` or ``[L, K]``, on
+                levels without ``per_level``, on NaN or Inf, or where
+                ``low`` exceeds ``high``.
+        """
+        if low.shape != high.shape or low.dim() not in (1, 2):
+            raise ValueError('a range is two tensors of shape [K] or [L, K], '
+                             f'got {tuple(low.shape)}, {tuple(high.shape)}')
+        if low.numel() == 0:
+            raise ValueError(f'an empty range: {tuple(low.shape)}')
+        if self.granularity.kind == 'tensor' and low.shape[-1] != 1:
+            raise ValueError(f"granularity 'tensor' has 1 row, "
+                             f'got {low.shape[-1]}')
+        if low.dim() == 2 and low.shape[0] > 1 and not self.per_level:
+            raise ValueError(f'{low.shape[0]} levels need per_level=True')
+        if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
+            raise ValueError('a range holds NaN or Inf')
+        if bool((low > high).any()):
+            raise ValueError('the low end of a range is above its high end')
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        grain = self.granularity
+        text = f'bits={self.bits}, granularity={grain.kind!r}'
+        if grain.group_size:
+            text += f', group_size={grain.group_size}'
+        return text + (', per_level=True' if self.per_level else '')
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str,
+                              *args: Any) -> None:
+        """Takes the shapes of the checkpoint: a new quantizer has none."""
+        for name, own in [*self._buffers.items(), *self._parameters.items()]:
+            given = state_dict.get(prefix + name)
+            if (own is not None and isinstance(given, Tensor)
+                    and own.shape != given.shape):
+                own.data = own.new_empty(given.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Casts float32, saturating: the top code of a half tensor is finite."""
+    if dtype in (torch.float16, torch.bfloat16):
+        limit = torch.finfo(dtype).max
+        return x.clamp(-limit, limit).to(dtype)
+    return x.to(dtype)

@@ -1,0 +1,158 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Fast quantize-dequantize with the arithmetic of torch's fused kernels.
+
+All functions compute, in float32,
+``(clamp(round(x * (1 / s)) + z, qmin, qmax) - z) * s``, round half to even:
+what ``torch.fake_quantize_per_{tensor,channel}_affine`` compute, bit for bit.
+"""
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Elements worked on at once: 512 KiB of float32 stay in a core's L2 cache
+# over the six steps. This makes plain torch ops about ten times faster on a
+# CPU than the fused kernels, which are scalar code and also write a mask.
+BLOCK = 1 << 17
+
+Block = tuple[slice, slice, slice]
+
+
+def _blocks(a: int, c: int, m: int) -> Iterator[Block]:
+    """Cuts ``[a, c, m]`` into boxes of at most BLOCK elements."""
+    step_m = min(m, BLOCK)
+    step_c = max(1, min(c, BLOCK // step_m))
+    step_a = max(1, BLOCK // (step_c * step_m))
+    if step_m < m or step_c < c:
+        step_a = 1
+    for i in range(0, a, step_a):
+        for j in range(0, c, step_c):
+            for k in range(0, m, step_m):
+                yield (slice(i, i + step_a), slice(j, j + step_c),
+                       slice(k, k + step_m))
+
+
+def memory_order(x: Tensor) -> list[int] | None:
+    """Axes from outermost to innermost if ``x`` fills its memory densely.
+
+    Returns:
+        list[int] | None: A permutation that makes ``x`` contiguous, or None
+        if there is none (a slice with gaps, an expanded tensor).
+    """
+    stride = x.stride()
+    order = sorted(range(x.dim()), key=lambda i: (-stride[i], i))
+    return order if x.permute(order).is_contiguous() else None
+
+
+def _as_boxes(x: Tensor, axis: int | None) -> tuple[Tensor, list[int]]:
+    """Views a dense tensor as ``[A, C, M]`` in the order of its memory.
+
+    Args:
+        x (Tensor): Dense.
+        axis (int, optional): The channel axis; None for a single scale.
+
+    Returns:
+        tuple[Tensor, list[int]]: The view (C is 1 without ``axis``) and the
+        permutation of the axes it was made with.
+    """
+    order = memory_order(x)
+    assert order is not None
+    moved = x.permute(order)
+    if axis is None:
+        return moved.reshape(1, 1, -1), order
+    at = order.index(axis)
+    inner = moved.shape[at + 1:].numel()
+    return moved.reshape(-1, x.shape[axis], inner), order
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor,
+                  axis: int | None, qmin: int, qmax: int) -> Tensor:
+    """Quantizes and dequantizes without autograd.
+
+    Args:
+        x (Tensor): float32, any shape and strides.
+        scale (Tensor): float32 ``[1]``, or ``[C]`` with ``axis``.
+        zero_point (Tensor): int32, shaped like ``scale``.
+        axis (int, optional): Axis of the C channels.
+        qmin (int): Lowest code.
+        qmax (int): Highest code.
+
+    Returns:
+        Tensor: float32, of x's shape and memory format. NaN stays NaN, so
+        that it is found where it arose.
+    """
+    if x.numel() == 0:
+        return torch.empty_like(x)
+    if x.is_cuda:
+        return _fused(x, scale, zero_point, axis, qmin, qmax)
+    if memory_order(x) is None:
+        x = x.contiguous()
+    out = torch.empty_like(x)
+    source, _ = _as_boxes(x, axis)
+    target, _ = _as_boxes(out, axis)
+    shape = (1, -1, 1)
+    s = scale.reshape(shape)
+    inverse = s.reciprocal()
+    z = zero_point.reshape(shape).to(torch.float32)
+    for i, j, k in _blocks(*source.shape):
+        cj = j if axis is not None else slice(None)
+        y = target[i, j, k]
+        torch.mul(source[i, j, k], inverse[:, cj], out=y)
+        y.round_().add_(z[:, cj]).clamp_(qmin, qmax)
+        y.sub_(z[:, cj]).mul_(s[:, cj])
+    return out
+
+
+def _fused(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None,
+           qmin: int, qmax: int) -> Tensor:
+    """One CUDA kernel instead of six."""
+    if axis is None:
+        return torch.fake_quantize_per_tensor_affine(
+            x, scale, zero_point, qmin, qmax)
+    return torch.fake_quantize_per_channel_affine(
+        x, scale, zero_point, axis, qmin, qmax)
+
+
+class UniformFunction(torch.autograd.Function):
+    """:func:`fake_quantize` with gradients for x and for a learned scale.
+
+    The input's gradient is 1 where the code is not clipped and 0 elsewhere.
+    With ``S = clip(round(x/s) + z) - z``, the scale's is the sum over its
+    elements of ``S - x/s`` where not clipped and ``S`` elsewhere, times
+    ``1 / sqrt(elements * qmax)`` (LSQ as in QDrop; the zero point is fixed).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor,
+                axis: int | None, qmin: int, qmax: int) -> Tensor:
+        """See :func:`fake_quantize`."""
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.grid = axis, qmin, qmax
+        return fake_quantize(x, scale, zero_point, axis, qmin, qmax)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x and scale; the other inputs have none."""
+        x, scale, zero_point = ctx.saved_tensors
+        axis, qmin, qmax = ctx.grid
+        shape = [1] * x.dim()
+        if axis is not None:
+            shape[axis] = -1
+        z = zero_point.reshape(shape)
+        ratio = x * scale.reciprocal().reshape(shape)
+        steps = ratio.round()
+        code = steps + z
+        inside = (code >= qmin) & (code <= qmax)
+        grad_x = grad * inside if ctx.needs_input_grad[0] else None
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            slope = code.clamp_(qmin, qmax).sub_(z)
+            slope -= torch.where(inside, ratio, 0.)
+            slope *= grad
+            keep = [i for i in range(x.dim()) if i != axis]
+            grad_scale = slope.sum(keep) if keep else slope
+            count = max(1, x.numel() // scale.numel())
+            grad_scale = grad_scale.reshape(scale.shape)
+            grad_scale = grad_scale * (count * qmax)**-0.5
+        return grad_x, grad_scale, None, None, None, None

@@ -1,0 +1,209 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The uniform quantizer, affine or symmetric."""
+import torch
+from torch import Tensor, nn
+
+from ..errors import CalibrationError
+from ..registry import QUANTIZERS
+from .base import BaseQuantizer, to_dtype
+from .kernels import UniformFunction, fake_quantize
+
+MIN_SCALE = 1e-8
+# 1 / scale has to be a normal float32.
+MAX_SCALE = 2.0**126
+
+
+@QUANTIZERS.register_module()
+class UniformQuantizer(BaseQuantizer):
+    """Equal steps between two ends, zero always among the values.
+
+    Affine: with ``n = 2^b - 1``, ``s = (max - min) / n`` over a range
+    widened to hold zero, ``z = clip(-round(min / s), 0, n)``, codes 0..n.
+    Symmetric: ``s = max|x| / (n / 2)``, ``z = 0``, codes -2^(b-1) ..
+    2^(b-1) - 1 (the form of QDrop and MQBench). Steps are at least 1e-8.
+
+    Floats of any width are computed in float32 and cast back.
+
+    Args:
+        bits (int): Bit-width, 2 to 8.
+        symmetric (bool): Whether the grid is centred on zero.
+        granularity (str): ``'tensor'``, ``'channel'`` or ``'group'``.
+        axis (int, optional): Channel axis. Defaults to 1 for activations
+            and 0 for weights.
+        group_size (int, optional): See :class:`Granularity`.
+        per_level (bool): Whether pyramid levels may have their own ranges.
+        role (str): ``'act'`` or ``'weight'``.
+
+    Attributes:
+        scale (Tensor): float32 ``[K]`` or ``[L, K]``, in units of x; empty
+            before :meth:`set_range`. A parameter if the step is learned.
+        zero_point (Tensor): int32, shaped like ``scale``.
+
+    Raises:
+        ValueError: If an argument is not among the allowed values.
+    """
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self,
+                 bits: int = 8,
+                 symmetric: bool = False,
+                 granularity: str = 'tensor',
+                 axis: int | None = None,
+                 group_size: int | None = None,
+                 per_level: bool = False,
+                 role: str = 'act') -> None:
+        super().__init__(bits, granularity, axis, group_size, per_level, role)
+        self.symmetric = bool(symmetric)
+        self.qmin: int = -2**(bits - 1) if symmetric else 0
+        self.qmax: int = self.qmin + 2**bits - 1
+        self.register_buffer('scale', torch.empty(0))
+        self.register_buffer('zero_point', torch.empty(0, dtype=torch.int32))
+
+    def grid(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point that cover a range.
+
+        Args:
+            low (Tensor): Any shape.
+            high (Tensor): Same shape.
+
+        Returns:
+            tuple[Tensor, Tensor]: float32 scale and int32 zero point.
+        """
+        low = low.to(torch.float64).clamp(max=0.)
+        high = high.to(torch.float64).clamp(min=0.)
+        levels = 2**self.bits - 1
+        if self.symmetric:
+            scale = torch.maximum(-low, high) / (levels / 2)
+            zero = torch.zeros_like(scale)
+            steps = torch.full_like(scale, -self.qmin)
+        else:
+            scale = (high - low) / levels
+            scale = scale.clamp(MIN_SCALE, MAX_SCALE)
+            zero = (-torch.round(low / scale)).clamp(0, levels)
+            steps = torch.maximum(zero, levels - zero)
+        # the outermost code times the scale stays within float32
+        top = torch.finfo(torch.float32).max / steps * (1 - 2.0**-22)
+        scale = scale.clamp(MIN_SCALE, MAX_SCALE).minimum(top)
+        return scale.to(torch.float32), zero.to(torch.int32)
+
+    @torch.no_grad()
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """See :meth:`BaseQuantizer.set_range`."""
+        self.check_range(low, high)
+        scale, zero = self.grid(low, high)
+        self.scale.data = scale.to(self.scale.device)
+        self.zero_point = zero.to(self.zero_point.device)
+        self.initialized.fill_(True)
+
+    def num_levels(self) -> int:
+        """Number of pyramid levels with a range of their own."""
+        return self.scale.shape[0] if self.scale.dim() == 2 else 1
+
+    def parameters_of(self, level: int = 0) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of a level, ``[K]`` each.
+
+        Args:
+            level (int): Pyramid level; ignored where all levels share one
+                range.
+
+        Raises:
+            CalibrationError: If no range was set.
+            IndexError: If there is no such level.
+        """
+        scale, zero = self.scale, self.zero_point
+        if scale.numel() == 0:
+            raise CalibrationError(
+                'a quantizer was used before it had a range: calibrate '
+                'first, call set_range, or load a quantized checkpoint')
+        if isinstance(scale, nn.Parameter):
+            # An optimizer step may have left the range. Through .data: the
+            # call for another level may already have saved the scale.
+            scale.data.abs_().clamp_(MIN_SCALE, MAX_SCALE)
+        if scale.dim() == 2:
+            if scale.shape[0] == 1:
+                level = 0
+            elif not 0 <= level < scale.shape[0]:
+                raise IndexError(f'level {level} of a quantizer that has '
+                                 f'ranges for {scale.shape[0]} levels')
+            scale, zero = scale[level], zero[level]
+        return scale, zero
+
+    def encode(self, x: Tensor, level: int = 0) -> Tensor:
+        """See :meth:`BaseQuantizer.encode`; ``x`` must hold no NaN."""
+        scale, zero = self.parameters_of(level)
+        inverse = self.granularity.expand(scale.detach().reciprocal(),
+                                          x.shape)
+        codes = torch.round(x.detach().to(torch.float32) * inverse)
+        codes += self.granularity.expand(zero, x.shape)
+        return codes.clamp_(self.qmin, self.qmax).to(torch.int32)
+
+    def decode(self, codes: Tensor, level: int = 0) -> Tensor:
+        """See :meth:`BaseQuantizer.decode`."""
+        scale, zero = self.parameters_of(level)
+        steps = codes.to(torch.int32) - self.granularity.expand(
+            zero, codes.shape)
+        return steps.to(torch.float32) * self.granularity.expand(
+            scale.detach(), codes.shape)
+
+    def forward(self, x: Tensor, level: int = 0) -> Tensor:
+        """Quantizes and dequantizes.
+
+        Args:
+            x (Tensor): Any shape, strides and float type.
+            level (int): Pyramid level.
+
+        Returns:
+            Tensor: Like ``x``. Differentiable: straight through within the
+            clip range, and LSQ for a learned step.
+
+        Raises:
+            CalibrationError: If no range was set.
+        """
+        scale, zero = self.parameters_of(level)
+        grain, shape = self.granularity, x.shape
+        y = x.to(torch.float32)
+        axis: int | None = None
+        if grain.kind != 'tensor':
+            rows = grain.num_rows(shape)
+            if scale.numel() != rows:
+                raise ValueError(f'{scale.numel()} scales do not fit a tensor'
+                                 f' of shape {tuple(shape)}: it needs {rows}')
+            axis = grain.channel_axis(shape)
+            if grain.within:
+                y, axis = grain.rows(y), 0
+            elif grain.group_size is not None:
+                scale = scale.repeat_interleave(grain.group_size)
+                zero = zero.repeat_interleave(grain.group_size)
+        if torch.is_grad_enabled() and (y.requires_grad
+                                        or scale.requires_grad):
+            y = UniformFunction.apply(  # type: ignore[no-untyped-call]
+                y, scale, zero, axis, self.qmin, self.qmax)
+        else:
+            y = fake_quantize(y, scale, zero, axis, self.qmin, self.qmax)
+        if grain.within:
+            y = grain.unrows(y, shape)
+        return to_dtype(y, x.dtype)
+
+    def learn_step(self, enabled: bool = True) -> None:
+        """Makes ``scale`` a parameter with LSQ's gradient, or a buffer."""
+        scale = self.scale.detach().abs().clamp_(MIN_SCALE, MAX_SCALE)
+        if enabled == isinstance(self.scale, nn.Parameter):
+            return
+        del self.scale
+        if enabled:
+            self.scale = nn.Parameter(scale)
+        else:
+            self.register_buffer('scale', scale)
+
+    def parameter_bits(self, rows: int) -> int:
+        """32 bits a scale and, if affine, ``bits`` a zero point."""
+        return rows * (32 + (0 if self.symmetric else self.bits))
+
+    def grid_quantize(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """See :meth:`BaseQuantizer.grid_quantize`."""
+        scale, zero = (t.unsqueeze(-1) for t in self.grid(low, high))
+        z = zero.to(torch.float32)
+        y = x.unsqueeze(1) * scale.reciprocal()
+        y.round_().add_(z).clamp_(self.qmin, self.qmax)
+        return y.sub_(z).mul_(scale)

@@ -1,0 +1,225 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The grammar of ``quant_cfg``: everything is checked before a forward."""
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ..errors import QuantConfigError, unknown
+from ..registry import PASSES, QUANTIZERS, build_from, check_arguments
+from .bits import Bits, check_bits, parse_bits
+
+RECIPE_DIR = Path(__file__).parent.parent / 'recipes'
+ROLES = ('stem', 'prediction', 'backbone', 'neck', 'rpn', 'head', 'mask',
+         'attention', 'offset', 'grouped', 'softmax', 'gelu')
+PORT_ROLES = ('softmax', 'gelu')
+_KEYS = ('recipe', 'bits', 'rules', 'passes', 'calibration')
+_RULE_KEYS = ('match', 'weight', 'act', 'skip')
+
+
+@dataclass
+class Calibration:
+    """Which images calibrate.
+
+    Attributes:
+        num_samples (int): How many images. Defaults to 32.
+        source (str): ``'train'``, ``'test'`` or a folder of images.
+        seed (int): Seed of the choice of images. Defaults to 0.
+    """
+    num_samples: int = 32
+    source: str = 'train'
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (('num_samples', 1), ('seed', 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < low:
+                raise QuantConfigError(
+                    f'calibration.{name}: {value!r} is not a whole number '
+                    f'of at least {low}')
+
+
+@dataclass
+class QuantConfig:
+    """A checked and expanded ``quant_cfg``.
+
+    Attributes:
+        recipe (str): Name of the recipe it came from, or ``'custom'``.
+        bits (Bits, optional): Widths where no rule sets any.
+        rules (list[dict]): In order; later ones win.
+        passes (list[dict]): Config of each pass, in order.
+        calibration (Calibration): Which images calibrate.
+        user_rules (int): How many rules at the end the user wrote (as
+            against the recipe).
+    """
+    recipe: str
+    bits: Bits | None
+    rules: list[dict]
+    passes: list[dict]
+    calibration: Calibration = field(default_factory=Calibration)
+    user_rules: int = 0
+
+    def build_passes(self) -> list[Any]:
+        """New pass objects, in order."""
+        return [
+            build_from(PASSES, cfg, f'passes[{i}]')
+            for i, cfg in enumerate(self.passes)
+        ]
+
+    def to_dict(self) -> dict:
+        """The spelled-out ``quant_cfg``, of plain JSON types."""
+        out: dict[str, Any] = dict(rules=self.rules, passes=self.passes,
+                                   calibration=vars(self.calibration))
+        if self.bits is not None:
+            out = dict(bits=str(self.bits), **out)
+        return _plain(out)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(p.stem for p in RECIPE_DIR.glob('[a-z]*.py'))
+
+
+def load_recipe(recipe: str) -> dict:
+    """Reads a recipe, by name or as a config file.
+
+    Args:
+        recipe (str): One of :func:`recipe_names`, or a path to a file with
+            ``rules`` and ``passes`` (which may inherit by ``_base_``).
+
+    Returns:
+        dict: Its ``rules``, ``passes`` and, if set, ``bits`` and
+        ``calibration``.
+
+    Raises:
+        QuantConfigError: If there is no such recipe, or keys are wrong.
+    """
+    path = RECIPE_DIR / f'{recipe}.py'
+    if not path.is_file() or '/' in str(recipe):
+        path = Path(recipe)
+        if path.suffix not in ('.py', '.json', '.yaml', '.yml') or (
+                not path.is_file()):
+            raise QuantConfigError(
+                unknown('recipe', recipe, recipe_names()) +
+                ' Or give the path of a recipe file.')
+    found = _plain(Config.fromfile(str(path)).to_dict())
+    allowed = [k for k in _KEYS if k != 'recipe']
+    for key in found:
+        if key not in allowed:
+            raise QuantConfigError(f'recipe {path.name}: ' +
+                                   unknown('key', key, allowed))
+    return found
+
+
+def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
+    """Expands and checks a ``quant_cfg`` block.
+
+    Rules and passes come from ``recipe`` if one is named; rules given
+    beside it are added after the recipe's, passes given beside it replace
+    the recipe's, and calibration keys are merged.
+
+    Args:
+        quant_cfg (dict): Keys ``recipe``, ``bits``, ``rules``, ``passes``,
+            ``calibration``, all optional as long as rules result.
+
+    Returns:
+        QuantConfig: The spelled-out form.
+
+    Raises:
+        QuantConfigError: Names the key, the value and what is allowed.
+    """
+    if not isinstance(quant_cfg, dict):
+        raise QuantConfigError(
+            f'quant_cfg: expected a dict, got {quant_cfg!r}')
+    cfg = _plain(quant_cfg)
+    for key in cfg:
+        if key not in _KEYS:
+            raise QuantConfigError('quant_cfg: ' + unknown('key', key, _KEYS))
+    recipe = cfg.get('recipe')
+    base = load_recipe(recipe) if recipe is not None else {}
+    user_rules = cfg.get('rules', [])
+    rules = list(base.get('rules', [])) + list(user_rules)
+    passes = cfg.get('passes', base.get('passes', []))
+    if not rules or not passes:
+        raise QuantConfigError(
+            "quant_cfg: give a 'recipe' "
+            f'({", ".join(recipe_names())} or a file), or both '
+            "'rules' and 'passes'")
+    bits = cfg.get('bits', base.get('bits'))
+    calibration = {**base.get('calibration', {}), **cfg.get('calibration', {})}
+    allowed = list(Calibration.__dataclass_fields__)
+    for key in calibration:
+        if key not in allowed:
+            raise QuantConfigError('calibration: ' +
+                                   unknown('key', key, allowed))
+    for i, rule in enumerate(rules):
+        check_rule(rule, f'rules[{i}]')
+    config = QuantConfig(
+        recipe=_recipe_label(recipe),
+        bits=parse_bits(bits) if bits is not None else None,
+        rules=rules,
+        passes=list(passes),
+        calibration=Calibration(**calibration),
+        user_rules=len(user_rules))
+    config.build_passes()
+    return config
+
+
+def check_rule(rule: dict, where: str) -> None:
+    """Checks one rule as far as it can be without a model.
+
+    Raises:
+        QuantConfigError: On an unknown key, role, quantizer, quantizer
+            argument or bit-width.
+    """
+    if not isinstance(rule, dict):
+        raise QuantConfigError(f'{where}: expected a dict, got {rule!r}')
+    for key in rule:
+        if key not in _RULE_KEYS:
+            raise QuantConfigError(f'{where}: ' +
+                                   unknown('rule key', key, _RULE_KEYS))
+    patterns = patterns_of(rule)
+    if not patterns or not all(isinstance(p, str) and p for p in patterns):
+        raise QuantConfigError(
+            f"{where}: 'match' must be a glob such as 'backbone.*', a role "
+            "such as '@head', or a list of these")
+    for pattern in patterns:
+        if pattern.startswith('@') and pattern[1:] not in ROLES:
+            raise QuantConfigError(
+                f'{where}: ' +
+                unknown('role', pattern, [f'@{r}' for r in ROLES]))
+    if not isinstance(rule.get('skip', False), bool):
+        raise QuantConfigError(
+            f"{where}: skip={rule['skip']!r} must be True or False")
+    for key in ('weight', 'act'):
+        spec = rule.get(key)
+        if spec is None:
+            continue
+        if not isinstance(spec, dict):
+            raise QuantConfigError(
+                f'{where}.{key}: expected a dict or None, got {spec!r}')
+        if 'bits' in spec:
+            check_bits(spec['bits'], f'{where}.{key}.bits')
+        typed = {'type': 'UniformQuantizer', **spec}
+        check_arguments(QUANTIZERS, typed, f'{where}.{key}')
+
+
+def patterns_of(rule: dict) -> list[str]:
+    """The patterns of a rule's ``match``, always as a list."""
+    match = rule.get('match', [])
+    return [match] if isinstance(match, str) else list(match)
+
+
+def _recipe_label(recipe: str | None) -> str:
+    return Path(recipe).stem if recipe is not None else 'custom'
+
+
+def _plain(cfg: Any) -> Any:
+    """A deep copy of dicts, lists and scalars without ConfigDict."""
+    if isinstance(cfg, dict):
+        return {k: _plain(v) for k, v in cfg.items()}
+    if isinstance(cfg, list | tuple):
+        return [_plain(v) for v in cfg]
+    return copy.deepcopy(cfg)

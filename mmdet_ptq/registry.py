@@ -1,0 +1,160 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Registries of the parts that a ``quant_cfg`` names.
+
+Runner, loop and hooks go to MMEngine's root registries, so that bare names
+resolve under ``default_scope='mmdet'``. The parts below are our own; build
+them with :func:`build_from`, which pins the scope and explains mistakes.
+"""
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mmengine.registry import Registry
+from torch import nn
+
+from .errors import QuantConfigError, unknown
+
+_SCOPE = 'mmdet_ptq'
+
+QUANTIZERS = Registry(
+    'quantizer', scope=_SCOPE, locations=['mmdet_ptq.quantizers'])
+OBSERVERS = Registry(
+    'observer', scope=_SCOPE, locations=['mmdet_ptq.observers'])
+PASSES = Registry('pass', scope=_SCOPE, locations=['mmdet_ptq.passes'])
+
+T = TypeVar('T', bound=type)
+
+
+def find_class(registry: Registry, name: object) -> type:
+    """Looks a class up by its registered name.
+
+    Args:
+        registry (Registry): One of the registries of this module.
+        name (object): The name as given in a config.
+
+    Returns:
+        type: The registered class.
+
+    Raises:
+        QuantConfigError: If nothing of that name is registered.
+    """
+    registry.import_from_location()
+    if name not in registry.module_dict:
+        raise QuantConfigError(
+            unknown(registry.name, name, registry.module_dict))
+    return registry.module_dict[name]
+
+
+def allowed_arguments(cls: type) -> list[str]:
+    """Names of the keyword arguments that a class takes in a config."""
+    names = []
+    for klass in cls.__mro__:
+        init = klass.__dict__.get('__init__')
+        if init is None:
+            continue
+        params = list(inspect.signature(init).parameters.values())[1:]
+        names += [
+            p.name for p in params
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
+        if not any(p.kind is p.VAR_KEYWORD for p in params):
+            break
+    return names
+
+
+def check_arguments(registry: Registry, cfg: dict, where: str) -> type:
+    """Checks ``type`` and the argument names of a config dict.
+
+    Args:
+        registry (Registry): Where ``cfg['type']`` is looked up.
+        cfg (dict): ``type`` and keyword arguments.
+        where (str): The place in ``quant_cfg``, for the message.
+
+    Returns:
+        type: The class that ``cfg['type']`` names.
+
+    Raises:
+        QuantConfigError: On an unknown type or argument.
+    """
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise QuantConfigError(
+            f"{where}: expected a dict with a 'type', got {cfg!r}")
+    try:
+        cls = find_class(registry, cfg['type'])
+    except QuantConfigError as error:
+        raise QuantConfigError(f'{where}: {error}') from None
+    allowed = allowed_arguments(cls)
+    for key in cfg:
+        if key != 'type' and key not in allowed:
+            raise QuantConfigError(
+                f'{where}: ' +
+                unknown(f'argument of {cfg["type"]}', key, allowed))
+    return cls
+
+
+def build_from(registry: Registry, cfg: dict, where: str = '',
+               **defaults: Any) -> Any:
+    """Builds an object from a config dict.
+
+    Args:
+        registry (Registry): Where ``cfg['type']`` is looked up.
+        cfg (dict): ``type`` and keyword arguments.
+        where (str): The place in ``quant_cfg``, for messages. Defaults to
+            the registry's name.
+        **defaults: Arguments used where ``cfg`` does not set them.
+
+    Returns:
+        Any: The new object.
+
+    Raises:
+        QuantConfigError: On an unknown type or argument, or a value that
+            the class refuses.
+    """
+    where = where or registry.name
+    cls = check_arguments(registry, cfg, where)
+    args = {**defaults, **{k: v for k, v in cfg.items() if k != 'type'}}
+    try:
+        return cls(**args)
+    except (TypeError, ValueError) as error:
+        raise QuantConfigError(f'{where}: {cfg["type"]}: {error}') from error
+
+
+class TwinRegistry:
+    """Classes that stand in for a module class, keyed by that class.
+
+    Lookup is by exact class: a subclass may compute something else in its
+    forward, so it has to be named to be replaced.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._twins: dict[type, type] = {}
+
+    def implements(self, *classes: type[nn.Module]) -> Callable[[T], T]:
+        """Class decorator: registers a twin for each given class."""
+
+        def register(twin: T) -> T:
+            for cls in classes:
+                if cls in self._twins:
+                    raise KeyError(f'{cls} already has a twin')
+                self._twins[cls] = twin
+            return twin
+
+        return register
+
+    def get(self, cls: type) -> type | None:
+        """The twin of exactly this class, or None."""
+        return self._twins.get(cls)
+
+    def __contains__(self, cls: type) -> bool:
+        return cls in self._twins
+
+    def twins(self) -> set[type]:
+        """Every registered twin class."""
+        return set(self._twins.values())
+
+
+#: quantized twins of leaf layers (conv, linear, matmul ...)
+QUANT_LAYERS = TwinRegistry('quantized layer')
+#: float modules whose inner products become leaf layers of their own
+DECOMPOSED = TwinRegistry('decomposed module')

@@ -1,0 +1,182 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Plain data that the rooms of the package hand to one another."""
+from dataclasses import dataclass, field
+from typing import Any
+
+Port = tuple[str, str]
+"""(layer name, port name); a port is one quantizable input of a layer:
+``'input'`` for conv and linear, ``'a'`` and ``'b'`` for a matmul."""
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How one tensor is quantized.
+
+    Attributes:
+        type (str): Registered name of the quantizer.
+        bits (int): Bit-width, 2 to 8.
+        args (dict): Further arguments of the quantizer, plain JSON types.
+    """
+    type: str
+    bits: int
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class LayerPlan:
+    """What becomes of one layer.
+
+    Attributes:
+        name (str): Module name of the layer.
+        weight (QuantSpec, optional): None keeps the weight float.
+        acts (dict[str, QuantSpec | None]): A spec for each port.
+        why_float (str): Why nothing of the layer is quantized, else ''.
+    """
+    name: str
+    weight: QuantSpec | None
+    acts: dict[str, QuantSpec | None]
+    why_float: str = ''
+
+
+@dataclass
+class QuantPlan:
+    """Rules applied to a graph.
+
+    Attributes:
+        layers (dict[str, LayerPlan]): In execution order.
+        groups (list[list[Port]]): Ports that share one activation
+            quantizer; every quantized port is in exactly one group.
+        uncovered (dict[str, str]): Modules with weights that stay float
+            because no twin covers them: name to reason.
+    """
+    layers: dict[str, LayerPlan]
+    groups: list[list[Port]]
+    uncovered: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Op:
+    """One recorded operation of the surveyed forward.
+
+    Attributes:
+        index (int): Position in execution order.
+        name (str): Name of the torch function (``'add'``, ``'softmax'``,
+            ``'roi_align'`` ...) or, for a leaf module, its class name.
+        module (str): Module name if the op is the call of a leaf module,
+            else ''.
+        scope (str): Name of the innermost module executing.
+        inputs (tuple[int, ...]): Ids of the tensor values it reads, in
+            argument order.
+        outputs (tuple[int, ...]): Ids of the values it makes.
+    """
+    index: int
+    name: str
+    module: str
+    scope: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One tensor of the surveyed forward.
+
+    Attributes:
+        id (int): Its number.
+        producer (int): Index of the op that made it; -1 for an input of
+            the model, a parameter or a constant.
+        shape (tuple[int, ...]): Its shape.
+        is_input (bool): Whether it is the image batch.
+        floating (bool): False for indices and masks.
+    """
+    id: int
+    producer: int
+    shape: tuple[int, ...]
+    is_input: bool = False
+    floating: bool = True
+
+
+@dataclass
+class LayerNode:
+    """A quantizable leaf layer as the forward used it.
+
+    Attributes:
+        name (str): Module name.
+        cls (type): Class of the (float) module.
+        calls (list[Op]): Its calls, in order; one for each pyramid level
+            where a head is shared.
+        ports (tuple[str, ...]): Names of its quantizable inputs.
+        roles (frozenset[str]): Subset of ``stem prediction backbone neck
+            rpn head mask attention offset``.
+        port_roles (dict[str, frozenset[str]]): For each port, a subset of
+            ``softmax gelu``: what made the tensor that arrives there.
+        groups (int): Groups of a convolution; 1 otherwise.
+        params (int): Number of parameters.
+    """
+    name: str
+    cls: type
+    calls: list[Op]
+    ports: tuple[str, ...]
+    roles: frozenset[str] = frozenset()
+    port_roles: dict[str, frozenset[str]] = field(default_factory=dict)
+    groups: int = 1
+    params: int = 0
+
+
+@dataclass(frozen=True)
+class NormLink:
+    """A norm layer and the layers that read its output.
+
+    Attributes:
+        norm (str): Module name of the norm.
+        layers (tuple[str, ...]): Quantizable layers fed by it.
+        via (tuple[str, ...]): Names of the ops between (``'pad'``,
+            ``'reshape'``, ``'roll'`` ...).
+        exclusive (bool): True if nothing but these layers reads the
+            norm's output, so that an affine change can be folded.
+    """
+    norm: str
+    layers: tuple[str, ...]
+    via: tuple[str, ...]
+    exclusive: bool
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Layers that a reconstruction treats at once.
+
+    Attributes:
+        name (str): Module name of the block, or of the single layer.
+        layers (tuple[str, ...]): Its quantizable layers, in order.
+    """
+    name: str
+    layers: tuple[str, ...]
+
+
+@dataclass
+class LayerGraph:
+    """The surveyed forward of a detector.
+
+    Attributes:
+        ops (list[Op]): Every recorded op in execution order.
+        values (dict[int, Value]): Every tensor by id.
+        layers (dict[str, LayerNode]): Quantizable layers that were called,
+            in order of their first call.
+        bn_folds (dict[str, str]): Batch norm name to the layer it can be
+            folded into.
+        norm_links (list[NormLink]): LayerNorm and the like to layers.
+        shared_ports (list[list[Port]]): Groups of ports that read the same
+            tensors (every port of ``layers`` is in exactly one group).
+        units (list[Unit]): A partition of ``layers``.
+        uncalled (list[str]): Quantizable modules the forward did not call.
+        outputs (tuple[int, ...]): Ids of the raw output tensors.
+    """
+    ops: list[Op]
+    values: dict[int, Value]
+    layers: dict[str, LayerNode]
+    bn_folds: dict[str, str]
+    norm_links: list[NormLink]
+    shared_ports: list[list[Port]]
+    units: list[Unit]
+    uncalled: list[str]
+    outputs: tuple[int, ...]

@@ -1,0 +1,96 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Package metadata, and the ``.mim`` folder that OpenMMLab tools look for."""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+MIM_ITEMS = ('configs', 'tools', 'model-index.yml')
+
+
+def read(name: str) -> str:
+    """Return the text of a file beside this one, '' if it is missing."""
+    path = ROOT / name
+    return path.read_text(encoding='utf-8') if path.exists() else ''
+
+
+def requirements(name: str) -> list[str]:
+    """Return the requirement lines of ``requirements/{name}.txt``."""
+    text = (ROOT / 'requirements' / f'{name}.txt').read_text(encoding='utf-8')
+    lines = (line.partition('#')[0].strip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+class BuildWithMim(build_py):
+    """Put configs, tools and the model index into ``mmdet_ptq/.mim``.
+
+    A wheel gets copies (the source tree stays clean); an editable install
+    gets symlinks, so an edited config is seen at once.
+    """
+
+    def run(self) -> None:
+        """Build as usual, then fill ``.mim``."""
+        super().run()
+        editable = self.editable_mode
+        base = ROOT if editable else Path(self.build_lib)
+        mim = base / 'mmdet_ptq' / '.mim'
+        shutil.rmtree(mim, ignore_errors=True)
+        mim.mkdir(parents=True)
+        for source in (ROOT / item for item in MIM_ITEMS):
+            if source.exists():
+                self._place(source, mim / source.name, editable)
+
+    @staticmethod
+    def _place(source: Path, target: Path, link: bool) -> None:
+        if link:
+            try:
+                target.symlink_to(Path('..', '..', source.name))
+                return
+            except OSError:  # Windows without the right to make symlinks
+                pass
+        if source.is_dir():
+            ignore = shutil.ignore_patterns('__pycache__', '*.py[cod]')
+            shutil.copytree(source, target, ignore=ignore)
+        else:
+            shutil.copyfile(source, target)
+
+
+version = re.search(r"__version__ = '(.+)'", read('mmdet_ptq/version.py'))
+assert version, 'mmdet_ptq/version.py holds no __version__'
+
+setup(
+    name='mmdet-ptq',
+    version=version.group(1),
+    description='Post-training quantization of any MMDetection 3.x detector',
+    long_description=read('README.md'),
+    long_description_content_type='text/markdown',
+    author='mmdet-ptq authors',
+    keywords='quantization, post-training, object detection, mmdetection',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    packages=find_namespace_packages(
+        include=['mmdet_ptq', 'mmdet_ptq.*'], exclude=['*.__pycache__']
+    ),
+    package_data={
+        'mmdet_ptq': [f'**/*.{e}' for e in ('html', 'css', 'js', 'json')]
+    },
+    python_requires='>=3.10',
+    install_requires=requirements('runtime'),
+    extras_require={
+        'export': ['onnx', 'onnxscript', 'onnxruntime'],
+        'demo': ['scikit-learn'],
+        'dev': [*requirements('tests'), 'mypy', 'pre-commit', 'ruff>=0.6'],
+    },
+    cmdclass={'build_py': BuildWithMim},
+    zip_safe=False,
+)
