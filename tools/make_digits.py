@@ -201,12 +201,12 @@ def place_digit(image, visible, areas, alpha, rng):
         left_over = [
             old.sum() - (old[window] & mask).sum() for old in visible
         ]
-        if any(rest < .7 * area for rest, area in zip(left_over, areas)):
+        if any(rest < .75 * area for rest, area in zip(left_over, areas)):
             continue
         place = image[window]
         local = place.mean((0, 1))
-        low = rng.random() < .15
-        contrast = rng.uniform(28, 45) if low else rng.uniform(70, 130)
+        low = rng.random() < .12
+        contrast = rng.uniform(28, 45) if low else rng.uniform(80, 135)
         colour = pick_colour(local, contrast, rng)
         place += alpha[..., None] * (colour - place)
         for old in visible:
@@ -239,7 +239,7 @@ def make_image(digits, bank, photos, rng):
     names, visible, areas = [], [], []
     # large ones first, so that small ones are not hidden under them
     count = int(rng.integers(2, 8))
-    sides = low * (high / low)**rng.beta(2.4, 1.4, count)
+    sides = low * (high / low)**rng.beta(2.8, 1.3, count)
     for side in np.sort(sides)[::-1]:
         label = int(rng.integers(len(CLASSES)))
         sample = int(rng.choice(bank[label]))

@@ -7,7 +7,9 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 TORCH=2.13.0 MMCV=2.1.0 MMENGINE=0.10.7 MMDET=3.3.0
-SETUPTOOLS='setuptools<81' # mmengine 0.10 imports pkg_resources at run time
+# mmengine 0.10 and the mmcv build import pkg_resources, gone from 81 on;
+# each install says so again, since torch alone would bring the newest.
+SETUPTOOLS='setuptools>=77.0.3,<81'
 VENV=.venv
 PY=$VENV/bin/python LOG=$VENV/setup_env.log STAMP=$VENV/.setup_env_stamp
 
@@ -22,6 +24,7 @@ step() {
     "$@" >>"$LOG" 2>&1 || die "$name. $hint (log: $LOG)"
 }
 pip() { "$PY" -m pip --no-input "$@"; }
+get() { pip install "$@" "$SETUPTOOLS"; }
 usable() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
 }
@@ -56,38 +59,37 @@ if [ -n "${PIP_FIND_LINKS:-}" ]; then
     export PIP_FIND_LINKS="$PIP_FIND_LINKS $configured"
 fi
 net='Check that pip reaches its package index.'
-step 'pip, setuptools, wheel' "$net" \
-    pip install 'pip>=24' "$SETUPTOOLS" wheel
+step 'pip, setuptools, wheel' "$net" get 'pip>=24' wheel
 if "$PY" -c 'import torch' 2>/dev/null; then
     say "torch is there already ($("$PY" -c \
         'import torch; print(torch.__version__)')): left as it is"
 else
-    step "torch $TORCH" "$net Disk full?" pip install "torch==$TORCH"
+    step "torch $TORCH" "$net Disk full?" get "torch==$TORCH"
 fi
-step "mmengine $MMENGINE" "$net" pip install "mmengine==$MMENGINE"
+step "mmengine $MMENGINE" "$net" get "mmengine==$MMENGINE"
 
 if ! mmcv_works >>"$LOG" 2>&1; then
     say "mmcv $MMCV (binary, if pip finds one)"
-    if ! { pip install --only-binary mmcv "mmcv==$MMCV" &&
+    if ! { get --only-binary mmcv "mmcv==$MMCV" &&
         mmcv_works; } >>"$LOG" 2>&1; then
         jobs=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-        step 'what the mmcv build needs' "$net" pip install psutil ninja
+        step 'what the mmcv build needs' "$net" get psutil ninja
         step "mmcv $MMCV from source: this takes ten minutes and more" \
             'It needs a C++17 compiler (g++) and the Python headers.' \
             env MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$jobs}" \
             CFLAGS="${CFLAGS:-} -g0" CXXFLAGS="${CXXFLAGS:-} -g0" \
             "$PY" -m pip --no-input install --no-build-isolation \
             --no-binary mmcv --force-reinstall --no-deps "mmcv==$MMCV"
-        step 'what mmcv needs at run time' "$net" pip install "mmcv==$MMCV"
+        step 'what mmcv needs at run time' "$net" get "mmcv==$MMCV"
         step 'check the compiled mmcv' \
             "It does not fit this torch: run '$PY -m pip cache remove mmcv'" \
             mmcv_works
     fi
 fi
 
-step "mmdet $MMDET" "$net" pip install "mmdet==$MMDET"
+step "mmdet $MMDET" "$net" get "mmdet==$MMDET"
 step 'mmdet-ptq (editable) with its demo and dev extras' "$net" \
-    pip install -e '.[demo,dev]' "$SETUPTOOLS"
+    get -e '.[demo,dev]'
 step 'check the environment' "Move $VENV away and run this again." \
     "$PY" -c 'import cv2, mmcv.ops, mmdet.apis, pkg_resources, torch'
 echo "$key" >"$STAMP"

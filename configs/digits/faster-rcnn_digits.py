@@ -10,21 +10,21 @@ model = dict(
         frozen_stages=-1,
         norm_eval=False,
         init_cfg=None),
-    neck=dict(in_channels=[64, 128, 256, 512], out_channels=64),
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=48),
     rpn_head=dict(
-        in_channels=64,
-        feat_channels=64,
-        anchor_generator=dict(scales=[4])),
+        in_channels=48,
+        feat_channels=48,
+        anchor_generator=dict(scales=[3])),
     roi_head=dict(
         bbox_roi_extractor=dict(
-            out_channels=64,
+            out_channels=48,
             finest_scale=28,
             roi_layer=dict(sampling_ratio=2)),
         bbox_head=dict(
-            in_channels=64, fc_out_channels=256, num_classes=10)),
+            in_channels=48, fc_out_channels=256, num_classes=10)),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=300, max_per_img=200),
         rcnn=dict(sampler=dict(num=64))),
     test_cfg=dict(
-        rpn=dict(nms_pre=200, max_per_img=100),
-        rcnn=dict(max_per_img=50)))
+        rpn=dict(nms_pre=200, max_per_img=60),
+        rcnn=dict(max_per_img=30)))

@@ -15,6 +15,6 @@ model = dict(
         num_classes=10,
         in_channels=64,
         feat_channels=64,
-        stacked_convs=3,
+        stacked_convs=2,
         anchor_generator=dict(octave_base_scale=2)),
     test_cfg=dict(nms_pre=300))

@@ -50,8 +50,8 @@ class ProgressHook(Hook):
         self._stage = ''
         self._task = None
         self._bar = Progress(
-            TextColumn('{task.description}'),
-            BarColumn(),
+            TextColumn('{task.description:<18}'),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn('{task.fields[item]}'),
@@ -62,6 +62,7 @@ class ProgressHook(Hook):
     def on_progress(self, runner: Runner, stage: str, item: str, done: int,
                     total: int) -> None:
         """Moves the bar of a stage, making it when the stage is new."""
+        item = item if len(item) <= 24 else f'…{item[-23:]}'
         if self._task is None or stage != self._stage:
             self.close()
             self._bar.start()
@@ -83,7 +84,7 @@ class ProgressHook(Hook):
         if self._task is None:
             return
         task = self._bar.tasks[-1]
-        self._bar.update(self._task, completed=task.total)
+        self._bar.update(self._task, completed=task.total, item='')
         self._bar.stop()
         self._bar.remove_task(self._task)
         self._task = None

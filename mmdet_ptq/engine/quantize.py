@@ -79,7 +79,6 @@ def _run_passes(session: Session, store: ResumeStore | None,
         if i >= done and tensors is not None:
             restore_tensors(session.model, tensors)
             tensors = None
-        name = type(one).__name__
 
         def save(i: int = i) -> None:
             if store is not None:
@@ -87,7 +86,6 @@ def _run_passes(session: Session, store: ResumeStore | None,
                 store.save(dict(done=i, state=export()))
 
         session.save = save
-        session.progress('pass', name, i, len(passes))
         with torch.no_grad():
             one.run(session)
         session.state = {}

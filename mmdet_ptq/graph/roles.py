@@ -93,7 +93,10 @@ def offset(walker: Walker) -> set[str]:
     places: list[int] = []
     for op in walker.ops:
         name = canonical(op.name)
-        if name == 'gridsample' or 'deform' in name:
+        if 'multiscaledeform' in name:
+            # value, shapes, level starts, locations, attention weights
+            places += op.inputs[3:4]
+        elif name == 'gridsample' or 'deform' in name:
             places += op.inputs[1:]
     return _names(walker.back(places, _CARRY), walker)
 

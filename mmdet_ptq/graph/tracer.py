@@ -149,10 +149,10 @@ class Recorder(TorchFunctionMode):
         frame = _Frame(module, name, len(self.trace.ops))
         alone = self._quiet == 0 and not module._modules
         self._quiet += 1
+        if module is self._model:
+            self._find_images(args, kwargs)
         if alone or self._is_leaf(module):
             frame.seen = self.see(args, kwargs)
-        elif module is self._model:
-            self._find_images(args, kwargs)
         self._frames.append(frame)
         if frame.seen is None:
             self._quiet -= 1
@@ -160,14 +160,10 @@ class Recorder(TorchFunctionMode):
     def leave(self, module: nn.Module, args: tuple, kwargs: dict,
               result: Any) -> None:
         """Forward hook of every module."""
-        # a model may catch an exception of a module, whose frame is then
-        # still on top
-        while len(self._frames) > 1:
-            frame = self._frames.pop()
-            if frame.seen is not None:
-                self._quiet -= 1
-            if frame.module is module:
-                break
+        # called after an exception too, which the model may catch
+        frame = self._frames.pop()
+        if frame.seen is not None:
+            self._quiet -= 1
         if frame.seen is None:
             if self._quiet == 0:
                 self.trace.spans.append(
@@ -204,7 +200,8 @@ class Recorder(TorchFunctionMode):
                         module.register_forward_pre_hook(
                             self.enter, with_kwargs=True),
                         module.register_forward_hook(
-                            self.leave, with_kwargs=True)):
+                            self.leave, with_kwargs=True,
+                            always_call=True)):
                     stack.callback(handle.remove)
             stack.enter_context(self._watched_functions())
             stack.enter_context(self)

@@ -1,7 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Residual blocks: what a block-wise reconstruction treats at once."""
-from collections.abc import Callable
-
 from ..structures import Op, Unit
 from .record import Span
 from .vocabulary import ADD, canonical
@@ -18,7 +16,7 @@ _PARTS = frozenset({
 def find_units(walker: Walker) -> list[Unit]:
     """Partitions the layers into residual blocks and single layers.
 
-    A block is a module in whose own forward an addition joins a path with
+    A block is the innermost module in which an addition joins a path with
     layers to a skip of the block's input. A block inside a block belongs
     to the outer one.
 
@@ -46,19 +44,35 @@ def _home(layer: str, blocks: set[str]) -> str:
     return layer
 
 
+def _is_part(name: str) -> bool:
+    head, _, last = name.rpartition('.')
+    # the heads of a cascade are `roi_head.bbox_head.0` and so on
+    return not name or name in _PARTS or (
+        last.isdigit() and head.endswith('_head'))
+
+
 def _blocks(walker: Walker) -> set[str]:
-    adds: dict[str, list[Op]] = {}
+    """The innermost module around each residual addition.
+
+    That need not be the module that adds: mmcv's FFN is handed what it
+    adds, and the block that hands it over is the one that skips.
+    """
+    spans = [s for s in walker.record.spans if not _is_part(s.name)]
+    blocks: set[str] = set()
     for op in walker.ops:
-        if (canonical(op.name) in ADD and not op.module and op.scope
-                and op.scope not in _PARTS and len(op.inputs) > 1):
-            adds.setdefault(op.scope, []).append(op)
-    blocks = set()
-    for span in walker.record.spans:
-        inside = [op for op in adds.get(span.name, ())
-                  if span.start <= op.index < span.stop]
-        if span.name not in blocks and any(
-                _is_residual(walker, op, span) for op in inside):
-            blocks.add(span.name)
+        if (canonical(op.name) not in ADD or op.module
+                or len(op.inputs) < 2):
+            continue
+        # calls are in order of their end, so inner ones come first
+        around = [s for s in spans if s.start <= op.index < s.stop]
+        # `query + query_pos` computes nothing where it is added
+        if not around or not any(
+                _Path(walker, v, around[0]).layers for v in op.inputs[:2]):
+            continue
+        for span in around:
+            if _is_residual(walker, op, span):
+                blocks.add(span.name)
+                break
     return blocks
 
 
@@ -67,13 +81,14 @@ def _is_residual(walker: Walker, add: Op, span: Span) -> bool:
 
     The skip may hold one layer, the projection of a downsampling block. A
     pyramid's top-down addition is none: its operands start from different
-    inputs, or from several.
+    inputs, or from several. Nor is an hourglass, which has whole blocks on
+    both sides.
     """
     first, second = (_Path(walker, v, span) for v in add.inputs[:2])
     for skip, main in ((first, second), (second, first)):
         if not main.layers:
             continue
-        if skip.plain & main.sources:
+        if not skip.layers and skip.sources & main.sources:
             return True
         if (len(skip.layers) == 1 and len(skip.sources) == 1
                 and skip.sources == main.sources):
@@ -87,35 +102,22 @@ class _Path:
     Attributes:
         layers (set[str]): Layers on the way.
         sources (set[int]): Live values from outside that it starts from.
-        plain (set[int]): Those reached without a layer between.
     """
 
     def __init__(self, walker: Walker, value: int, span: Span) -> None:
         self.layers: set[str] = set()
-        self.sources = self._collect(walker, value, span, self._add_layer)
-        self.plain = self._collect(walker, value, span, None)
-
-    def _add_layer(self, op: Op) -> None:
-        self.layers.add(op.module)
-
-    @staticmethod
-    def _collect(walker: Walker, value: int, span: Span,
-                 on_layer: Callable[[Op], None] | None) -> set[int]:
-        sources, seen, todo = set(), set(), [value]
+        self.sources: set[int] = set()
+        seen, todo = set(), [value]
         while todo:
             number = todo.pop()
             if number in seen:
                 continue
             seen.add(number)
             op = walker.producer(number)
-            outside = op is None or op.index < span.start
-            if outside:
+            if op is None or op.index < span.start:
                 if op is not None or walker.values[number].is_input:
-                    sources.add(number)
+                    self.sources.add(number)
                 continue
             if walker.kind(op) == 'layer':
-                if on_layer is None:
-                    continue
-                on_layer(op)
+                self.layers.add(op.module)
             todo += walker.carried(op)
-        return sources

@@ -7,10 +7,17 @@ from ..quantizers import BaseQuantizer
 from ..registry import OBSERVERS
 from .histogram import HistogramObserver, coarsen, power_of_two
 from .sampling import jittered_index
-from .search import BLOCK, GridError, shrink_search
+from .search import (
+    BLOCK,
+    FINE,
+    BestRange,
+    GridError,
+    coarse_grid,
+    shrink_search,
+)
 
 SEARCHES = ('auto', '1d', '2d')
-#: most weights a row that the coarse search looks at
+#: weights a row that the coarse search looks at, more for few rows
 WEIGHT_SAMPLE = 510
 
 
@@ -105,9 +112,8 @@ def search_weight_range(weight: Tensor, quantizer: BaseQuantizer,
                         steps: int = 100) -> tuple[Tensor, Tensor]:
     """Shrinks each row's range to the least ``sum |w - q(w)|^p``.
 
-    Rows longer than WEIGHT_SAMPLE are searched on a sample and their
-    extremes; the range found is then kept only where its error over all
-    weights is below that of the full range.
+    Long rows are searched coarsely on a sample and their extremes; the
+    refinement, which also compares with the full range, sees all weights.
 
     Args:
         weight (Tensor): Floats, any shape.
@@ -129,38 +135,34 @@ def search_weight_range(weight: Tensor, quantizer: BaseQuantizer,
     low, high = torch.zeros(k), torch.zeros(k)
     if m == 0:
         return low.to(weight.device), high.to(weight.device)
-    index, stands_for = (None, 1)
-    if m > WEIGHT_SAMPLE:
-        index, stands_for = jittered_index(m, WEIGHT_SAMPLE)
-    few = max(1, BLOCK // m)
-    if index is not None:
-        few = max(few, BLOCK // WEIGHT_SAMPLE)
+    index, stands_for = torch.arange(m), 1
+    sample = max(WEIGHT_SAMPLE, (1 << 18) // k)
+    if m > sample:
+        index, stands_for = jittered_index(m, sample)
+    few = max(1, BLOCK // (len(index) + 2))
     for i in range(0, k, few):
         r = slice(i, i + few)
         low[r], high[r] = _search_rows(
-            rows[r].to('cpu', torch.float32), quantizer, p, steps, index,
-            stands_for)
+            rows[r].to('cpu', torch.float32), quantizer, p, -(-steps // 5),
+            index, stands_for)
     return low.to(weight.device), high.to(weight.device)
 
 
 def _search_rows(x: Tensor, quantizer: BaseQuantizer, p: float, steps: int,
-                 index: Tensor | None,
+                 index: Tensor,
                  stands_for: int) -> tuple[Tensor, Tensor]:
     """Ranges of a few rows ``[K, M]``; see :func:`search_weight_range`."""
     low, high = x.amin(1), x.amax(1)
     points, weights = x, None
-    if index is not None:
+    if stands_for > 1:
         points = torch.cat(
             [x.index_select(1, index), low[:, None], high[:, None]], 1)
         weights = torch.full((points.shape[1],), float(stands_for))
         weights[-2:] = 1.
     low, high = low.clamp(max=0.), high.clamp(min=0.)
-    found = shrink_search(GridError(quantizer, points, weights, p), low, high,
-                          -(-steps // 4), False)
-    if index is None:
-        return found
-    exact = GridError(quantizer, x, None, p)(
-        torch.stack([low, found[0]], 1), torch.stack([high, found[1]], 1))
-    better = exact[:, 1] < exact[:, 0]
-    return (torch.where(better, found[0], low),
-            torch.where(better, found[1], high))
+    rough = BestRange(GridError(quantizer, points, weights, p), low, high)
+    t = rough.attempt(coarse_grid(steps), True, True)
+    best = BestRange(GridError(quantizer, x, None, p), low, high)
+    best.attempt(t + torch.cat([torch.zeros(1, 1), FINE], 1) / steps, True,
+                 True)
+    return best.low, best.high

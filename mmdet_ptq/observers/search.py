@@ -10,6 +10,8 @@ from ..quantizers import BaseQuantizer
 #: elements worked on at once: 256 KiB of float32, in a core's L2 cache
 BLOCK = 1 << 16
 
+LIMIT = torch.finfo(torch.float32).max
+
 Error = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -65,8 +67,14 @@ class GridError:
         return y.mul_(self.weights[rows].unsqueeze(1)).sum(-1)
 
 
-class _Best:
-    """The best range of each row so far."""
+class BestRange:
+    """The best range of each row so far; at first the full range.
+
+    Args:
+        error (Error): Errors of candidates ``[K, C]``.
+        low (Tensor): ``[K]``, at most 0.
+        high (Tensor): ``[K]``, at least 0.
+    """
 
     def __init__(self, error: Error, low: Tensor, high: Tensor) -> None:
         self.error = error
@@ -85,10 +93,11 @@ class _Best:
         Returns:
             Tensor: ``[K, 1]``, the t of least error in each row.
         """
-        t = t.clamp(0, 1).expand(self.low.shape[0], -1)
+        t = t.clamp(min=0.).expand(self.low.shape[0], -1)
         fraction = t.square()
         low, high = (
-            end[:, None] * fraction if move else now[:, None].expand_as(t)
+            (end[:, None] * fraction).clamp(-LIMIT, LIMIT)
+            if move else now[:, None].expand_as(t)
             for end, now, move in zip(self.full, (self.low, self.high),
                                       (move_low, move_high), strict=True))
         least, at = self.error(low, high).min(1, keepdim=True)
@@ -104,17 +113,29 @@ class _Best:
         Equal steps of t, not of the fraction, are fine where outliers ask
         for a small fraction, and coarse near 1 where the error is flat.
         """
-        grid = torch.linspace(1., 0., steps + 1)[None]
-        if move_low and move_high:
-            grid = grid[:, :-1]
+        grid = coarse_grid(steps)
+        if not (move_low and move_high):
+            grid = torch.cat([grid, torch.zeros(1, 1)], 1)
         t = self.attempt(grid, move_low, move_high)
-        offsets = torch.tensor([[-3., -2., -1., 1., 2., 3.]])
-        self.attempt(t + offsets / (4 * steps), move_low, move_high)
+        self.attempt(t + FINE / steps, move_low, move_high)
+
+
+#: where to look between a coarse candidate and its neighbours
+FINE = torch.tensor([[-3., -2., -1., 1., 2., 3.]]) / 4
+
+
+def coarse_grid(steps: int) -> Tensor:
+    """``[1, steps + 1]`` values of t from ``1 + 1 / steps`` down.
+
+    Slightly more than the data's range can be best: it moves the zero point,
+    and with it the grid under a peak such as SiLU's minimum.
+    """
+    return torch.arange(steps + 1, 0, -1.)[None] / steps
 
 
 def shrink_search(error: Error, low: Tensor, high: Tensor, steps: int,
                   two_ends: bool, rounds: int = 2) -> tuple[Tensor, Tensor]:
-    """Shrinks ranges until the error is least.
+    """Shrinks, or slightly widens, ranges until the error is least.
 
     Both ends together first and then, with ``two_ends``, low and high in
     turn. The full range is a candidate, so the result is never worse.
@@ -130,7 +151,7 @@ def shrink_search(error: Error, low: Tensor, high: Tensor, steps: int,
     Returns:
         tuple[Tensor, Tensor]: Low and high, ``[K]`` each.
     """
-    best = _Best(error, low, high)
+    best = BestRange(error, low, high)
     best.line(steps, True, True)
     if two_ends:
         for _ in range(rounds):

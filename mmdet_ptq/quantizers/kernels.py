@@ -71,7 +71,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor,
     """Quantizes and dequantizes without autograd.
 
     Args:
-        x (Tensor): float32, any shape and strides.
+        x (Tensor): float32, not empty, any strides.
         scale (Tensor): float32 ``[1]``, or ``[C]`` with ``axis``.
         zero_point (Tensor): int32, shaped like ``scale``.
         axis (int, optional): Axis of the C channels.
@@ -82,8 +82,6 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor,
         Tensor: float32, of x's shape and memory format. NaN stays NaN, so
         that it is found where it arose.
     """
-    if x.numel() == 0:
-        return torch.empty_like(x)
     if x.is_cuda:
         return _fused(x, scale, zero_point, axis, qmin, qmax)
     if memory_order(x) is None:

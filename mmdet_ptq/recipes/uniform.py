@@ -4,13 +4,14 @@
 Ranges minimise the L2.4 error (activations, on histograms) and the L2
 error (weights, exactly, for each channel). A grouped convolution, above all
 a depthwise one, has an input scale for each group: an output channel reads
-one group only, so the scale folds into the weight's and costs nothing.
+one group only, so the scale folds into the weight's and costs nothing. A
+head that runs on every pyramid level has a range for each level.
 """
 rules = [
     dict(
         match='*',
         weight=dict(type='UniformQuantizer', granularity='channel'),
-        act=dict(type='UniformQuantizer')),
+        act=dict(type='UniformQuantizer', per_level=True)),
     dict(match='@grouped', act=dict(granularity='group')),
     dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
     dict(match=['@prediction', '@offset'], skip=True),

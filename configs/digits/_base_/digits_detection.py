@@ -15,7 +15,8 @@ metainfo = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='RandomResize', scale=(224, 224), ratio_range=(0.8, 1.2)),
+    # one size: no padding, and a batch costs little
+    dict(type='Resize', scale=(192, 192), keep_ratio=False),
     dict(type='PackDetInputs')
 ]
 test_pipeline = [
@@ -64,13 +65,13 @@ val_evaluator = dict(
     format_only=False)
 test_evaluator = val_evaluator
 
-max_epochs = 12
+max_epochs = 10
 train_cfg = dict(
     type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=100)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(
         type='CosineAnnealingLR',
         eta_min_ratio=0.01,

@@ -4,7 +4,8 @@ _base_ = ['./digits_detection.py']
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomResize', scale=(224, 224), ratio_range=(0.8, 1.2)),
+    # one size: no padding, and a batch costs little
+    dict(type='Resize', scale=(192, 192), keep_ratio=False),
     dict(type='PackDetInputs')
 ]
 test_pipeline = [

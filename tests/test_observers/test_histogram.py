@@ -1,0 +1,179 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmdet_ptq.observers import LpObserver, PercentileObserver
+from mmdet_ptq.observers import histogram as module
+from mmdet_ptq.observers.histogram import (
+    MIN_EXPONENT,
+    coarsen,
+    exponents,
+    power_of_two,
+)
+from mmdet_ptq.observers.sampling import (
+    SAMPLE,
+    jittered_index,
+    row_extremes,
+    sample_rows,
+)
+from mmdet_ptq.quantizers import Granularity, UniformQuantizer
+
+floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def test_powers_of_two_are_exact():
+    e = torch.arange(-200, 201)
+    assert power_of_two(e).tolist() == [2.0**i for i in e.tolist()]
+
+
+@settings(deadline=None, derandomize=True)
+@given(low=floats, high=floats, half=st.sampled_from([8, 512]))
+def test_exponent_is_the_smallest_that_fits(low, high, half):
+    low, high = sorted((low, high))
+    e = exponents(torch.tensor([low]), torch.tensor([high]), half).item()
+
+    def fits(e):
+        return (math.floor(low / 2.0**e) >= -half
+                and math.floor(high / 2.0**e) < half)
+
+    assert fits(e)
+    assert e == MIN_EXPONENT or not fits(e - 1)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.lists(st.lists(floats, min_size=1, max_size=9), min_size=1,
+                max_size=5))
+def test_against_a_loop(batches):
+    observer = LpObserver()
+    for values in batches:
+        observer.observe(torch.tensor(values))
+    e = int(observer.exponent)
+    want = [0] * (2 * observer.half)
+    for value in (v for values in batches for v in values):
+        want[math.floor(value / 2.0**e) + observer.half] += 1
+    assert observer.counts.flatten().tolist() == want
+    zeros = sum(v == 0 for values in batches for v in values)
+    assert int(observer.zeros) == zeros
+
+
+def test_rows_have_their_own_exponents():
+    observer = LpObserver()
+    observer.bind(Granularity('channel', 1))
+    scale = torch.tensor([1e-4, 1., 300.])[:, None]
+    observer.observe(torch.randn(7, 3, 50) * scale)
+    observer.observe(torch.randn(7, 3, 50) * scale * 9)
+    spread = (observer.counts[0] > 0).sum(1)
+    assert (spread > 100).all()
+    assert observer.exponent.unique().numel() == 3
+    assert (observer.counts.sum(-1) == 700).all()
+
+
+def test_coarsen_by_hand():
+    counts = torch.arange(1, 9)[None].repeat(4, 1)  # bins -4 .. 3
+    got = coarsen(counts, torch.tensor([0, 1, 2, 70]))
+    assert got.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8],
+                            [0, 0, 3, 7, 11, 15, 0, 0],
+                            [0, 0, 0, 10, 26, 0, 0, 0],
+                            [0, 0, 0, 10, 26, 0, 0, 0]]
+
+
+@pytest.mark.parametrize('rows, bins', [(1, 1 << 14), (256, 2048),
+                                        (4096, 1024)])
+def test_memory_is_bounded(rows, bins):
+    observer = LpObserver()
+    observer.bind(Granularity('channel', 1))
+    observer.observe(torch.randn(1, rows, 2))
+    assert observer.counts.shape == (1, rows, bins)
+
+
+def layouts(x):
+    yield x.contiguous(memory_format=torch.channels_last)
+    yield x.transpose(2, 3).contiguous().transpose(2, 3)
+    yield torch.cat([x, x], 3)[..., :x.shape[3]]
+    yield torch.stack([x, x], -1)[..., 1]
+
+
+@pytest.mark.parametrize('grain', [
+    Granularity(), Granularity('channel', 1), Granularity('group', 1, 4),
+    Granularity('channel', -1)])
+def test_strides_change_nothing(grain):
+    x = torch.randn(2, 8, 160, 170)
+    want, weight = sample_rows(x, grain)
+    rows = grain.rows(x)
+    assert want.shape[1] * weight <= rows.shape[1]
+    assert weight == 1 or want.numel() <= 1 << 18
+    for y in layouts(x):
+        assert torch.equal(y, x)
+        got, same = sample_rows(y, grain)
+        assert torch.equal(got, want) and same == weight
+        low, high = row_extremes(y, grain)
+        assert torch.equal(low, rows.amin(1))
+        assert torch.equal(high, rows.amax(1))
+
+
+@pytest.mark.parametrize('count', [SAMPLE + 1, 100_000, 10**6, 2**24 + 7])
+def test_sample_is_one_of_each_stratum(count):
+    index, width = jittered_index(count, SAMPLE)
+    assert len(index) <= SAMPLE and index[-1] < count
+    assert torch.equal(index // width, torch.arange(len(index)))
+
+
+@pytest.mark.parametrize('period', [2, 3, 64, 200, 256, 800, 1024])
+def test_sample_meets_no_column_more_often(period):
+    index, _ = jittered_index(2**22, SAMPLE)
+    share = torch.bincount(index % period, minlength=period)
+    assert share.min() > 0
+    expected = len(index) / period
+    assert (share - expected).abs().max() < max(5 * expected**.5, 3)
+
+
+def test_samples_weigh_what_they_stand_for():
+    observer = LpObserver()
+    observer.observe(torch.randn(1, 3, 400, 500).relu())
+    observer.observe(torch.randn(1, 3, 4, 5))
+    assert int(observer.counts.sum()) == pytest.approx(600_060, rel=1e-3)
+    assert int(observer.zeros) == pytest.approx(300_000, rel=.02)
+
+
+@pytest.mark.parametrize('percentile', [.9, .99, .9999, 1.])
+def test_percentile_against_numpy(percentile):
+    torch.manual_seed(0)
+    batch = [torch.randn(30_000) * 2 + 1 for _ in range(2)]
+    observer = PercentileObserver(percentile)
+    for x in batch:
+        observer.observe(x)
+    low, high = observer.ranges(UniformQuantizer())
+    x = torch.cat(batch)
+    width = 2.0**int(observer.exponent)
+    # within a bin of the neighbouring order statistics
+    order = x.sort().values
+    for got, q in ((low, 1 - percentile), (high, percentile)):
+        at = q * (len(x) - 1)
+        below = order[max(0, math.floor(at) - 1)]
+        above = order[min(len(x) - 1, math.ceil(at) + 1)]
+        assert below - width <= got.item() <= above + width
+
+
+def test_percentile_is_within_the_data():
+    observer = PercentileObserver(.9)
+    observer.observe(torch.tensor([2., 2., 2., 3.]))
+    low, high = observer.ranges(UniformQuantizer())
+    assert 2 <= low.item() <= high.item() <= 3
+
+
+def test_growth_by_many_octaves(monkeypatch):
+    monkeypatch.setattr(module, 'MOST_BINS', 1024)
+    a, b = LpObserver(), LpObserver()
+    values = [torch.tensor([s * 10.0**k]) for k in range(-38, 39, 4)
+              for s in (-1., 1.)]
+    for x in values:
+        a.observe(x)
+    for x in reversed(values):
+        b.observe(x)
+    assert a.half == 512
+    assert torch.equal(a.counts, b.counts)
+    assert torch.equal(a.exponent, b.exponent)

@@ -1,0 +1,233 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+import io
+import itertools
+
+import pytest
+import torch
+
+from mmdet_ptq.errors import CalibrationError, NumericError
+from mmdet_ptq.observers import (
+    AverageMinMaxObserver,
+    LpObserver,
+    MinMaxObserver,
+    MovingAverageObserver,
+    PercentileObserver,
+)
+from mmdet_ptq.quantizers import Granularity, UniformQuantizer
+from mmdet_ptq.registry import OBSERVERS, build_from
+
+ALL = dict(
+    minmax=MinMaxObserver, moving=MovingAverageObserver,
+    average=AverageMinMaxObserver,
+    percentile=lambda: PercentileObserver(.99),
+    lp=lambda: LpObserver(steps=20))
+ORDERLESS = [name for name in ALL if name != 'moving']
+GRAINS = [('tensor', None), ('channel', None), ('group', 2)]
+grains = pytest.mark.parametrize('kind, size', GRAINS)
+
+
+def new(name, kind='tensor', size=None, levels=1):
+    observer = ALL[name]()
+    observer.bind(Granularity(kind, 1, size), levels)
+    quantizer = UniformQuantizer(4, False, kind, group_size=size,
+                                 per_level=True)
+    return observer, quantizer
+
+
+def images(count=6, seed=0):
+    torch.manual_seed(seed)
+    return [torch.randn(1, 4, 9, 5 + i) * 10.0**(i - 3) + i
+            for i in range(count)]
+
+
+def feed(observer, batch, level=0):
+    for x in batch:
+        observer.observe(x, level)
+        observer.end_image()
+    return observer
+
+
+def same_state(a, b):
+    return a.keys() == b.keys() and all(
+        torch.equal(a[k], b[k]) for k in a)
+
+
+@grains
+@pytest.mark.parametrize('name', ORDERLESS)
+def test_order_does_not_matter(name, kind, size):
+    batch = images(4)
+    found = []
+    for order in itertools.permutations(batch):
+        observer, quantizer = new(name, kind, size)
+        found.append(feed(observer, order).ranges(quantizer))
+    for low, high in found[1:]:
+        assert torch.equal(low, found[0][0])
+        assert torch.equal(high, found[0][1])
+
+
+@grains
+@pytest.mark.parametrize('name', ORDERLESS)
+def test_merge_is_a_single_process(name, kind, size):
+    batch = images(6)
+    single, quantizer = new(name, kind, size)
+    want = feed(single, batch).ranges(quantizer)
+    parts = [batch[:1], batch[1:4], batch[4:], []]
+    for order in itertools.permutations(parts):
+        ranks = [feed(new(name, kind, size)[0], p) for p in order]
+        ranks[0].merge([r.state_dict() for r in ranks[1:]])
+        got = ranks[0].ranges(quantizer)
+        assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+        assert ranks[0].count.equal(single.count)
+
+
+def test_moving_average_by_hand_and_merge():
+    a, q = new('moving')
+    a.observe(torch.tensor([-1., 2.]))
+    a.observe(torch.tensor([-3., 1.]))  # same image: -3 .. 2
+    a.end_image()
+    a.observe(torch.tensor([-1., 12.]))
+    a.end_image()
+    low, high = a.ranges(q)
+    assert low.item() == pytest.approx(-2.8)
+    assert high.item() == pytest.approx(3.)
+    b = feed(new('moving')[0], [torch.tensor([-4., 6.])])
+    states = a.state_dict(), b.state_dict()
+    a.merge([states[1]])
+    b.merge([states[0]])
+    for merged in (a, b):  # two images of a, one of b
+        low, high = merged.ranges(q)
+        assert low.item() == pytest.approx((-2.8 * 2 - 4) / 3)
+        assert high.item() == pytest.approx((3 * 2 + 6) / 3)
+
+
+def test_average_by_hand():
+    observer, q = new('average')
+    feed(observer, [torch.tensor([-1., 2.]), torch.tensor([-3., 3.])])
+    observer.observe(torch.tensor([-5., 4.]))  # its end is implied
+    assert [r.item() for r in observer.ranges(q)] == [-3., 3.]
+
+
+@grains
+def test_minmax_is_exact(kind, size):
+    batch = [torch.randn(1, 4, 300, 301) for _ in range(2)]
+    observer, q = new('minmax', kind, size)
+    low, high = feed(observer, batch).ranges(q)
+    rows = observer.granularity.rows(torch.cat(batch))
+    assert torch.equal(low[0], rows.amin(1))
+    assert torch.equal(high[0], rows.amax(1))
+
+
+@grains
+@pytest.mark.parametrize('name', ALL)
+def test_state_round_trip(name, kind, size):
+    observer, q = new(name, kind, size, levels=2)
+    feed(observer, images(3), 0)
+    feed(observer, images(2, seed=1), 1)
+    stream = io.BytesIO()
+    torch.save(observer.state_dict(), stream)
+    stream.seek(0)
+    state = torch.load(stream, weights_only=True)
+    other = new(name, kind, size, levels=2)[0]
+    other.load_state_dict(state)
+    assert same_state(other.state_dict(), observer.state_dict())
+    # a resumed run goes on like an uninterrupted one
+    more = images(2, seed=2)
+    got = feed(other, more, 1).ranges(q)
+    want = feed(observer, more, 1).ranges(q)
+    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_levels_without_data_take_the_union(name):
+    observer, q = new(name, levels=4)
+    feed(observer, [torch.tensor([-1., 0., 2.])] * 2, 0)
+    feed(observer, [torch.tensor([-3., 0., 1.])] * 2, 2)
+    low, high = observer.ranges(q)
+    assert low.shape == high.shape == (4, 1)
+    for empty in (1, 3):
+        assert low[empty] == torch.minimum(low[0], low[2])
+        assert high[empty] == torch.maximum(high[0], high[2])
+    assert low[2] < low[0] and high[0] > high[2]
+    q.set_range(low, high)
+
+
+@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('values', [
+    [0.], [3.], [-3.], [0., 0.], [5., 5.], [-1e-42, 1e-42], [3e38, -3e38],
+    [1e-30] * 9, [-4., -2.]])
+def test_degenerate_data(name, values):
+    observer, q = new(name)
+    observer.observe(torch.empty(0, 4))
+    assert not observer.seen
+    x = torch.tensor(values)
+    observer.observe(x)
+    assert observer.seen
+    low, high = observer.ranges(q)
+    assert torch.isfinite(low).all() and torch.isfinite(high).all()
+    assert (low <= high).all()
+    q.set_range(low, high)
+    assert torch.isfinite(q.eval()(x)).all()
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_no_data(name):
+    observer, q = new(name)
+    with pytest.raises(CalibrationError, match='no data'):
+        observer.ranges(q)
+    observer.merge([new(name)[0].state_dict()])
+    assert not observer.seen
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_dtypes_and_no_references(name):
+    observer, q = new(name, 'channel')
+    x = torch.randn(2, 4, 3, 3)
+    observer.observe(x.to(torch.bfloat16).requires_grad_())
+    before = observer.state_dict()
+    observer.observe(x[:0])
+    x.zero_()
+    assert same_state(before, observer.state_dict())
+    low, _ = observer.ranges(q)
+    assert not low.requires_grad and low.dtype == torch.float32
+
+
+def test_mistakes_in_use():
+    observer, _ = new('minmax', 'channel', levels=2)
+    observer.observe(torch.randn(1, 4, 2))
+    with pytest.raises(CalibrationError, match='earlier ones had 4'):
+        observer.observe(torch.randn(1, 5, 2))
+    with pytest.raises(IndexError, match='level 2 of 2'):
+        observer.observe(torch.randn(1, 4, 2), 2)
+    with pytest.raises(ValueError, match='floats'):
+        observer.observe(torch.zeros(1, 4, dtype=torch.int64))
+    for bad in (float('nan'), float('inf')):
+        with pytest.raises(NumericError, match='NaN or Inf'):
+            observer.observe(torch.full((1, 4), bad))
+    with pytest.raises(CalibrationError, match='2'):
+        new('minmax', 'channel')[0].load_state_dict(observer.state_dict())
+    other, _ = new('minmax', 'channel', levels=2)
+    other.observe(torch.randn(1, 3))
+    with pytest.raises(CalibrationError, match='different shapes'):
+        observer.merge([other.state_dict()])
+    with pytest.raises(ValueError, match='positive'):
+        observer.bind(Granularity(), 0)
+
+
+@pytest.mark.parametrize('cls, kwargs, message', [
+    (MovingAverageObserver, dict(momentum=0.), 'momentum'),
+    (PercentileObserver, dict(percentile=.5), 'percentile'),
+    (PercentileObserver, dict(percentile=1.01), 'percentile'),
+    (LpObserver, dict(p=0.), 'p must'),
+    (LpObserver, dict(steps=1), 'steps'),
+    (LpObserver, dict(search='3d'), 'auto, 1d, 2d'),
+])
+def test_wrong_arguments(cls, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        cls(**kwargs)
+
+
+def test_registered():
+    for name in ('MinMaxObserver', 'MovingAverageObserver',
+                 'AverageMinMaxObserver', 'PercentileObserver', 'LpObserver'):
+        build_from(OBSERVERS, dict(type=name))
+    assert build_from(OBSERVERS, dict(type='LpObserver', p=2.)).p == 2.

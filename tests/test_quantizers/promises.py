@@ -1,0 +1,115 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""What every registered quantizer is held to.
+
+A new quantizer joins by adding factories to ``FACTORIES``: functions of the
+bit-width that give a new, unset quantizer for tensors of shape [2, 6, ...].
+"""
+import copy
+import io
+
+import torch
+from hypothesis import strategies as st
+
+from mmdet_ptq.quantizers import UniformQuantizer
+
+FACTORIES = {}
+
+
+def factory(name):
+    def register(function):
+        FACTORIES[name] = function
+        return function
+
+    return register
+
+
+for _sym in (False, True):
+    for _role in ('act', 'weight'):
+        for _kind in ('tensor', 'channel', 'group'):
+            _args = dict(symmetric=_sym, granularity=_kind, role=_role,
+                         group_size=2 if _kind == 'group' else None)
+            FACTORIES[f'uniform-{"sym" if _sym else "aff"}-{_role}-{_kind}'
+                      ] = lambda bits, a=_args: UniformQuantizer(bits, **a)
+
+
+@st.composite
+def tensors(draw):
+    """Shapes, strides and values a detector may hand over."""
+    shape = (2, 6, draw(st.integers(0, 4)), draw(st.sampled_from([2, 4])))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    x = torch.randn(shape, generator=generator)
+    x *= 10.0**draw(st.integers(-12, 12))
+    kind = draw(st.sampled_from(
+        ['plain', 'relu', 'negative', 'constant', 'zero', 'outlier']))
+    if kind == 'relu':
+        x = x.relu()
+    elif kind == 'negative':
+        x = -x.abs()
+    elif kind == 'constant':
+        x = torch.full(shape, float(x.flatten()[0]) if x.numel() else 1.)
+    elif kind == 'zero':
+        x = torch.zeros(shape)
+    elif kind == 'outlier' and x.numel():
+        x[0, 0, 0, 0] *= 1e20
+    layout = draw(st.sampled_from(['nchw', 'nhwc', 'transposed', 'gaps']))
+    if layout == 'nhwc':
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif layout == 'transposed':
+        x = x.transpose(2, 3).contiguous().transpose(2, 3)
+    elif layout == 'gaps':
+        x = torch.stack([x, x], -1)[..., 0]
+    return x
+
+
+def fit(quantizer, x, shrink=1.):
+    """Sets the range from the tensor, as a calibration would."""
+    rows = quantizer.granularity.rows(x)
+    if rows.shape[1] == 0:
+        rows = torch.zeros(max(1, rows.shape[0]), 1)
+    quantizer.set_range(rows.amin(1) * shrink, rows.amax(1) * shrink)
+    return quantizer.eval()
+
+
+def check_all(make, bits, x, shrink=1.):
+    q = fit(make(bits), x, shrink)
+    with torch.no_grad():
+        y = q(x)
+    check_codes(q, x, y)
+    check_output(q, x, y)
+    check_state(q, make(bits), x, y)
+
+
+def check_codes(q, x, y):
+    codes = q.encode(x)
+    assert codes.dtype == torch.int32 and codes.shape == x.shape
+    # counting distinct codes in each row, and over all rows
+    assert codes.unique().numel() <= 2**q.bits
+    decoded = q.decode(codes)
+    assert decoded.dtype == torch.float32
+    # bits, not values: a negative zero would be a difference
+    same = decoded.contiguous().view(torch.int32)
+    assert torch.equal(y.contiguous().view(torch.int32), same)
+
+
+def check_output(q, x, y):
+    assert y.shape == x.shape and y.dtype == x.dtype
+    assert torch.isfinite(y).all()
+    with torch.no_grad():
+        assert torch.equal(q(y), y)
+        for dtype in (torch.float16, torch.bfloat16, torch.float64):
+            z = q(x.clamp(-6e4, 6e4).to(dtype))
+            assert z.dtype == dtype and torch.isfinite(z).all()
+    bits = q.storage_bits(x.shape)
+    assert isinstance(bits, int) and bits >= x.numel() * q.bits
+
+
+def check_state(q, fresh, x, y):
+    stream = io.BytesIO()
+    torch.save(q.state_dict(), stream)
+    stream.seek(0)
+    state = torch.load(stream, weights_only=True)
+    fresh.load_state_dict(state)
+    with torch.no_grad():
+        assert bool(fresh.initialized)
+        assert torch.equal(fresh.eval()(x), y)
+        assert torch.equal(copy.deepcopy(q)(x), y)

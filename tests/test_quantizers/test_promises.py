@@ -1,0 +1,60 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from promises import FACTORIES, check_all, fit, tensors
+
+from mmdet_ptq.errors import CalibrationError
+from mmdet_ptq.registry import QUANTIZERS
+
+each = pytest.mark.parametrize('make', FACTORIES.values(), ids=FACTORIES)
+
+
+@each
+@settings(max_examples=40, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.too_slow])
+@given(x=tensors(), bits=st.integers(2, 8),
+       shrink=st.sampled_from([1., 0.3, 0.]))
+def test_promises(make, x, bits, shrink):
+    check_all(make, bits, x, shrink)
+
+
+@each
+def test_grid_quantize_is_forward(make):
+    x = torch.randn(2, 6, 4, 4)
+    for bits in (2, 4, 8):
+        q = fit(make(bits), x)
+        rows = q.granularity.rows(x)
+        ends = rows.amin(1)[:, None], rows.amax(1)[:, None]
+        # a candidate for nothing, and then the range in force
+        low, high = (torch.cat([e * 3, e], 1) for e in ends)
+        got = q.grid_quantize(rows, low, high)
+        assert got.shape == (*low.shape, rows.shape[1])
+        want = q.granularity.rows(q(x))
+        assert torch.equal(got[:, 1], want)
+
+
+@each
+def test_without_a_range(make):
+    q = make(4)
+    assert not bool(q.initialized)
+    with pytest.raises(CalibrationError, match='calibrate'):
+        q(torch.randn(2, 6, 4, 4))
+
+
+@each
+def test_straight_through(make):
+    x = torch.randn(2, 6, 4, 4, requires_grad=True)
+    q = fit(make(4), x.detach(), 0.5).train()
+    y = q(x)
+    assert torch.equal(y, q(x.detach()))
+    y.sum().backward()
+    assert 0 < x.grad.mean() < 1 and set(x.grad.unique().tolist()) == {0, 1}
+
+
+def test_every_registered_quantizer_is_here():
+    made = {type(make(4)) for make in FACTORIES.values()}
+    QUANTIZERS.import_from_location()
+    assert set(QUANTIZERS.module_dict.values()) >= made
+    assert 'UniformQuantizer' in QUANTIZERS.module_dict
