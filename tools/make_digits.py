@@ -22,7 +22,7 @@ CLASSES = tuple('0123456789')
 SPLITS = ('train', 'val')
 IMAGE_SIDES = (160, 256)
 DIGIT_SIDES = (8, 96)
-MAX_ROTATION = 25.
+MAX_ROTATION = 15.
 MIN_VISIBLE = 0.5
 VERSION = 1
 SETTINGS = 'settings.json'
@@ -119,7 +119,7 @@ def make_background(photos, height, width, rng):
     if rng.random() < .5:
         result = result[::-1]
     mean = result.mean((0, 1))
-    result = mean + (result - mean) * rng.uniform(.45, 1.)
+    result = mean + (result - mean) * rng.uniform(.35, .9)
     return result * rng.uniform(.75, 1.2, 3) + rng.uniform(-25, 25)
 
 
@@ -201,12 +201,12 @@ def place_digit(image, visible, areas, alpha, rng):
         left_over = [
             old.sum() - (old[window] & mask).sum() for old in visible
         ]
-        if any(rest < .75 * area for rest, area in zip(left_over, areas)):
+        if any(rest < .8 * area for rest, area in zip(left_over, areas)):
             continue
         place = image[window]
         local = place.mean((0, 1))
-        low = rng.random() < .12
-        contrast = rng.uniform(28, 45) if low else rng.uniform(80, 135)
+        low = rng.random() < .1
+        contrast = rng.uniform(28, 45) if low else rng.uniform(85, 140)
         colour = pick_colour(local, contrast, rng)
         place += alpha[..., None] * (colour - place)
         for old in visible:
@@ -234,12 +234,12 @@ def make_image(digits, bank, photos, rng):
     """
     height, width = rng.integers(IMAGE_SIDES[0], IMAGE_SIDES[1] + 1, 2)
     image = make_background(photos, int(height), int(width), rng)
-    draw_clutter(image, rng, int(rng.integers(0, 6)))
+    draw_clutter(image, rng, int(rng.integers(0, 5)))
     low, high = DIGIT_SIDES
     names, visible, areas = [], [], []
     # large ones first, so that small ones are not hidden under them
-    count = int(rng.integers(2, 8))
-    sides = low * (high / low)**rng.beta(2.8, 1.3, count)
+    count = int(rng.integers(2, 7))
+    sides = low * (high / low)**rng.beta(3.2, 1.2, count)
     for side in np.sort(sides)[::-1]:
         label = int(rng.integers(len(CLASSES)))
         sample = int(rng.choice(bank[label]))

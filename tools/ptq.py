@@ -58,6 +58,8 @@ def parse_args() -> argparse.Namespace:
 def quant_cfg_of(cfg: Config, args: argparse.Namespace) -> dict:
     """The config's ``quant_cfg`` with the command line over it."""
     found = cfg.get('quant_cfg')
+    if found is not None and not isinstance(found, dict):
+        raise QuantConfigError(f'quant_cfg: expected a dict, got {found!r}')
     quant_cfg = found.to_dict() if found is not None else {}
     if args.recipe is not None:
         quant_cfg = {k: v for k, v in quant_cfg.items() if k == 'bits'}
@@ -68,13 +70,11 @@ def quant_cfg_of(cfg: Config, args: argparse.Namespace) -> dict:
         quant_cfg['bits'] = args.bits
     elif found is None:
         quant_cfg.setdefault('bits', 'w8a8')
-    calibration = dict(quant_cfg.get('calibration', {}))
-    if args.calib_num is not None:
-        calibration['num_samples'] = args.calib_num
-    if args.calib_source is not None:
-        calibration['source'] = args.calib_source
-    if calibration:
-        quant_cfg['calibration'] = calibration
+    given = dict(num_samples=args.calib_num, source=args.calib_source)
+    given = {k: v for k, v in given.items() if v is not None}
+    if given:
+        quant_cfg['calibration'] = {
+            **(quant_cfg.get('calibration') or {}), **given}
     return quant_cfg
 
 
@@ -82,7 +82,13 @@ def load_config(args: argparse.Namespace) -> Config:
     """The detector's config, made into one that PTQRunner runs."""
     if not osp.isfile(args.config):
         raise QuantConfigError(f'config {args.config} does not exist')
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+    except Exception as error:
+        # whatever a config's own code raises
+        raise QuantConfigError(
+            f'config {args.config} cannot be loaded: {type(error).__name__}: '
+            f'{error}') from error
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     cfg.quant_cfg = quant_cfg_of(cfg, args)

@@ -77,7 +77,6 @@ if ! mmcv_works >>"$LOG" 2>&1; then
         step "mmcv $MMCV from source: this takes ten minutes and more" \
             'It needs a C++17 compiler (g++) and the Python headers.' \
             env MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$jobs}" \
-            CFLAGS="${CFLAGS:-} -g0" CXXFLAGS="${CXXFLAGS:-} -g0" \
             "$PY" -m pip --no-input install --no-build-isolation \
             --no-binary mmcv --force-reinstall --no-deps "mmcv==$MMCV"
         step 'what mmcv needs at run time' "$net" get "mmcv==$MMCV"

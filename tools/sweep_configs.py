@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import mmdet
-import numpy as np
 import torch
-from mmengine.config import Config
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from mmdet_ptq import quantize_detector
+from mmdet_ptq.testing import (noise_batches, random_detector,
+                               settle_batch_norms)
 
 # from small to large; a name holding none of them counts as middling
 _SIZES = ('nano', 'tiny', 'r18', 'mobilenet', '400mf', '-t0', '-t-', '_t-',
@@ -67,55 +69,6 @@ def families() -> dict[str, Path]:
         if folder.is_dir() and folder.name not in ('_base_', 'common')
     }
     return {name: path for name, path in found.items() if path is not None}
-
-
-def build(path: Path) -> nn.Module:
-    """A detector with seeded random weights, nothing downloaded."""
-    from mmdet.registry import MODELS
-    from mmdet.utils import register_all_modules
-    register_all_modules(init_default_scope=True)
-    cfg = Config.fromfile(str(path))
-    model_cfg = _without_pretrained(copy.deepcopy(cfg.model))
-    torch.manual_seed(0)
-    return MODELS.build(model_cfg).eval()
-
-
-def _without_pretrained(cfg: Any) -> Any:
-    if isinstance(cfg, dict):
-        if 'pretrained' in cfg and isinstance(cfg['pretrained'], str | dict):
-            cfg['pretrained'] = None
-        init = cfg.get('init_cfg')
-        if isinstance(init, dict) and init.get('type') == 'Pretrained':
-            cfg['init_cfg'] = None
-        for value in cfg.values():
-            _without_pretrained(value)
-    elif isinstance(cfg, list | tuple):
-        for value in cfg:
-            _without_pretrained(value)
-    return cfg
-
-
-def batches(size: tuple[int, int]) -> list[dict]:
-    """Two one-image batches of smooth seeded noise with a few rectangles."""
-    from mmdet.structures import DetDataSample
-    rng = np.random.default_rng(0)
-    height, width = size
-    found = []
-    for i in range(2):
-        coarse = torch.from_numpy(rng.random((1, 3, 8, 8), np.float32))
-        image = nn.functional.interpolate(
-            coarse, size, mode='bicubic')[0].clamp(0, 1) * 255
-        for _ in range(6):
-            y, x = rng.integers(0, height - 16), rng.integers(0, width - 16)
-            h, w = rng.integers(8, height // 2), rng.integers(8, width // 2)
-            color = torch.from_numpy(rng.random(3, np.float32)) * 255
-            image[:, y:y + h, x:x + w] = color[:, None, None]
-        sample = DetDataSample(metainfo=dict(
-            img_id=i, img_path=f'{i}.png', ori_shape=size, img_shape=size,
-            batch_input_shape=size, pad_shape=size, scale_factor=(1., 1.),
-            flip=False))
-        found.append(dict(inputs=[image.byte()], data_samples=[sample]))
-    return found
 
 
 class Selections(TorchFunctionMode):
@@ -243,20 +196,6 @@ def cosine(a: list[Tensor], b: list[Tensor]) -> float:
         default=1.0)
 
 
-def settle_batch_norms(model: nn.Module, data: list[dict]) -> None:
-    """Takes batch norm statistics from the images."""
-    norms = [m for m in model.modules()
-             if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.train()
-        norm.momentum = 0.9
-    with torch.no_grad():
-        for batch in data:
-            inputs = model.data_preprocessor(copy.deepcopy(batch), False)
-            model(**inputs, mode='tensor')
-    model.eval()
-
-
 def examine(path: Path, size: tuple[int, int]) -> dict:
     """Builds, quantizes and runs one detector.
 
@@ -268,15 +207,14 @@ def examine(path: Path, size: tuple[int, int]) -> dict:
         dict: ``built``, ``float_ok``, ``quantized``, ``predicts``,
         ``layers``, ``left_float``, ``cosine``, ``seconds``, ``why``.
     """
-    from mmdet_ptq import quantize_detector
     row: dict[str, Any] = dict(
         built=False, float_ok=False, quantized=False, predicts=False,
         layers=0, left_float={}, cosine=None, seconds=0.0, why='')
     start = time.perf_counter()
     try:
-        model = build(path)
+        model = random_detector(path)
         row['built'] = True
-        data = batches(size)
+        data = noise_batches(2, size)
         try:
             settle_batch_norms(model, data)
         except Exception:
@@ -398,7 +336,6 @@ def main() -> int:
                         help='keep the rows of an earlier run')
     args = parser.parse_args()
     warnings.filterwarnings('ignore')
-    import mmdet_ptq  # noqa: F401
     todo = families()
     unknown = [f for f in args.families if f not in todo]
     if unknown:

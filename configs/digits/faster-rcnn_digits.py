@@ -7,7 +7,7 @@ model = dict(
     backbone=dict(
         base_channels=16,
         stem_channels=16,
-        frozen_stages=-1,
+        frozen_stages=2,
         norm_eval=False,
         init_cfg=None),
     neck=dict(in_channels=[64, 128, 256, 512], out_channels=48),
@@ -24,7 +24,7 @@ model = dict(
             in_channels=48, fc_out_channels=256, num_classes=10)),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=300, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64))),
+        rcnn=dict(sampler=dict(num=32, pos_fraction=0.5))),
     test_cfg=dict(
         rpn=dict(nms_pre=200, max_per_img=60),
         rcnn=dict(max_per_img=30)))

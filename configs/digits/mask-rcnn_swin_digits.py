@@ -37,7 +37,7 @@ model = dict(
             num_classes=10)),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=300, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64))),
+        rcnn=dict(sampler=dict(num=32, pos_fraction=0.35))),
     test_cfg=dict(
         rpn=dict(nms_pre=200, max_per_img=60),
         rcnn=dict(max_per_img=30)))

@@ -2,7 +2,7 @@
 # mmdet's yolof_r50-c5 model made slim. It is written out because that file
 # brings the COCO data and schedule with it, and two bases must not set the
 # same key. Digits are small, so the single level has stride 8 in place of
-# 32: the last two stages are dilated in place of strided.
+# 32: the features are those of stage 3, dilated in place of strided.
 _base_ = ['./_base_/digits_detection.py']
 model = dict(
     type='YOLOF',
@@ -15,29 +15,29 @@ model = dict(
     backbone=dict(
         type='ResNet',
         depth=50,
-        num_stages=4,
+        num_stages=3,
         base_channels=16,
         stem_channels=16,
-        strides=(1, 2, 1, 1),
-        dilations=(1, 1, 2, 4),
-        out_indices=(3, ),
-        frozen_stages=-1,
+        strides=(1, 2, 1),
+        dilations=(1, 1, 2),
+        out_indices=(2, ),
+        frozen_stages=2,
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
         style='pytorch',
         init_cfg=None),
     neck=dict(
         type='DilatedEncoder',
-        in_channels=512,
-        out_channels=128,
-        block_mid_channels=64,
+        in_channels=256,
+        out_channels=96,
+        block_mid_channels=48,
         num_residual_blocks=4,
-        block_dilations=[1, 2, 3, 4]),
+        block_dilations=[2, 4, 6, 8]),
     bbox_head=dict(
         type='YOLOFHead',
         num_classes=10,
-        in_channels=128,
-        num_cls_convs=2,
+        in_channels=96,
+        num_cls_convs=1,
         num_reg_convs=2,
         reg_decoded_bbox=True,
         anchor_generator=dict(

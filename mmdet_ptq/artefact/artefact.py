@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.store import write_atomic
-from ..errors import CheckpointError
+from ..errors import CheckpointError, PTQError
 from ..graph import restore_folds
 from ..layers import convert, decompose, quant_layers
 from ..structures import LayerPlan, QuantPlan, QuantSpec
@@ -50,9 +50,7 @@ def save_artefact(path: str | Path, model: nn.Module, plan: QuantPlan,
         quant_cfg=settings,
         folds=folds,
         levels=levels,
-        layers={n: asdict(p) for n, p in plan.layers.items()},
-        groups=[[list(port) for port in g] for g in plan.groups],
-        uncovered=plan.uncovered)
+        **plan_to_dict(plan))
     tensors = named_tensors(model)
     codes = {}
     for name, layer in quant_layers(model).items():
@@ -87,6 +85,18 @@ def load_artefact(model: nn.Module, saved: dict) -> QuantPlan:
         raise CheckpointError(
             f'the quantized checkpoint has format {manifest.get("format")}, '
             f'this version of mmdet_ptq reads {FORMAT}')
+    try:
+        return _rebuild(model, saved, manifest)
+    except (PTQError, AttributeError, KeyError, RuntimeError, TypeError,
+            ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            'the quantized checkpoint is damaged or of another architecture '
+            f'than the config: {type(error).__name__}: {error}') from error
+
+
+def _rebuild(model: nn.Module, saved: dict, manifest: dict) -> QuantPlan:
     plan = plan_of(manifest)
     decompose(model)
     convert(model)
@@ -94,21 +104,18 @@ def load_artefact(model: nn.Module, saved: dict) -> QuantPlan:
     missing = [n for n in plan.layers if n not in layers]
     if missing:
         raise CheckpointError(
-            'the quantized checkpoint is of another architecture; layers '
-            f'that the config does not have: {", ".join(missing[:8])}')
+            'the quantized checkpoint is of another architecture than the '
+            f'config, which does not have these {len(missing)} layers: '
+            f'{", ".join(missing[:8])}. Use the config it was made with.')
     restore_folds(model, manifest['folds'])
     attach(model, plan, manifest['levels'])
     tensors = dict(saved['tensors'])
     for name, packed in saved['codes'].items():
         # the decoded weight has to wait for the scale of its quantizer
         tensors[f'{name}.weight'] = layers[name].weight.detach()
-    try:
-        restore_tensors(model, tensors)
-        for name, packed in saved['codes'].items():
-            _decode_weight(layers[name], packed)
-    except ValueError as error:
-        raise CheckpointError(
-            f'the quantized checkpoint does not fit: {error}') from error
+    restore_tensors(model, tensors)
+    for name, packed in saved['codes'].items():
+        _decode_weight(layers[name], packed)
     for layer in layers.values():
         layer.baked = True
     model.eval()
@@ -121,6 +128,14 @@ def _decode_weight(layer: Any, packed: Tensor) -> None:
     codes = codes + getattr(quantizer, 'qmin', 0)
     weight = quantizer.decode(codes.to(layer.weight.device))
     layer.weight.data.copy_(weight)
+
+
+def plan_to_dict(plan: QuantPlan) -> dict:
+    """A plan as plain JSON types; :func:`plan_of` reads it back."""
+    return json.loads(json.dumps(dict(
+        layers={n: asdict(p) for n, p in plan.layers.items()},
+        groups=plan.groups,
+        uncovered=plan.uncovered)))
 
 
 def plan_of(manifest: dict) -> QuantPlan:

@@ -16,11 +16,15 @@ def attach(model: nn.Module, plan: QuantPlan,
     Args:
         model (nn.Module): A model of twins.
         plan (QuantPlan): Specs of weights and activations; ports of one
-            group get one and the same quantizer.
+            group get one and the same quantizer. Quantizers there already
+            go.
         levels (dict[str, int]): Calls of each layer in one forward.
     """
     layers = quant_layers(model)
     device = next(model.parameters()).device
+    for layer in layers.values():
+        layer.weight_quantizer = None
+        layer.act_quantizers.clear()
     for name, layer_plan in plan.layers.items():
         layer = layers[name]
         layer.levels = levels.get(name, 1)

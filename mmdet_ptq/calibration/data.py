@@ -144,8 +144,8 @@ def from_config(cfg: Config, calibration: Calibration) -> CalibrationImages:
 
 def _inference_pipeline(cfg: Config) -> list[dict]:
     dataset = cfg.test_dataloader.dataset
-    while 'pipeline' not in dataset and 'dataset' in dataset:
-        dataset = dataset.dataset
+    if 'pipeline' not in dataset:
+        dataset = _leaf_datasets(dataset)[0]
     return [
         t for t in copy.deepcopy(list(dataset.pipeline))
         if 'Annotations' not in str(t['type'])

@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The resume file: what is needed to go on after a kill at any point."""
 import os
-import tempfile
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,11 @@ def write_atomic(obj: Any, path: str | Path) -> None:
         PTQError: If the disk is full or the folder is not writable.
     """
     path = Path(path)
-    temporary = None
+    # the archive inside takes its name from the file name, so the folder is
+    # the temporary part; the next save removes what a kill has left in it
+    temporary = path.parent / f'.save_{path.name}'
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # the archive inside takes its name from the file name, so the
-        # temporary folder, not the name, has to be unique
-        temporary = Path(tempfile.mkdtemp(prefix='.save_', dir=path.parent))
+        temporary.mkdir(parents=True, exist_ok=True)
         torch.save(obj, temporary / path.name)
         with open(temporary / path.name, 'rb') as file:
             os.fsync(file.fileno())
@@ -36,10 +35,7 @@ def write_atomic(obj: Any, path: str | Path) -> None:
         raise PTQError(f'cannot save {path}: {error}.{kept} Free some space '
                        'or choose another --work-dir.') from error
     finally:
-        if temporary is not None:
-            for left in temporary.glob('*'):
-                left.unlink()
-            temporary.rmdir()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class ResumeStore:

@@ -15,13 +15,15 @@ from torch import nn
 
 from ..errors import CheckpointError, NumericError
 
+# NumPy 2 renamed the module; a file names the one it was written with
+_multiarray = getattr(np, '_core', None) or np.core
+_multiarray = _multiarray.multiarray
 # what MMEngine's own checkpoints hold beside tensors: log histories in
 # 'message_hub', and plain containers in 'meta'
 _SAFE = [
     HistoryBuffer, ConfigDict, OrderedDict, np.ndarray, np.dtype,
-    np._core.multiarray._reconstruct, np._core.multiarray.scalar,
-    (np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-    (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
+    *((getattr(_multiarray, name), f'numpy.{core}.multiarray.{name}')
+      for name in ('_reconstruct', 'scalar') for core in ('_core', 'core')),
     *{type(np.dtype(t)) for t in ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8',
                                   'u1', 'u2', 'u4', 'u8', '?')},
 ]
@@ -44,7 +46,9 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f'checkpoint {path} does not exist')
+        what = 'is a folder' if path.is_dir() else 'does not exist'
+        raise CheckpointError(f'checkpoint {path} {what}; give the path of a '
+                              '.pth file (download it first if it is a URL)')
     try:
         if trust:
             found = torch.load(path, map_location='cpu', weights_only=False)
@@ -54,13 +58,13 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> dict:
                     path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         name = re.search(r'GLOBAL (\S+)', str(error))
-        if name is None and 'Weights only' not in str(error):
+        if name is None:
             raise _corrupt(path, error) from error
         raise CheckpointError(
-            f'checkpoint {path} holds objects that loading would execute'
-            f'{": " + name[1] if name else ""}. If you trust where it comes '
-            'from, pass --trust-checkpoint (in a config: '
-            'trust_checkpoint = True)') from error
+            f'checkpoint {path} holds objects that loading would execute: '
+            f'{name[1]}. If you trust where it comes from, pass '
+            '--trust-checkpoint (in a config: '
+            'ptq_cfg = dict(trust_checkpoint=True))') from error
     except Exception as error:
         raise _corrupt(path, error) from error
     if not isinstance(found, dict):
@@ -70,9 +74,10 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> dict:
 
 
 def _corrupt(path: Path, error: Exception) -> CheckpointError:
+    why = (str(error).splitlines() or [''])[0][:200]
     return CheckpointError(
-        f'checkpoint {path} cannot be read, it is corrupt or no checkpoint: '
-        f'{type(error).__name__}: {str(error).splitlines()[0][:200]}')
+        f'checkpoint {path} cannot be read, it is corrupt or no checkpoint '
+        f'({type(error).__name__}: {why}). Get the file again.')
 
 
 def load_float_weights(model: nn.Module, checkpoint: dict,
@@ -90,9 +95,12 @@ def load_float_weights(model: nn.Module, checkpoint: dict,
         NumericError: If a weight is NaN or Inf; names the layer.
     """
     state: Any = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"the 'state_dict' of {path} is a "
+                              f'{type(state).__name__}, not a dict')
     state = OrderedDict(
         (re.sub(r'^module\.', '', k), v) for k, v in state.items()
-        if isinstance(v, torch.Tensor))
+        if isinstance(k, str) and isinstance(v, torch.Tensor))
     own = model.state_dict()
     shapes = [
         f'{k}: {tuple(v.shape)} in the file, {tuple(own[k].shape)} in the '
@@ -100,20 +108,23 @@ def load_float_weights(model: nn.Module, checkpoint: dict,
         if k in own and own[k].shape != v.shape and own[k].numel()
     ]
     try:
-        keys = model.load_state_dict(state, strict=False)
+        # a tensor of another shape ends it, so it reports names only
+        keys = model.load_state_dict(
+            {k: v for k, v in state.items()
+             if k not in own or own[k].shape == v.shape}
+            if shapes else state, strict=False)
     except RuntimeError as error:
-        if not shapes:
-            raise CheckpointError(
-                f'{path} does not fit this model: {error}') from error
-        keys = None
+        raise CheckpointError(
+            f'{path} does not fit this model: {error}') from error
     missing = [k for k in keys.missing_keys
-               if not _MAY_MISS.search(k)] if keys else []
-    unexpected = list(keys.unexpected_keys) if keys else []
+               if not _MAY_MISS.search(k) and k not in state]
+    unexpected = list(keys.unexpected_keys)
     if shapes or missing:
         raise CheckpointError(
             f'{path} is of another architecture than the config.' +
             _some('missing', missing) + _some('unexpected', unexpected) +
-            _some('other shape', shapes))
+            _some('other shape', shapes) +
+            '\n  Use the config that the checkpoint was trained with.')
     if unexpected:
         print_log(f'{path}:{_some("not used by this model", unexpected)}',
                   'current', 30)

@@ -1,13 +1,13 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The loop over calibration images, with hook points of its own."""
 from collections.abc import Callable
+from itertools import islice
 
 import torch
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, Runner
 
 from ..calibration import CalibrationImages
-from ..errors import CalibrationError
 
 
 @LOOPS.register_module()
@@ -21,10 +21,19 @@ class CalibLoop(BaseLoop):
     Args:
         runner (Runner): Its model and hooks are used.
         dataloader (CalibrationImages): This rank's images.
+        everyone (CalibrationImages, optional): Those of all ranks.
+            Defaults to ``dataloader``.
     """
 
-    def __init__(self, runner: Runner, dataloader: CalibrationImages) -> None:
+    def __init__(self, runner: Runner, dataloader: CalibrationImages,
+                 everyone: CalibrationImages | None = None) -> None:
         super().__init__(runner, dataloader)
+        self.everyone = everyone or dataloader
+
+    @property
+    def skipped(self) -> list[str]:
+        """Names of this rank's images that could not be read."""
+        return self.dataloader.skipped
 
     @property
     def total(self) -> int:
@@ -40,9 +49,6 @@ class CalibLoop(BaseLoop):
         Args:
             start (int): Index of the first image. Defaults to 0.
             after (Callable): Called with the index after each image.
-
-        Raises:
-            CalibrationError: If not one image could be read.
         """
         runner = self.runner
         runner.call_hook('before_calib', total=self.total)
@@ -52,24 +58,21 @@ class CalibLoop(BaseLoop):
                 runner.model.test_step(batch)
             after(i)
             runner.call_hook('after_calib_iter', batch_idx=i)
-        if len(self.dataloader.skipped) >= self.total > 0:
-            raise CalibrationError(
-                f'none of the {self.total} calibration images can be read: '
-                f'{", ".join(self.dataloader.skipped[:5])} ...')
         runner.call_hook('after_calib')
 
     __call__ = run
 
     @torch.no_grad()
     def run_raw(self, count: int) -> None:
-        """Runs the first images without post-processing.
+        """Runs the first readable images, the same ones on every rank.
+
+        Without post-processing.
 
         Args:
             count (int): How many.
         """
         model = self.runner.model
-        for _, batch in self.dataloader.take(range(min(
-                count, self.total))).batches():
-            if batch is not None:
-                data = model.data_preprocessor(batch, False)
-                model(**data, mode='tensor')
+        readable = (b for _, b in self.everyone.batches() if b is not None)
+        for batch in islice(readable, count):
+            data = model.data_preprocessor(batch, False)
+            model(**data, mode='tensor')

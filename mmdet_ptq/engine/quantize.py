@@ -8,7 +8,8 @@ from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
 from torch import nn
 
-from ..artefact import attach, named_tensors, restore_tensors
+from ..artefact import (attach, named_tensors, plan_of, plan_to_dict,
+                        restore_tensors)
 from ..calibration import ResumeStore, Session
 from ..errors import CalibrationError, PTQError
 from ..graph import survey
@@ -48,6 +49,38 @@ def run_quantization(model: nn.Module,
     Raises:
         PTQError: One of its subclasses, on whatever is wrong.
     """
+    session = prepare(model, config, example, feed, extra_feed, progress)
+    on_session(session)
+    _run_passes(session, store, resume)
+    with session.stage('freeze'):
+        for layer in quant_layers(model).values():
+            layer.bake()
+    return session
+
+
+def prepare(model: nn.Module,
+            config: QuantConfig,
+            example: dict,
+            feed: Any = None,
+            extra_feed: Callable[[int], None] = lambda _: None,
+            progress: Callable[[str, str, int, int],
+                               None] = lambda *_: None) -> Session:
+    """Everything before the first pass; finds what is wrong with a config.
+
+    Args:
+        model (nn.Module): Changed in place.
+        config (QuantConfig): From :func:`parse_quant_cfg`.
+        example (dict): One batch, for the survey.
+        feed (Any): See :class:`Session`.
+        extra_feed (Callable): See :class:`Session`.
+        progress (Callable): Told stage, item, done and total.
+
+    Returns:
+        Session: With graph and plan; quantizers are attached.
+
+    Raises:
+        PTQError: One of its subclasses, on whatever is wrong.
+    """
     model.eval()
     uncovered = decompose(model)
     check_globs(config, quantizable_names(model))
@@ -61,52 +94,69 @@ def run_quantization(model: nn.Module,
     if not any(not p.why_float for p in session.plan.layers.values()):
         raise PTQError('the rules quantize nothing: every layer is skipped')
     attach(model, session.plan, session.levels)
-    on_session(session)
-    _run_passes(session, store, resume)
-    with session.stage('freeze'):
-        for layer in quant_layers(model).values():
-            layer.bake()
     return session
 
 
 def _run_passes(session: Session, store: ResumeStore | None,
                 resume: bool) -> None:
     passes = session.config.build_passes()
-    done, session.state, tensors = _saved_progress(store, resume)
+    saved = _saved_progress(store, resume)
+    done = saved.get('done', 0)
+    finished = saved.get('finished')
+    # images that broke before the stop are not read again
+    skipped = getattr(session.feed, 'skipped', [])
+    skipped += [n for n in saved.get('skipped', []) if n not in skipped]
+    pending = finished is not None
     for i, one in enumerate(passes):
         if i < done and not one.structural:
             continue
-        if i >= done and tensors is not None:
-            restore_tensors(session.model, tensors)
-            tensors = None
+        if i >= done and pending:
+            _restore(session, finished)
+            pending = False
+        session.state = saved.get('state', {}) if i == done else {}
 
-        def save(i: int = i) -> None:
+        def save(i: int = i, finished: dict | None = finished) -> None:
             if store is not None:
                 export = session.state.get('export', dict)
-                store.save(dict(done=i, state=export()))
+                store.save(dict(done=i, state=export(), finished=finished,
+                                skipped=list(skipped)))
 
         session.save = save
         with torch.no_grad():
             one.run(session)
         session.state = {}
         if store is not None and not one.structural:
-            store.save(dict(done=i + 1, state={},
-                            tensors=named_tensors(session.model)))
-    if tensors is not None:
-        restore_tensors(session.model, tensors)
+            finished = dict(
+                # on a CPU these share memory with the model
+                tensors={n: t.clone() for n, t in named_tensors(
+                    session.model).items()},
+                plan=plan_to_dict(session.plan),
+                notes=list(session.notes))
+            store.save(dict(done=i + 1, finished=finished,
+                            skipped=list(skipped)))
+    if pending:
+        _restore(session, finished)
 
 
-def _saved_progress(store: ResumeStore | None,
-                    resume: bool) -> tuple[int, dict, dict | None]:
+def _restore(session: Session, finished: dict) -> None:
+    """Puts the outcome of the finished passes back; they may have replanned.
+    """
+    session.plan = plan_of(finished['plan'])
+    session.notes[:] = finished['notes']
+    attach(session.model, session.plan, session.levels)
+    restore_tensors(session.model, finished['tensors'])
+
+
+def _saved_progress(store: ResumeStore | None, resume: bool) -> dict:
     if not resume or store is None:
-        return 0, {}, None
+        return {}
     saved = store.load()
     at = all_gather_object(saved['done'] if saved else None)
     if saved is None or len(set(at)) > 1:
         print_log('nothing to resume of this checkpoint and configuration: '
                   'starting from the beginning', 'current', 30)
-        return 0, {}, None
-    return saved['done'], saved.get('state', {}), saved.get('tensors')
+        return {}
+    return saved
 
 
 def survey_detector(model: nn.Module, example: dict) -> LayerGraph:

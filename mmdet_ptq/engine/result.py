@@ -15,7 +15,7 @@ import mmdet
 import mmengine
 import torch
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from rich.console import Console
 from rich.table import Table
 
@@ -54,10 +54,12 @@ class Result:
             bits=str(quant.bits) if quant.bits else 'by rule',
             quant_cfg=quant.to_dict(),
             fingerprint=fingerprint)
-        if resume and path.is_file():
-            old = json.loads(path.read_text())
-            if old.get('fingerprint') == fingerprint:
-                self.float_metrics = old.get('float') or None
+        # ranks on other machines do not see the file
+        found = [_float_part(path, fingerprint) if resume else None]
+        broadcast_object_list(found)
+        if found[0] is not None:
+            self.float_metrics, seconds = found[0]
+            self.seconds['float evaluation'] = seconds
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -146,6 +148,17 @@ class Result:
             console.print(left)
         for note in found['notes']:
             console.print(f'note: {note}')
+
+
+def _float_part(path: Path, fingerprint: str) -> tuple[dict, float] | None:
+    """Float metrics and seconds of an earlier run, None if of another."""
+    try:
+        old = json.loads(path.read_text())
+        if old['fingerprint'] == fingerprint and old['float']:
+            return old['float'], old['seconds'].get('float evaluation', 0.0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # not there, or not of ours: the float test runs again
+    return None
 
 
 def _row(name: str, before: float | None, after: float,

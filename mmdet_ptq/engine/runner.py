@@ -1,15 +1,18 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """A runner that quantizes before it tests."""
+import copy
 import hashlib
 import json
 import os
+import subprocess
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import (barrier, get_dist_info, is_distributed,
-                           is_main_process)
+from mmengine.dist import (all_gather_object, barrier, get_dist_info,
+                           is_distributed, is_main_process)
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
@@ -18,13 +21,13 @@ from torch import nn
 from ..artefact import is_artefact, load_artefact, save_artefact
 from ..calibration import (CalibrationImages, ResumeStore, Session,
                            from_config, share_of_rank)
-from ..errors import PTQError, QuantConfigError, unknown
+from ..errors import CalibrationError, PTQError, QuantConfigError, unknown
 from ..recipe import QuantConfig, parse_quant_cfg
 from ..version import __version__
 from .checkpoint import load_float_weights, read_checkpoint, sha256
 from .hooks import CalibrationHook, ProgressHook
 from .loops import CalibLoop
-from .quantize import run_quantization
+from .quantize import prepare, run_quantization
 from .result import Result
 
 _OPTIONS = dict(
@@ -64,10 +67,12 @@ class PTQRunner(Runner):
 
     def setup_env(self, env_cfg: dict) -> None:
         """Joins the process group; on CPU MMEngine's own way needs CUDA."""
-        on_cpu = not torch.cuda.is_available()
-        if self.distributed and self._launcher == 'pytorch' and on_cpu and (
-                not is_distributed()):
-            torch.distributed.init_process_group('gloo')
+        on_cpu = self._device().type == 'cpu'
+        if self.distributed and on_cpu and not is_distributed():
+            timeout = env_cfg.get('dist_cfg', {}).get('timeout', 1800)
+            _name_ranks(self._launcher)
+            torch.distributed.init_process_group(
+                'gloo', timeout=timedelta(seconds=timeout))
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None,
@@ -114,7 +119,7 @@ class PTQRunner(Runner):
         if not self._load_from:
             raise QuantConfigError(
                 'no checkpoint: give one, or set load_from in the config')
-        self._check_classes()
+        self._check_data()
         checkpoint = read_checkpoint(self._load_from,
                                      self.options['trust_checkpoint'])
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
@@ -144,6 +149,9 @@ class PTQRunner(Runner):
             self.quant_config, str(self._load_from), digest, fingerprint,
             self.options['resume'])
         if self.options['float_eval'] and result.float_metrics is None:
+            # a mistake in quant_cfg shall not cost a float test first
+            prepare(copy.deepcopy(self.model), self.quant_config,
+                    images.first())
             with result.stage('float evaluation'):
                 result.float_metrics = self.test_loop.run()
             result.write()
@@ -153,6 +161,9 @@ class PTQRunner(Runner):
         with result.stage('quantized evaluation'):
             result.quantized_metrics = self.test_loop.run()
         result.write()
+        # kept until here, so that a stop in the test can be resumed too
+        barrier()
+        self._store(fingerprint).clear()
         if is_main_process():
             result.print_table()
         return result.quantized_metrics
@@ -160,18 +171,19 @@ class PTQRunner(Runner):
     def _quantize(self, images: CalibrationImages, fingerprint: str,
                   checkpoint: dict) -> None:
         rank, world = get_dist_info()
-        store = ResumeStore(
-            Path(self.work_dir) / f'ptq_resume_{rank}.pth', fingerprint)
-        loop = CalibLoop(self, share_of_rank(images, rank, world))
+        store = self._store(fingerprint)
+        loop = CalibLoop(self, share_of_rank(images, rank, world), images)
         # every rank surveys the same image
         example = images.first()
         try:
             self.session = self._run(example, loop, store)
         finally:
             self.call_hook('after_quantize')
+        skipped = {n for names in all_gather_object(loop.skipped)
+                   for n in names}
         self.session.notes += [
             f'{name}: cannot be read, not used for calibration'
-            for name in loop.dataloader.skipped
+            for name in sorted(skipped)
         ]
         if is_main_process():
             session = self.session
@@ -181,8 +193,11 @@ class PTQRunner(Runner):
                 session.folds, self.quant_config.to_dict(),
                 dict(dataset_meta=_dataset_meta(checkpoint, self)))
             self.logger.info(f'Quantized checkpoint saved to {path}')
-        store.clear()
         barrier()
+
+    def _store(self, fingerprint: str) -> ResumeStore:
+        name = f'ptq_resume_{self.rank}.pth'
+        return ResumeStore(Path(self.work_dir) / name, fingerprint)
 
     def _run(self, example: dict, loop: CalibLoop,
              store: ResumeStore) -> Session:
@@ -209,12 +224,19 @@ class PTQRunner(Runner):
         text = json.dumps([
             digest, self.quant_config.to_dict(), self.world_size,
             torch.__version__, __version__,
-            self.cfg.model.to_dict()
+            *(_plain(self.cfg.get(key)) for key in (
+                'model', 'train_dataloader', 'test_dataloader',
+                'test_evaluator'))
         ], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _check_classes(self) -> None:
-        classes = self.test_dataloader.dataset.metainfo.get('classes')
+    def _check_data(self) -> None:
+        try:
+            classes = self.test_dataloader.dataset.metainfo.get('classes')
+        except OSError as error:
+            raise CalibrationError(
+                f'cannot build the test dataset: {error}. Check data_root '
+                'and ann_file of test_dataloader') from error
         counts = {
             f'{name}.num_classes': m.num_classes
             for name, m in self.model.named_modules()
@@ -227,6 +249,30 @@ class PTQRunner(Runner):
             f'the test dataset has {len(classes)} classes, the model has '
             + ', '.join(f'{n}={c}' for n, c in counts.items()) +
             '; check metainfo of the dataset and num_classes of the model')
+
+
+def _plain(block: Any) -> Any:
+    return block.to_dict() if hasattr(block, 'to_dict') else block
+
+
+def _name_ranks(launcher: str) -> None:
+    """Gives torch.distributed the names that a launcher has for ranks."""
+    if launcher == 'slurm':
+        nodes = os.environ['SLURM_NODELIST']
+        names = dict(
+            RANK='SLURM_PROCID', WORLD_SIZE='SLURM_NTASKS',
+            LOCAL_RANK='SLURM_LOCALID')
+        os.environ.setdefault('MASTER_ADDR', subprocess.getoutput(
+            f'scontrol show hostname {nodes} | head -n1'))
+    elif launcher == 'mpi':
+        names = dict(
+            RANK='OMPI_COMM_WORLD_RANK', WORLD_SIZE='OMPI_COMM_WORLD_SIZE',
+            LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK')
+        os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
+    else:
+        return
+    os.environ.setdefault('MASTER_PORT', '29500')
+    os.environ.update({new: os.environ[old] for new, old in names.items()})
 
 
 def check_writable(work_dir: str) -> None:

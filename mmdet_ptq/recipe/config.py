@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The grammar of ``quant_cfg``: everything is checked before a forward."""
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 from mmengine.config import Config
 
 from ..errors import QuantConfigError, unknown
-from ..registry import PASSES, QUANTIZERS, build_from, check_arguments
-from .bits import Bits, check_bits, parse_bits
+from ..registry import PASSES, QUANTIZERS, build_from
+from .bits import MAX_BITS, Bits, check_bits, parse_bits
 
 RECIPE_DIR = Path(__file__).parent.parent / 'recipes'
 ROLES = ('stem', 'prediction', 'backbone', 'neck', 'rpn', 'head', 'mask',
@@ -35,10 +36,14 @@ class Calibration:
     def __post_init__(self) -> None:
         for name, low in (('num_samples', 1), ('seed', 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < low:
+            if type(value) is not int or value < low:
                 raise QuantConfigError(
                     f'calibration.{name}: {value!r} is not a whole number '
                     f'of at least {low}')
+        if not isinstance(self.source, str):
+            raise QuantConfigError(
+                f"calibration.source: {self.source!r} is not 'train', 'test' "
+                'or a folder of images')
 
 
 @dataclass
@@ -137,6 +142,11 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
     for key in cfg:
         if key not in _KEYS:
             raise QuantConfigError('quant_cfg: ' + unknown('key', key, _KEYS))
+    for key, kind in (('recipe', str), ('rules', list), ('passes', list),
+                      ('calibration', dict)):
+        if cfg.get(key) is not None and not isinstance(cfg[key], kind):
+            raise QuantConfigError(f'quant_cfg.{key}: expected a '
+                                   f'{kind.__name__}, got {cfg[key]!r}')
     recipe = cfg.get('recipe')
     base = load_recipe(recipe) if recipe is not None else {}
     user_rules = cfg.get('rules', [])
@@ -155,7 +165,7 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
             raise QuantConfigError('calibration: ' +
                                    unknown('key', key, allowed))
     for i, rule in enumerate(rules):
-        check_rule(rule, f'rules[{i}]')
+        check_rule(rule, f'rules[{i}]', rules[:i])
     config = QuantConfig(
         recipe=_recipe_label(recipe),
         bits=parse_bits(bits) if bits is not None else None,
@@ -167,8 +177,14 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
     return config
 
 
-def check_rule(rule: dict, where: str) -> None:
+def check_rule(rule: dict, where: str, earlier: Sequence[dict] = ()) -> None:
     """Checks one rule as far as it can be without a model.
+
+    Args:
+        rule (dict): One of ``quant_cfg.rules``.
+        where (str): Its place, for the message.
+        earlier (Sequence[dict]): Rules before it, already checked; they may
+            set the type that this one changes arguments of.
 
     Raises:
         QuantConfigError: On an unknown key, role, quantizer, quantizer
@@ -202,14 +218,33 @@ def check_rule(rule: dict, where: str) -> None:
                 f'{where}.{key}: expected a dict or None, got {spec!r}')
         if 'bits' in spec:
             check_bits(spec['bits'], f'{where}.{key}.bits')
-        typed = {'type': 'UniformQuantizer', **spec}
-        check_arguments(QUANTIZERS, typed, f'{where}.{key}')
+        types = [spec['type']] if 'type' in spec else ['UniformQuantizer', *(
+            r[key]['type'] for r in earlier
+            if isinstance(r.get(key), dict) and 'type' in r[key])]
+        _check_spec(spec, list(dict.fromkeys(types)), f'{where}.{key}')
+
+
+def _check_spec(spec: dict, types: list[str], where: str) -> None:
+    """Builds one of the quantizers that a spec may be for, as a trial."""
+    args = {'bits': MAX_BITS, **spec}
+    if args.get('granularity') == 'group' and args.get('group_size') is None:
+        args['group_size'] = 1  # stands for a convolution's own groups
+    elif args.get('group_size') is not None:
+        args.setdefault('granularity', 'group')
+    errors = []
+    for kind in types:
+        try:
+            build_from(QUANTIZERS, {**args, 'type': kind}, where)
+            return
+        except QuantConfigError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def patterns_of(rule: dict) -> list[str]:
     """The patterns of a rule's ``match``, always as a list."""
     match = rule.get('match', [])
-    return [match] if isinstance(match, str) else list(match)
+    return list(match) if isinstance(match, list | tuple) else [match]
 
 
 def _recipe_label(recipe: str | None) -> str:

@@ -1,0 +1,419 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Every mistake a user can make ends in one message, not in a traceback."""
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+
+from mmdet_ptq.errors import PTQError
+from mmdet_ptq.calibration import CalibrationImages
+from mmdet_ptq.calibration.store import write_atomic
+from mmdet_ptq.engine import CalibLoop
+
+QUICK = ('--no-float-eval', '--calib-num', 2, '--recipe', 'minmax')
+
+
+class Untrusted:
+    """An object that only a trusted checkpoint may hold."""
+
+
+def refused(run, *says):
+    """Asserts that a run failed with one message that says all of these."""
+    assert run.code != 0
+    assert 'Traceback' not in run.err + run.out
+    assert run.err.count('error: ') == 1, run.err
+    message = run.err.split('error: ')[1]
+    for text in says:
+        assert text in message, message
+    return message
+
+
+@pytest.fixture
+def weights(tiny):
+    return torch.load(tiny.checkpoint['retinanet'], weights_only=True)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves a checkpoint for one test."""
+
+    def save(checkpoint, **kwargs):
+        path = tmp_path / 'changed.pth'
+        torch.save(checkpoint, path, **kwargs)
+        return path
+
+    return save
+
+
+@pytest.fixture
+def edited(tiny, tmp_path):
+    """Writes a config that inherits from the tiny RetinaNet."""
+
+    def edit(text):
+        path = tmp_path / 'edited.py'
+        path.write_text(f"_base_ = r'{tiny.config['retinanet']}'\n{text}")
+        return path
+
+    return edit
+
+
+# checkpoints ---------------------------------------------------------------
+
+
+def test_missing_checkpoint(ptq, tmp_path):
+    path = tmp_path / 'none.pth'
+    refused(ptq(*QUICK, checkpoint=path), str(path), 'does not exist')
+
+
+def test_checkpoint_is_a_folder(ptq, tmp_path):
+    refused(ptq(*QUICK, checkpoint=tmp_path), str(tmp_path), 'is a folder')
+
+
+@pytest.mark.parametrize('damage', [
+    lambda data: data[:len(data) // 2], lambda data: b'',
+    lambda data: b'<html>404: not found</html>',
+    lambda data: b'\x80\x02}q\x00.', lambda data: os.urandom(5000)
+], ids=['truncated', 'empty', 'text', 'pickle', 'noise'])
+def test_corrupt_checkpoint(ptq, tiny, tmp_path, damage):
+    path = tmp_path / 'corrupt.pth'
+    path.write_bytes(damage(tiny.checkpoint['retinanet'].read_bytes()))
+    refused(ptq(*QUICK, checkpoint=path), str(path), 'corrupt')
+
+
+def test_checkpoint_that_is_no_dict(ptq, saved):
+    refused(ptq(*QUICK, checkpoint=saved([1, 2])), 'list, not a dict')
+    refused(ptq(*QUICK, checkpoint=saved(dict(state_dict=[1]))),
+            "'state_dict'", 'list, not a dict')
+
+
+def test_other_architecture_lists_keys(ptq, tiny):
+    refused(
+        ptq(*QUICK, checkpoint=tiny.checkpoint['mask_rcnn']),
+        'another architecture', 'missing', 'bbox_head.retina_cls.weight',
+        'unexpected', 'roi_head.bbox_head.fc_cls.weight')
+
+
+def test_other_class_count_lists_shapes(ptq, weights, saved):
+    name = 'bbox_head.retina_cls.bias'
+    weights['state_dict'][name] = torch.zeros(21)
+    message = refused(ptq(*QUICK, checkpoint=saved(weights)), 'other shape',
+                      f'{name}: (21,) in the file, (9,) in the model')
+    assert 'missing' not in message
+
+
+def test_untrusted_checkpoint(ptq, weights, saved):
+    weights['meta']['extra'] = Untrusted()
+    path = saved(weights)
+    refused(ptq(*QUICK, checkpoint=path), 'test_bad_input.Untrusted',
+            '--trust-checkpoint')
+    assert ptq(*QUICK, '--trust-checkpoint', checkpoint=path).code == 0
+
+
+def test_training_checkpoint_needs_no_trust(ptq, weights, saved):
+    log = HistoryBuffer([1., 2.], [1, 1])
+    log.update(np.float64(3.))
+    weights.update(
+        message_hub=dict(
+            log_scalars={'train/loss': log},
+            runtime_info=dict(best=np.float32(0.5), lr=np.array([1., 2.]),
+                              count=np.int64(4)),
+            resumed_keys={}),
+        optimizer=dict(state={0: dict(step=torch.tensor(1.))},
+                       param_groups=[dict(lr=np.float64(0.1))]),
+        param_schedulers=[dict(last_step=3)])
+    weights['meta'].update(
+        epoch=1, iter=3, cfg='model = dict()', seed=1, experiment_name='x',
+        time=datetime(2024, 1, 1).strftime('%Y'), mmengine_version='0.10')
+    assert ptq(*QUICK, checkpoint=saved(weights)).code == 0
+
+
+def test_old_checkpoint(ptq, weights, saved):
+    old = dict(
+        state_dict={f'module.{k}': v for k, v in
+                    weights['state_dict'].items()},
+        meta=dict(CLASSES=('dark', 'grey', 'light'), config='model = dict()',
+                  mmdet_version='2.3.0', epoch=12, iter=9,
+                  PALETTE=[(1, 2, 3)]))
+    path = saved(old, _use_new_zipfile_serialization=False)
+    assert ptq(*QUICK, checkpoint=path).code == 0
+
+
+def test_bare_state_dict(ptq, weights, saved):
+    assert ptq(*QUICK, checkpoint=saved(weights['state_dict'])).code == 0
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_bad_weight_names_the_layer(ptq, weights, saved, value):
+    name = 'backbone.layer2.0.conv1.weight'
+    weights['state_dict'][name][0, 0, 0, 0] = value
+    refused(ptq(*QUICK, checkpoint=saved(weights)), name, 'NaN or Inf')
+
+
+def test_bad_activation_names_the_layer(ptq, weights, saved):
+    weights['state_dict']['backbone.layer2.0.bn1.weight'].fill_(3e38)
+    message = refused(ptq(*QUICK, checkpoint=saved(weights)), 'NaN or Inf',
+                      'backbone.layer2.0.conv2')
+    assert 'layer1' not in message
+
+
+# quant_cfg -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('arguments', 'says'), [
+    (['--recipe', 'minmaxx'], ["'minmaxx'", "Did you mean 'minmax'?",
+                               'uniform']),
+    (['--recipe', 'nowhere/recipe.py'], ['nowhere/recipe.py', 'uniform']),
+    (['--bits', 'w1a8'], ["'w1a8'", '1 is not', 'from 2 to 8']),
+    (['--bits', 'w8a9'], ["'w8a9'", '9 is not', 'from 2 to 8']),
+    (['--bits', 'w4a4s16'], ['16 is not', 'from 2 to 8']),
+    (['--bits', 'int8'], ["'int8'", "'w8a8'"]),
+    (['--calib-num', '0'], ['num_samples', '0', 'at least 1']),
+    (['--calib-source', 'no/such/folder'], [
+        'no/such/folder', '"train"', 'folder of images']),
+], ids=lambda v: ' '.join(v) if v[0].startswith('--') else '')
+def test_bad_option(ptq, arguments, says):
+    refused(ptq('--no-float-eval', *arguments), *says)
+
+
+RULE = "quant_cfg = dict(recipe='uniform', bits='w8a8', rules=[dict({})])"
+PASS = ("quant_cfg = dict(bits='w8a8', rules=[dict(match='*', act=dict())], "
+        'passes=[dict({})])')
+
+
+@pytest.mark.parametrize(('text', 'says'), [
+    (RULE.format("match='*', wieght=dict(bits=4)"),
+     ['rules[', "'wieght'", "Did you mean 'weight'?", 'skip']),
+    (RULE.format("match='*', weight=dict(type='UniformQuantiser')"),
+     ["'UniformQuantiser'", "Did you mean 'UniformQuantizer'?"]),
+    (RULE.format("match='*', act=dict(granularty='channel')"),
+     ["'granularty'", "Did you mean 'granularity'?"]),
+    (RULE.format("match='*', act=dict(granularity='chanel')"),
+     ["'chanel'", 'channel', '.act']),
+    (RULE.format("match='*', weight=dict(bits=9)"),
+     ['.weight.bits', '9 is not', 'from 2 to 8', 'skip=True']),
+    (RULE.format("match='*', act=dict(bits=1)"),
+     ['.act.bits', '1 is not', 'from 2 to 8']),
+    (RULE.format("match='@sten', skip=True"),
+     ["'@sten'", "Did you mean '@stem'?", '@prediction']),
+    (RULE.format("match='bbox_head.cls_conv.*', skip=True"),
+     ["'bbox_head.cls_conv.*'", 'matches no', 'Did you mean',
+      'bbox_head.cls_convs.0.conv']),
+    (RULE.format('match=3'), ["'match' must be"]),
+    (RULE.format("match='*', skip=1"), ['skip=1', 'True or False']),
+    (PASS.format("type='InitRange'"), ["'InitRange'", "'InitRanges'?"]),
+    (PASS.format("type='InitRanges', observr=dict(type='LpObserver')"),
+     ["'observr'", "Did you mean 'observer'?"]),
+    (PASS.format("type='InitRanges', observer=dict(type='LPObservr')"),
+     ['observer', "'LPObservr'", "Did you mean 'LpObserver'?"]),
+    (PASS.format("type='InitRanges', observer=dict(type='LpObserver', "
+                 'stepz=3)'), ["'stepz'", "Did you mean 'steps'?"]),
+    (PASS.format("type='InitRanges', observer=dict(type='LpObserver', p=-1)"),
+     ['InitRanges.observer', 'p must be positive', '-1']),
+    ("quant_cfg = dict(recipe='uniform', bit='w8a8')",
+     ["'bit'", "Did you mean 'bits'?"]),
+    ("quant_cfg = dict(recipe='uniform')", ['bits', "bits='w8a8'"]),
+    ("quant_cfg = dict(bits='w8a8')", ["'recipe'", "'rules'", 'minmax']),
+    ("quant_cfg = dict(recipe='uniform', calibration=dict(num=3))",
+     ["'num'", 'num_samples']),
+    ("quant_cfg = 'uniform'", ['expected a dict', "'uniform'"]),
+    ("quant_cfg = dict(recipe='uniform', bits='w8a8', rules=[dict("
+     "match='*', skip=True)])", ['quantize nothing']),
+    ('ptq_cfg = dict(resum=True)', ["'resum'", "Did you mean 'resume'?"]),
+    ('model = undefined', ['edited.py', 'undefined']),
+])
+def test_bad_config(ptq, edited, text, says, monkeypatch):
+    """Each is found before any image is evaluated."""
+    monkeypatch.setattr('mmengine.runner.TestLoop.run',
+                        lambda *_: pytest.fail('tested the float model'))
+    refused(ptq(config=edited(text)), *says)
+
+
+def test_missing_config(ptq, tmp_path):
+    refused(ptq(config=tmp_path / 'none.py'), 'none.py', 'does not exist')
+
+
+# data ----------------------------------------------------------------------
+
+
+def test_empty_calibration_folder(ptq, tmp_path):
+    empty = tmp_path / 'empty'
+    empty.mkdir()
+    refused(ptq(*QUICK, '--calib-source', empty), 'empty', str(empty))
+
+
+def test_empty_calibration_dataset(ptq, tiny, edited, tmp_path):
+    empty = tmp_path / 'empty.json'
+    empty.write_text(json.dumps(dict(
+        images=[], annotations=[], categories=[dict(id=1, name='dark')])))
+    refused(
+        ptq(*QUICK, config=edited(
+            f"train_dataloader = dict(dataset=dict(ann_file=r'{empty}'))")),
+        'calibration', 'empty')
+
+
+def test_missing_annotations(ptq, edited):
+    refused(
+        ptq(*QUICK, config=edited(
+            "train_dataloader = dict(dataset=dict(ann_file='gone.json'))")),
+        'calibration dataset', 'gone.json', '--calib-source')
+    refused(
+        ptq(*QUICK, config=edited(
+            "test_dataloader = dict(dataset=dict(ann_file='gone.json'))")),
+        'test dataset', 'gone.json')
+
+
+def test_fewer_images_than_asked(ptq):
+    run = ptq('--no-float-eval', '--recipe', 'minmax', '--calib-num', 50)
+    assert run.code == 0
+    assert '50 calibration images asked for' in run.log
+    assert 'only 6' in run.log
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """A folder of four images, of which some are broken."""
+
+    def make(*broken):
+        path = tmp_path / 'images'
+        path.mkdir()
+        for i in range(4):
+            data = (tiny.root / 'train' / f'{i}.png').read_bytes()
+            (path / f'{i}.png').write_bytes(
+                data[:20] if i in broken else data)
+        return path
+
+    return make
+
+
+def test_unreadable_images_are_named(ptq, folder):
+    path = folder(1, 3)
+    run = ptq('--no-float-eval', '--calib-source', path)
+    assert run.code == 0
+    notes = [n for n in run.result['notes'] if 'cannot be read' in n]
+    assert [Path(n.split(':')[0]).name for n in notes] == ['1.png', '3.png']
+
+
+def test_unreadable_images_change_nothing(ptq, folder, tmp_path):
+    """The rest calibrates as if the broken ones had not been there."""
+    path = folder(1)
+    with_broken = ptq('--no-float-eval', '--calib-source', path)
+    (path / '1.png').unlink()
+    without = ptq('--no-float-eval', '--calib-source', path,
+                  work=tmp_path / 'without')
+    a, b = (torch.load(r.artefact, weights_only=True)['tensors']
+            for r in (with_broken, without))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_no_readable_image(ptq, folder):
+    path = folder(0, 1, 2, 3)
+    refused(ptq('--no-float-eval', '--calib-source', path),
+            'none of the 4 calibration images', str(path))
+
+
+def test_class_count_of_data(ptq, edited):
+    refused(
+        ptq(*QUICK, config=edited(
+            'model = dict(bbox_head=dict(num_classes=7))')),
+        '3 classes', 'bbox_head.num_classes=7')
+
+
+# the work dir --------------------------------------------------------------
+
+
+def test_work_dir_not_writable(ptq, tmp_path):
+    (tmp_path / 'file').write_text('')
+    refused(ptq(*QUICK, work=tmp_path / 'file' / 'work'), 'not writable',
+            '--work-dir')
+    refused(ptq(*QUICK, work=tmp_path / 'file'), 'not writable')
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Saving stops half way."""
+    save = torch.save
+
+    def broken(obj, path, *args, **kwargs):
+        save(obj, path)
+        data = Path(path).read_bytes()
+        Path(path).write_bytes(data[:len(data) // 2])
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    return lambda: monkeypatch.setattr(torch, 'save', broken)
+
+
+def test_full_disk_keeps_the_old_artefact(ptq, full_disk, monkeypatch):
+    first = ptq(*QUICK)
+    full_disk()
+    second = ptq(*QUICK, '--bits', 'w4a4')
+    refused(second, 'No space left', 'unchanged', '--work-dir')
+    assert second.digest == first.digest
+    left = [p.name for p in first.work.iterdir() if '.save' in p.name]
+    assert not left
+    monkeypatch.undo()
+    again = ptq(checkpoint=first.artefact)
+    assert again.code == 0
+
+
+def test_file_size_limit(tmp_path, environment):
+    """The same without a mock: the system cuts the file off."""
+    path = tmp_path / 'x.pth'
+    write_atomic(dict(a=torch.zeros(10)), path)
+    before = path.read_bytes()
+    code = (
+        'import resource, torch, sys\n'
+        'from mmdet_ptq.calibration.store import write_atomic\n'
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))\n'
+        'try:\n'
+        '    write_atomic(dict(a=torch.zeros(1000000)), sys.argv[1])\n'
+        'except Exception as error:\n'
+        '    print(type(error).__name__, error)\n')
+    run = subprocess.run([sys.executable, '-c', code, str(path)],
+                         env=environment, capture_output=True, text=True)
+    assert run.stdout.startswith('PTQError cannot save'), run.stderr[-500:]
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ['x.pth']
+
+
+def test_interrupt(ptq, monkeypatch):
+    """Ctrl-C in the middle: exit code 130, and --resume goes on from there."""
+    whole = ptq('--no-float-eval', '--calib-num', 6)
+    load, images = CalibrationImages.load, []
+
+    def interrupted(self, i):
+        images.append(self.indices[i])
+        if len(images) == 5:  # the survey reads one more
+            signal.raise_signal(signal.SIGINT)
+        return load(self, i)
+
+    monkeypatch.setattr(CalibrationImages, 'load', interrupted)
+    work = whole.work.parent / 'stopped'
+    stopped = ptq('--no-float-eval', '--calib-num', 6, work=work)
+    assert stopped.code == 130
+    assert '--resume' in stopped.err
+    assert 'Traceback' not in stopped.err
+    assert not stopped.artefact.exists()
+    images[:] = [None] * 9
+    again = ptq('--no-float-eval', '--calib-num', 6, '--resume', work=work)
+    assert again.code == 0
+    assert len(images) - 9 == 1 + 6 - 3
+    assert again.digest == whole.digest
+
+
+def test_errors_do_not_hide_in_the_loop(ptq, monkeypatch):
+    """A PTQError out of calibration arrives as it is."""
+
+    def broken(*_, **__):
+        raise PTQError('told once')
+
+    monkeypatch.setattr(CalibLoop, 'run', broken)
+    refused(ptq(*QUICK), 'told once')

@@ -1,0 +1,135 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The calibration pass against extremes computed by hand."""
+import pytest
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+
+from mmdet_ptq.apis import quantize_detector
+from mmdet_ptq.errors import NumericError
+
+
+class Tiny(BaseModel):
+    """Two levels through one head; a side branch that tests skip."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8),
+            nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8, padding=1))
+        self.bbox_head = nn.Sequential(
+            nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+        self.side = nn.Conv2d(8, 4, 1)
+        with torch.no_grad():
+            self.backbone[1].running_mean.normal_()
+            self.backbone[1].running_var.uniform_(0.5, 2)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = torch.stack(list(inputs)).float()
+        x = self.backbone(x)
+        levels = [x, 0.01 * x[..., ::2, ::2]]
+        out = [self.bbox_head(level) for level in levels]
+        if mode == 'tensor':
+            return out, self.side(x).relu() @ torch.ones(8, 1)
+        return out
+
+
+def batches(n=4):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        dict(inputs=[torch.randn(3, 8, 8, generator=generator)],
+             data_samples=[None]) for _ in range(n)
+    ]
+
+
+RULES = [dict(match='*', weight=dict(granularity='channel'), act={})]
+MINMAX = dict(type='MinMaxObserver')
+PASSES = [
+    dict(type='FoldBatchNorm'),
+    dict(type='InitRanges', observer=MINMAX, weight_observer=MINMAX)
+]
+
+
+def inputs_of(model, name, data, mode):
+    seen = []
+    handle = model.get_submodule(name).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].detach().clone()))
+    with torch.no_grad():
+        for batch in data:
+            model(**batch, mode=mode)
+    handle.remove()
+    return seen
+
+
+def test_minmax_ranges_by_hand():
+    data, reference = batches(), Tiny().eval()
+    x = torch.cat([t.flatten() for t in inputs_of(
+        reference, 'bbox_head.0', data, 'predict')])
+    model = Tiny().eval()
+    session = quantize_detector(
+        model, data, dict(bits='w8a8', rules=RULES, passes=PASSES))
+    quantizer = model.bbox_head[0].act_quantizers['input']
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    torch.testing.assert_close(quantizer.scale,
+                               ((high - low) / 255).reshape(1, 1))
+    assert session.folds == {'backbone.1': 'backbone.0'}
+    assert isinstance(model.backbone[1], nn.Identity)
+    # what feeds the head at level 0 also feeds the side branch
+    assert model.side.act_quantizers['input'] is quantizer
+
+
+def test_ranges_for_each_level_and_group():
+    data, reference = batches(), Tiny().eval()
+    seen = inputs_of(reference, 'bbox_head.0', data, 'predict')
+    rules = [*RULES,
+             dict(match='@grouped', act=dict(granularity='group')),
+             dict(match='*', act=dict(per_level=True))]
+    model = Tiny().eval()
+    quantize_detector(model, data,
+                      dict(bits='w8a8', rules=rules, passes=PASSES))
+    scale = model.bbox_head[0].act_quantizers['input'].scale
+    for level in (0, 1):
+        x = torch.cat([t.flatten() for t in seen[level::2]])
+        torch.testing.assert_close(
+            scale[level, 0], (x.max() - x.min()) / 255)
+    assert scale[1, 0] < scale[0, 0] / 50
+    assert model.backbone[3].act_quantizers['input'].scale.shape == (1, 8)
+
+
+def test_layer_that_prediction_skips_gets_data_from_the_raw_mode():
+    data = batches()
+    rules = [*RULES, dict(match='bbox_head.*', skip=True)]
+    model = Tiny().eval()
+    session = quantize_detector(
+        model, data, dict(bits='w8a8', rules=rules, passes=PASSES))
+    x = torch.cat([t.flatten() for t in inputs_of(
+        Tiny().eval(), 'side', data[:2], 'tensor')])
+    scale = model.side.act_quantizers['input'].scale.reshape(())
+    torch.testing.assert_close(scale, (x.max() - x.min()) / 255)
+    assert session.plan.layers['bbox_head.0'].why_float
+
+
+def test_no_float_forward_is_left_quantized_or_tapped():
+    model = Tiny().eval()
+    session = quantize_detector(
+        model, batches(), dict(bits='w4a4', rules=RULES, passes=PASSES))
+    for layer in session.layers.values():
+        assert layer.tap is None and layer.quantize_act and layer.baked
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_nan_activation_names_the_layer(value):
+    data = batches()
+    data[2]['inputs'][0][0, 0, 0] = value
+    with pytest.raises(NumericError, match=r'backbone\.0'):
+        quantize_detector(Tiny().eval(), data,
+                          dict(bits='w8a8', rules=RULES, passes=PASSES))
+
+
+def test_nan_weight_names_the_layer():
+    model = Tiny().eval()
+    model.bbox_head[2].weight.data[0, 0] = float('nan')
+    with pytest.raises(NumericError, match=r'bbox_head\.2'):
+        quantize_detector(model, batches(),
+                          dict(bits='w8a8', rules=RULES, passes=PASSES))
