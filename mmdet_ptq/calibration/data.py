@@ -175,6 +175,12 @@ class _Datasets:
             try:
                 self.parts.append(DATASETS.build(cfg))
             except (OSError, ValueError) as error:
+                # what a dataset of MMDetection says when it has no image
+                if 'at least one array' in str(error):
+                    raise CalibrationError(
+                        'the calibration set is empty: '
+                        f'{cfg.get("ann_file") or cfg["type"]} holds no '
+                        'image') from error
                 raise CalibrationError(
                     f'cannot build the calibration dataset: {error}. Check '
                     'data_root and ann_file, or calibrate on a folder of '

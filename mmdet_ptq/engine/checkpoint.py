@@ -18,12 +18,25 @@ from ..errors import CheckpointError, NumericError
 # NumPy 2 renamed the module; a file names the one it was written with
 _multiarray = getattr(np, '_core', None) or np.core
 _multiarray = _multiarray.multiarray
+
+
+def _statistic(owner: type, name: str) -> Any:
+    """Stands in for ``getattr`` in a file: a log history names its methods.
+    """
+    if owner is not HistoryBuffer or name not in (
+            'min', 'max', 'mean', 'current', 'data', 'statistics'):
+        raise pickle.UnpicklingError('Unsupported global: GLOBAL getattr')
+    return getattr(owner, name)
+
+
 # what MMEngine's own checkpoints hold beside tensors: log histories in
 # 'message_hub', and plain containers in 'meta'
 _SAFE = [
     HistoryBuffer, ConfigDict, OrderedDict, np.ndarray, np.dtype,
     *((getattr(_multiarray, name), f'numpy.{core}.multiarray.{name}')
       for name in ('_reconstruct', 'scalar') for core in ('_core', 'core')),
+    (_statistic, 'builtins.getattr'),
+    (_statistic, '__builtin__.getattr'),
     *{type(np.dtype(t)) for t in ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8',
                                   'u1', 'u2', 'u4', 'u8', '?')},
 ]

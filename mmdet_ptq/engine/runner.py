@@ -114,7 +114,13 @@ class PTQRunner(Runner):
             raise QuantConfigError(
                 'the config has no test_dataloader, test_cfg and '
                 'test_evaluator')
-        self._test_loop = self.build_test_loop(self._test_loop)
+        try:
+            self._test_loop = self.build_test_loop(self._test_loop)
+        except OSError as error:
+            raise CalibrationError(
+                f'cannot build the test dataset: {error}. Check data_root '
+                'and ann_file of test_dataloader and test_evaluator'
+            ) from error
         self.call_hook('before_run')
         if not self._load_from:
             raise QuantConfigError(
@@ -231,12 +237,7 @@ class PTQRunner(Runner):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _check_data(self) -> None:
-        try:
-            classes = self.test_dataloader.dataset.metainfo.get('classes')
-        except OSError as error:
-            raise CalibrationError(
-                f'cannot build the test dataset: {error}. Check data_root '
-                'and ann_file of test_dataloader') from error
+        classes = self.test_dataloader.dataset.metainfo.get('classes')
         counts = {
             f'{name}.num_classes': m.num_classes
             for name, m in self.model.named_modules()
