@@ -45,9 +45,7 @@ test_dataloader = part('val')
 test_cfg = dict(type='TestLoop')
 test_evaluator = dict(
     type='CocoMetric', ann_file=r'{root}/val.json', metric={metric},
-    # coarse enough that random weights score above zero
-    iou_thrs=[0.1, 0.2, 0.3, 0.5, 0.75],
-    metric_items=['mAP', 'AR@100', 'AR_s@1000'])
+    metric_items=['mAP', 'mAP_50', 'AR@300', 'AR_s@1000'])
 val_cfg = val_dataloader = val_evaluator = None
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=.01))
@@ -87,8 +85,9 @@ model = dict(
         sampler=dict(type='PseudoSampler'),
         allowed_border=-1, pos_weight=-1, debug=False),
     test_cfg=dict(
-        nms_pre=100, min_bbox_size=0, score_thr=0.0,
-        nms=dict(type='nms', iou_threshold=0.5), max_per_img=50))
+        # so many boxes that random weights score above zero
+        nms_pre=300, min_bbox_size=0, score_thr=0.0,
+        nms=dict(type='nms', iou_threshold=0.7), max_per_img=300))
 """
 
 MASK_RCNN = COMMON + """
@@ -128,10 +127,10 @@ model = dict(
             loss_mask=dict(type='CrossEntropyLoss', use_mask=True))),
     train_cfg=None,
     test_cfg=dict(
-        rpn=dict(nms_pre=50, max_per_img=20, min_bbox_size=0,
-                 nms=dict(type='nms', iou_threshold=0.7)),
-        rcnn=dict(score_thr=0.0, max_per_img=20, mask_thr_binary=0.5,
-                  nms=dict(type='nms', iou_threshold=0.5))))
+        rpn=dict(nms_pre=200, max_per_img=60, min_bbox_size=0,
+                 nms=dict(type='nms', iou_threshold=0.8)),
+        rcnn=dict(score_thr=0.0, max_per_img=60, mask_thr_binary=0.5,
+                  nms=dict(type='nms', iou_threshold=0.7))))
 """
 
 

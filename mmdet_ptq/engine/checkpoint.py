@@ -24,7 +24,7 @@ def _statistic(owner: type, name: str) -> Any:
     """Stands in for ``getattr`` in a file: a log history names its methods.
     """
     if owner is not HistoryBuffer or name not in (
-            'min', 'max', 'mean', 'current', 'data', 'statistics'):
+            'min', 'max', 'mean', 'current'):
         raise pickle.UnpicklingError('Unsupported global: GLOBAL getattr')
     return getattr(owner, name)
 

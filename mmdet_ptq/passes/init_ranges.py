@@ -13,6 +13,7 @@ from ..observers import BaseObserver, LpObserver, search_weight_range
 from ..quantizers import BaseQuantizer
 from ..registry import OBSERVERS, PASSES, build_from
 from ..structures import LayerGraph, Port
+from .bias import ChannelMeans
 
 
 @PASSES.register_module()
@@ -29,16 +30,20 @@ class InitRanges:
         weight_observer (dict): Observer of weights; an ``LpObserver``
             searches each channel exactly. Defaults to
             ``dict(type='LpObserver', p=2.0)``.
+        correct_bias (bool): Take the mean output error of the quantized
+            weights out of the biases. Defaults to False.
     """
 
     structural = False
 
     def __init__(self,
                  observer: dict | None = None,
-                 weight_observer: dict | None = None) -> None:
+                 weight_observer: dict | None = None,
+                 correct_bias: bool = False) -> None:
         self.observer = observer or dict(type='LpObserver', p=2.4)
         self.weight_observer = weight_observer or dict(
             type='LpObserver', p=2.0)
+        self.correct_bias = correct_bias
         for name in ('observer', 'weight_observer'):
             build_from(OBSERVERS, getattr(self, name), f'InitRanges.{name}')
 
@@ -76,8 +81,9 @@ class InitRanges:
         layers = session.layers
         groups = session.plan.groups
         observers = [self._new_observer(layers, g) for g in groups]
-        self._resume(session, observers)
-        taps = _Taps(session, layers, observers)
+        means = ChannelMeans(layers if self.correct_bias else {})
+        self._resume(session, observers, means)
+        taps = _Taps(session, layers, observers, means)
         done = session.state.get('images', 0)
 
         def after(i: int) -> None:
@@ -88,19 +94,24 @@ class InitRanges:
         session.state['export'] = lambda: {
             'images': session.state.get('images', 0),
             'observers': [o.state_dict() for o in observers],
+            'means': means.state_dict(),
         }
         with taps, float_mode(session.model):
             session.feed(done, after)
-            if get_world_size() > 1:
-                _merge(observers)
-            if not all(o.seen for o in observers):
+            _merge(observers, means)
+            unseen = [o for o in observers if not o.seen]
+            if unseen:
                 # a prediction skips the mask head when nothing is found
-                taps.only_unseen()
+                extra = means.for_unseen()
+                taps.only(unseen, extra)
                 session.extra_feed(2)
-                for observer in observers:
+                for observer in unseen:
                     observer.end_image()
+                _merge(unseen, extra)
+                means.add(extra.state_dict())
         session.state.pop('export')
         self._finish(session, layers, observers)
+        means.correct()
 
     def _new_observer(self, layers: dict[str, QuantLayer],
                       group: list[Port]) -> BaseObserver:
@@ -110,8 +121,10 @@ class InitRanges:
         observer.bind(quantizer.granularity, levels)
         return observer
 
-    def _resume(self, session: Session,
-                observers: list[BaseObserver]) -> None:
+    def _resume(self, session: Session, observers: list[BaseObserver],
+                means: ChannelMeans) -> None:
+        if 'means' in session.state:
+            means.add(session.state['means'])
         for observer, state in zip(
                 observers, session.state.get('observers', []), strict=False):
             observer.load_state_dict(state)
@@ -150,13 +163,18 @@ def _leave_float(session: Session, layers: dict[str, QuantLayer],
     session.plan.groups = [g for g in session.plan.groups if g != group]
 
 
-def _merge(observers: list[BaseObserver]) -> None:
+def _merge(observers: list[BaseObserver], means: ChannelMeans) -> None:
     """Combines the statistics of all ranks, the same on every rank."""
-    states = all_gather_object([o.state_dict() for o in observers])
+    if get_world_size() == 1:
+        return
     mine = get_rank()
+    states = all_gather_object([o.state_dict() for o in observers])
     for i, observer in enumerate(observers):
         observer.merge(
             [s[i] for rank, s in enumerate(states) if rank != mine])
+    for rank, state in enumerate(all_gather_object(means.state_dict())):
+        if rank != mine:
+            means.add(state)
 
 
 def _readers(graph: LayerGraph, group: list[Port]) -> list[Port]:
@@ -177,8 +195,9 @@ class _Taps:
     """Routes the inputs of layers to the observer of their quantizer."""
 
     def __init__(self, session: Session, layers: dict[str, QuantLayer],
-                 observers: list[BaseObserver]) -> None:
+                 observers: list[BaseObserver], means: ChannelMeans) -> None:
         self.layers = layers
+        self.means = means
         self.observers = observers
         self.active = set(range(len(observers)))
         self.owner = {
@@ -187,11 +206,14 @@ class _Taps:
             for port in _readers(session.graph, group)
         }
 
-    def only_unseen(self) -> None:
-        """From now on leaves observers alone that have seen data."""
+    def only(self, observers: list[BaseObserver],
+             means: ChannelMeans) -> None:
+        """From now on feeds only these."""
+        wanted = {id(o) for o in observers}
         self.active = {
-            i for i, o in enumerate(self.observers) if not o.seen
+            i for i, o in enumerate(self.observers) if id(o) in wanted
         }
+        self.means = means
 
     def __enter__(self) -> None:
         for name, layer in self.layers.items():
@@ -203,6 +225,8 @@ class _Taps:
 
     def _tap(self, name: str, layer: QuantLayer, port: str, level: int,
              x: Tensor) -> None:
+        if port == 'input':
+            self.means.observe(name, x)
         group = self.owner.get((name, port))
         if group is None or group not in self.active or x.numel() == 0:
             return

@@ -5,7 +5,8 @@ Ranges minimise the L2.4 error (activations, on histograms) and the L2
 error (weights, exactly, for each channel). A grouped convolution, above all
 a depthwise one, has an input scale for each group: an output channel reads
 one group only, so the scale folds into the weight's and costs nothing. A
-head that runs on every pyramid level has a range for each level.
+head that runs on every pyramid level has a range for each level. The mean
+output error that quantized weights make is taken out of the biases.
 """
 rules = [
     dict(
@@ -21,5 +22,6 @@ passes = [
     dict(
         type='InitRanges',
         observer=dict(type='LpObserver', p=2.4),
-        weight_observer=dict(type='LpObserver', p=2.0)),
+        weight_observer=dict(type='LpObserver', p=2.0),
+        correct_bias=True),
 ]

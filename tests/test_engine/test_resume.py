@@ -192,7 +192,7 @@ def test_other_settings_are_not_resumed(ptq, loads, tests):
     tests.update(runs=0)
     again = ptq('--calib-num', 3, '--recipe', 'minmax', '--bits', 'w4a4',
                 '--resume', '--cfg-options',
-                'test_evaluator.iou_thrs=[0.5,0.75]')
+                'test_evaluator.classwise=True')
     assert again.code == 0
     assert tests['runs'] == 2
 

@@ -133,3 +133,43 @@ def test_nan_weight_names_the_layer():
     with pytest.raises(NumericError, match=r'bbox_head\.2'):
         quantize_detector(model, batches(),
                           dict(bits='w8a8', rules=RULES, passes=PASSES))
+
+
+def test_bias_correction_takes_the_mean_error_away():
+    """With float inputs and no borders the output mean becomes exact."""
+    data = batches()
+    reference = Tiny().eval()
+    x = torch.cat(inputs_of(reference, 'bbox_head.0', data, 'predict')[::2])
+    passes = [PASSES[0], dict(PASSES[1], correct_bias=True)]
+    rules = [dict(match='bbox_head.*', weight=dict(granularity='tensor')),
+             dict(match='backbone.3', weight={})]
+    errors = {}
+    for corrected, chosen in ((False, PASSES), (True, passes)):
+        model = Tiny().eval()
+        # one level only: then E[x] is the mean of x
+        model.forward = lambda inputs, data_samples=None, mode='tensor', \
+            m=model: m.bbox_head(m.backbone(torch.stack(list(inputs))))
+        quantize_detector(model, data,
+                          dict(bits='w2a8', rules=rules, passes=chosen))
+        with torch.no_grad():
+            error = model.bbox_head[0](x) - reference.bbox_head[0](x)
+        errors[corrected] = error.mean((0, 2, 3)).abs().max().item()
+        assert error.abs().max() > 1e-2
+    assert errors[False] > 1e-3
+    assert errors[True] < 1e-5
+
+
+def test_mean_output_is_what_a_constant_image_gives():
+    from mmdet_ptq.passes.bias import mean_output
+    torch.manual_seed(0)
+    mean = torch.randn(8).double()
+    for layer in (nn.Conv2d(8, 6, 3), nn.Conv2d(8, 4, 3, groups=2),
+                  nn.Conv2d(8, 16, 3, groups=8)):
+        layer = layer.double()
+        image = mean[None, :, None, None].expand(1, 8, 5, 5)
+        expected = layer(image)[0, :, 1, 1] - layer.bias
+        torch.testing.assert_close(
+            mean_output(layer, layer.weight, mean), expected)
+    linear = nn.Linear(8, 3, bias=False).double()
+    torch.testing.assert_close(
+        mean_output(linear, linear.weight, mean), linear(mean))

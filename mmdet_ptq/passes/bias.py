@@ -1,0 +1,93 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Bias correction from the mean of each input channel."""
+import torch
+from torch import Tensor, nn
+
+from ..layers import QuantLayer
+
+# Sums are kept in whole multiples of 2^-20: adding integers gives the same
+# result in any order, so ranks and resumed runs agree to the bit.
+_UNIT = 2.0**20
+
+
+class ChannelMeans:
+    """Mean of every input channel of the layers whose bias is corrected.
+
+    The output of a quantized weight is off by ``(Wq - W) * x``; its mean
+    over positions is ``(Wq - W) * E[x]`` for each output channel, and a
+    bias can take that away (Nagel et al., Data-Free Quantization, 2019,
+    section 4.2, with measured instead of derived means). Borders padded
+    with zeros are not told apart.
+
+    Args:
+        layers (dict[str, QuantLayer]): By name; those are used that have a
+            bias, a weight quantizer and are convolutions or linears.
+    """
+
+    def __init__(self, layers: dict[str, QuantLayer]) -> None:
+        self.layers = {
+            n: m
+            for n, m in layers.items()
+            if isinstance(m, nn.Conv2d | nn.Linear)
+            and m.weight_quantizer is not None and m.bias is not None
+        }
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def observe(self, name: str, x: Tensor) -> None:
+        """Adds the float input of one call."""
+        layer = self.layers.get(name)
+        if layer is None:
+            return
+        axis = layer.act_axis % x.dim()
+        channels = x.shape[axis]
+        count = x.numel() // channels
+        mean = x.mean([i for i in range(x.dim()) if i != axis])
+        total = (mean.double() * count * _UNIT).round().long().cpu()
+        self.sums[name] = self.sums.get(name, 0) + total
+        self.counts[name] = self.counts.get(name, 0) + count
+
+    def for_unseen(self) -> 'ChannelMeans':
+        """New means of the layers that have had no data."""
+        return ChannelMeans(
+            {n: m for n, m in self.layers.items() if n not in self.sums})
+
+    def state_dict(self) -> dict:
+        """Sums and counts, to resume and to merge."""
+        return dict(sums=dict(self.sums), counts=dict(self.counts))
+
+    def add(self, state: dict) -> None:
+        """Adds the sums of another rank, or those before a stop."""
+        for name, total in state['sums'].items():
+            self.sums[name] = self.sums.get(name, 0) + total
+            self.counts[name] = (
+                self.counts.get(name, 0) + state['counts'][name])
+
+    @torch.no_grad()
+    def correct(self) -> None:
+        """Takes the mean output error out of each bias."""
+        for name, layer in self.layers.items():
+            if name not in self.sums:
+                continue
+            mean = self.sums[name].double() / _UNIT / self.counts[name]
+            weight = layer.weight
+            error = layer.weight_quantizer(weight).double() - weight.double()
+            layer.bias -= mean_output(layer, error, mean.to(weight.device)
+                                      ).to(layer.bias.dtype)
+
+
+def mean_output(layer: nn.Module, weight: Tensor, mean: Tensor) -> Tensor:
+    """Output of a layer on a constant input, away from borders.
+
+    Args:
+        layer (nn.Module): A Conv2d or Linear.
+        weight (Tensor): Of the shape of its weight.
+        mean (Tensor): Shape (in_channels, ).
+
+    Returns:
+        Tensor: Shape (out_channels, ).
+    """
+    groups = getattr(layer, 'groups', 1)
+    taps = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+    taps = taps.unflatten(0, (groups, -1))
+    return (taps @ mean.reshape(groups, -1, 1)).flatten()
