@@ -17,19 +17,16 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mmdet
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from mmdet_ptq import quantize_detector
-from mmdet_ptq.testing import (noise_batches, random_detector,
-                               settle_batch_norms)
+from mmdet_ptq.testing import (cosine, noise_batches, random_detector,
+                               raw_outputs, settle_batch_norms)
 
 # from small to large; a name holding none of them counts as middling
 _SIZES = ('nano', 'tiny', 'r18', 'mobilenet', '400mf', '-t0', '-t-', '_t-',
@@ -69,131 +66,6 @@ def families() -> dict[str, Path]:
         if folder.is_dir() and folder.name not in ('_base_', 'common')
     }
     return {name: path for name, path in found.items() if path is not None}
-
-
-class Selections(TorchFunctionMode):
-    """Records what top-k and sorting chose, or makes them choose it again.
-
-    Outputs of a float and a quantized detector can be compared row by row
-    only if both kept the same candidates in the same order.
-    """
-
-    names = ('topk', 'sort', 'argsort', 'nonzero')
-
-    def __init__(self, replay: list | None = None) -> None:
-        super().__init__()
-        self.made: list[Any] = []
-        self.replay = list(replay) if replay is not None else None
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (),
-                           kwargs: dict | None = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if getattr(func, '__name__', '') not in self.names:
-            return out
-        index = out if isinstance(out, Tensor) else out[1]
-        if self.replay is None:
-            self.made.append(index)
-            return out
-        if not self.replay or self.replay[0].shape != index.shape:
-            return out
-        index = self.replay.pop(0)
-        if isinstance(out, Tensor):
-            return index
-        dim = (kwargs or {}).get('dim', -1)
-        return type(out)([args[0].gather(dim, index), index])
-
-
-def raw_outputs(model: nn.Module, batch: dict, memory: dict) -> list[Tensor]:
-    """Every float tensor of a raw forward, on equal proposals.
-
-    Where a detector has no working raw mode, what its heads return during
-    a prediction.
-
-    Args:
-        model (nn.Module): The detector.
-        batch (dict): One batch.
-        memory (dict): Empty for the float model, which fills it with what
-            was selected; given again, the same is selected.
-
-    Returns:
-        list[Tensor]: In the order of the output.
-    """
-    replay = memory.get('selections')
-    try:
-        if memory.get('mode') == 'predict':
-            raise NotImplementedError
-        out, made = _run(model, batch, memory, 'tensor', replay)
-        memory['mode'] = 'tensor'
-    except Exception:
-        if memory.get('mode') == 'tensor':
-            raise
-        memory['mode'] = 'predict'
-        out, made = _run(model, batch, memory, 'predict', replay)
-    memory.setdefault('selections', made)
-    flat: list[Tensor] = []
-    _flatten(out, flat)
-    return flat
-
-
-def _run(model: nn.Module, batch: dict, memory: dict, mode: str,
-         replay: list | None) -> tuple[Any, list]:
-    data = model.data_preprocessor(copy.deepcopy(batch), False)
-    seen: list[Any] = []
-    heads = [m for n, m in model.named_children()
-             if n not in ('backbone', 'neck', 'data_preprocessor')]
-    handles = [h.register_forward_hook(lambda *a: seen.append(a[2]))
-               for h in heads if mode == 'predict']
-    selections = Selections(replay)
-    try:
-        with torch.no_grad(), selections, _proposals(
-                getattr(model, 'rpn_head', None), memory):
-            out = model(**data, mode=mode)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return (seen if mode == 'predict' else out), selections.made
-
-
-@contextmanager
-def _proposals(rpn: nn.Module | None, memory: dict) -> Iterator[None]:
-    if rpn is None or not hasattr(rpn, 'predict'):
-        yield
-        return
-    original = rpn.predict
-
-    def predict(*args: Any, **kwargs: Any) -> Any:
-        found = original(*args, **kwargs)
-        return copy.deepcopy(memory.setdefault('proposals', found))
-
-    rpn.predict = predict
-    try:
-        yield
-    finally:
-        del rpn.predict
-
-
-def _flatten(out: Any, into: list[Tensor]) -> None:
-    if isinstance(out, Tensor):
-        if out.is_floating_point() and out.numel():
-            into.append(out.detach().float())
-    elif isinstance(out, dict):
-        for value in out.values():
-            _flatten(value, into)
-    elif isinstance(out, list | tuple):
-        for value in out:
-            _flatten(value, into)
-
-
-def cosine(a: list[Tensor], b: list[Tensor]) -> float:
-    """The lowest cosine over tensors, -1 where shapes differ."""
-    if len(a) != len(b) or any(
-            x.shape != y.shape for x, y in zip(a, b, strict=True)):
-        return -1.0
-    return min(
-        (float(nn.functional.cosine_similarity(
-            x.double().flatten(), y.double().flatten(), 0))
-         for x, y in zip(a, b, strict=True) if bool(x.any() or y.any())),
-        default=1.0)
 
 
 def examine(path: Path, size: tuple[int, int]) -> dict:

@@ -110,7 +110,7 @@ def _rebuild(model: nn.Module, saved: dict, manifest: dict) -> QuantPlan:
     restore_folds(model, manifest['folds'])
     attach(model, plan, manifest['levels'])
     tensors = dict(saved['tensors'])
-    for name, packed in saved['codes'].items():
+    for name in saved['codes']:
         # the decoded weight has to wait for the scale of its quantizer
         tensors[f'{name}.weight'] = layers[name].weight.detach()
     restore_tensors(model, tensors)

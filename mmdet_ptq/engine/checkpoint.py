@@ -21,8 +21,7 @@ _multiarray = _multiarray.multiarray
 
 
 def _statistic(owner: type, name: str) -> Any:
-    """Stands in for ``getattr`` in a file: a log history names its methods.
-    """
+    """Stands in for ``getattr``, by which a log history names methods."""
     if owner is not HistoryBuffer or name not in (
             'min', 'max', 'mean', 'current'):
         raise pickle.UnpicklingError('Unsupported global: GLOBAL getattr')

@@ -139,8 +139,7 @@ def _run_passes(session: Session, store: ResumeStore | None,
 
 
 def _restore(session: Session, finished: dict) -> None:
-    """Puts the outcome of the finished passes back; they may have replanned.
-    """
+    """Puts back what finished passes did; they may have replanned."""
     session.plan = plan_of(finished['plan'])
     session.notes[:] = finished['notes']
     attach(session.model, session.plan, session.levels)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from mmdet_ptq.errors import PTQError
 from mmdet_ptq.calibration import CalibrationImages
 from mmdet_ptq.calibration.store import write_atomic
 from mmdet_ptq.engine import CalibLoop
+from mmdet_ptq.errors import PTQError
 
 QUICK = ('--no-float-eval', '--calib-num', 2, '--recipe', 'minmax')
 
@@ -339,11 +339,13 @@ def test_work_dir_not_writable(ptq, tmp_path):
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Saving stops half way."""
+    """Saving the artefact stops half way."""
     save = torch.save
 
     def broken(obj, path, *args, **kwargs):
         save(obj, path)
+        if Path(path).name != 'quantized.pth':
+            return
         data = Path(path).read_bytes()
         Path(path).write_bytes(data[:len(data) // 2])
         raise OSError(errno.ENOSPC, 'No space left on device')
@@ -360,8 +362,11 @@ def test_full_disk_keeps_the_old_artefact(ptq, full_disk, monkeypatch):
     left = [p.name for p in first.work.iterdir() if '.save' in p.name]
     assert not left
     monkeypatch.undo()
-    again = ptq(checkpoint=first.artefact)
-    assert again.code == 0
+    assert ptq(checkpoint=first.artefact).code == 0
+    # with space again, what was calibrated is not lost
+    monkeypatch.setattr(CalibLoop, '__call__', lambda self, start, after: (
+        pytest.fail('calibrated again')))
+    assert ptq(*QUICK, '--bits', 'w4a4', '--resume').code == 0
 
 
 def test_file_size_limit(tmp_path, environment):
@@ -415,5 +420,5 @@ def test_errors_do_not_hide_in_the_loop(ptq, monkeypatch):
     def broken(*_, **__):
         raise PTQError('told once')
 
-    monkeypatch.setattr(CalibLoop, 'run', broken)
+    monkeypatch.setattr(CalibLoop, '__call__', broken)
     refused(ptq(*QUICK), 'told once')

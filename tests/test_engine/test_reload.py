@@ -47,13 +47,13 @@ def mmdet_test(monkeypatch, tmp_path):
 def calibrations(monkeypatch):
     """Counts calibrations."""
     found = []
-    run = CalibLoop.run
+    run = CalibLoop.__call__
 
     def counted(self, *args, **kwargs):
         found.append(1)
         return run(self, *args, **kwargs)
 
-    monkeypatch.setattr(CalibLoop, 'run', counted)
+    monkeypatch.setattr(CalibLoop, '__call__', counted)
     return found
 
 
@@ -86,7 +86,9 @@ def test_mmdet_test(ptq, tiny, tmp_path, mmdet_test, calibrations, model):
     assert len(calibrations) == 1
     assert measured(metrics) == measured(float_metrics) != {}
     assert same(out, float_out)
-    assert any(v > 0 for v in measured(metrics).values())
+    assert all(len(o['pred_instances']['scores']) for o in out)
+    if model == 'retinanet':  # random masks and classes never hit
+        assert any(v > 0 for v in measured(metrics).values())
     # the same by our own tool, whose dumped config mmdet's tool takes
     run = ptq('--bits', 'w4a4', '--calib-num', 4, '--no-float-eval',
               model=model)

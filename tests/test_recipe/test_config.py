@@ -4,8 +4,13 @@ import pytest
 
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.quantizers import UniformQuantizer
-from mmdet_ptq.recipe import (Bits, load_recipe, parse_bits, parse_quant_cfg,
-                              recipe_names)
+from mmdet_ptq.recipe import (
+    Bits,
+    load_recipe,
+    parse_bits,
+    parse_quant_cfg,
+    recipe_names,
+)
 from mmdet_ptq.registry import QUANTIZERS
 
 RULE = dict(match='*', weight=dict(type='UniformQuantizer'))
