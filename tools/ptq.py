@@ -62,7 +62,8 @@ def quant_cfg_of(cfg: Config, args: argparse.Namespace) -> dict:
         raise QuantConfigError(f'quant_cfg: expected a dict, got {found!r}')
     quant_cfg = found.to_dict() if found is not None else {}
     if args.recipe is not None:
-        quant_cfg = {k: v for k, v in quant_cfg.items() if k == 'bits'}
+        quant_cfg = {k: v for k, v in quant_cfg.items()
+                     if k in ('bits', 'calibration')}
         quant_cfg['recipe'] = args.recipe
     elif not quant_cfg:
         quant_cfg['recipe'] = 'uniform'

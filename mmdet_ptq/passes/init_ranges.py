@@ -52,8 +52,7 @@ class InitRanges:
         """Runs the calibration images once, float."""
         with session.stage('weight ranges'):
             self._weights(session)
-        with session.stage('calibration'):
-            self._activations(session)
+        self._activations(session)
 
     def _weights(self, session: Session) -> None:
         layers = session.layers
@@ -96,7 +95,7 @@ class InitRanges:
             'observers': [o.state_dict() for o in observers],
             'means': means.state_dict(),
         }
-        with taps, float_mode(session.model):
+        with session.stage('calibration'), taps, float_mode(session.model):
             session.feed(done, after)
             _merge(observers, means)
             unseen = [o for o in observers if not o.seen]
@@ -110,8 +109,9 @@ class InitRanges:
                 _merge(unseen, extra)
                 means.add(extra.state_dict())
         session.state.pop('export')
-        self._finish(session, layers, observers)
-        means.correct()
+        with session.stage('activation ranges'):
+            self._finish(session, layers, observers)
+            means.correct()
 
     def _new_observer(self, layers: dict[str, QuantLayer],
                       group: list[Port]) -> BaseObserver:
@@ -131,16 +131,15 @@ class InitRanges:
 
     def _finish(self, session: Session, layers: dict[str, QuantLayer],
                 observers: list[BaseObserver]) -> None:
-        with session.stage('activation ranges'):
-            for i, (group, observer) in enumerate(
-                    zip(session.plan.groups, observers, strict=True)):
-                session.progress('activation ranges', group[0][0], i,
-                                 len(observers))
-                if observer.seen:
-                    quantizer = _quantizer(layers, group)
-                    quantizer.set_range(*observer.ranges(quantizer))
-                else:
-                    _leave_float(session, layers, group)
+        for i, (group, observer) in enumerate(
+                zip(session.plan.groups, observers, strict=True)):
+            session.progress('activation ranges', group[0][0], i,
+                             len(observers))
+            if observer.seen:
+                quantizer = _quantizer(layers, group)
+                quantizer.set_range(*observer.ranges(quantizer))
+            else:
+                _leave_float(session, layers, group)
 
 
 def _quantizer(layers: dict[str, QuantLayer],

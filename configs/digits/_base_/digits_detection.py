@@ -15,8 +15,13 @@ metainfo = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
+    dict(
+        type='RandomCrop',
+        crop_type='relative_range',
+        crop_size=(0.75, 0.75)),
     # one size: no padding, and a batch costs little
     dict(type='Resize', scale=(192, 192), keep_ratio=False),
+    dict(type='YOLOXHSVRandomAug', hue_delta=30),
     dict(type='PackDetInputs')
 ]
 test_pipeline = [
