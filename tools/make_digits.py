@@ -9,6 +9,7 @@ photographs that scikit-learn carries. The result is in COCO format::
 
 Nothing is downloaded, and the same seed gives the same bytes.
 """
+
 import argparse
 import json
 from pathlib import Path
@@ -22,9 +23,9 @@ CLASSES = tuple('0123456789')
 SPLITS = ('train', 'val')
 IMAGE_SIDES = (160, 256)
 DIGIT_SIDES = (8, 96)
-MAX_ROTATION = 15.
+MAX_ROTATION = 15.0
 MIN_VISIBLE = 0.5
-VERSION = 1
+VERSION = 2
 SETTINGS = 'settings.json'
 
 
@@ -60,24 +61,34 @@ def render_digit(image, side, angle):
         np.ndarray: Opacity in 0..1, float32, cropped to the pixels above
         one half and one pixel around them.
     """
-    grey = np.pad(image.astype(np.float32) / 16., 3)
+    grey = np.pad(image.astype(np.float32) / 16.0, 3)
     source = Image.fromarray(grey)
-    scale, centre = side / 8., grey.shape[0] / 2.
+    scale, centre = side / 8.0, grey.shape[0] / 2.0
     cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
     for _ in range(3):
         size = int(np.ceil(scale * 12)) + 4
         a, b = cos / scale, sin / scale
-        matrix = (a, b, centre - (a + b) * size / 2, -b, a,
-                  centre - (a - b) * size / 2)
-        drawn = source.transform((size, size), Image.Transform.AFFINE,
-                                 matrix, Image.Resampling.BICUBIC)
-        alpha = np.clip((np.asarray(drawn) - .3) / .3, 0., 1.)
-        x1, y1, x2, y2 = mask_box(alpha > .5)
+        matrix = (
+            a,
+            b,
+            centre - (a + b) * size / 2,
+            -b,
+            a,
+            centre - (a - b) * size / 2,
+        )
+        drawn = source.transform(
+            (size, size),
+            Image.Transform.AFFINE,
+            matrix,
+            Image.Resampling.BICUBIC,
+        )
+        alpha = np.clip((np.asarray(drawn) - 0.3) / 0.3, 0.0, 1.0)
+        x1, y1, x2, y2 = mask_box(alpha > 0.5)
         longer = max(x2 - x1, y2 - y1)
         if abs(longer - side) < 1:
             break
         scale *= side / longer
-    return alpha[max(y1 - 1, 0):y2 + 1, max(x1 - 1, 0):x2 + 1]
+    return alpha[max(y1 - 1, 0) : y2 + 1, max(x1 - 1, 0) : x2 + 1]
 
 
 def mask_box(mask):
@@ -106,21 +117,21 @@ def make_background(photos, height, width, rng):
         np.ndarray: RGB, float32 in 0..255, (height, width, 3).
     """
     photo = photos[rng.integers(len(photos))]
-    zoom = rng.uniform(.6, 1.5)
+    zoom = rng.uniform(0.6, 1.5)
     crop_h = min(int(height * zoom), photo.shape[0])
     crop_w = min(int(width * zoom), photo.shape[1])
     top = rng.integers(photo.shape[0] - crop_h + 1)
     left = rng.integers(photo.shape[1] - crop_w + 1)
-    piece = Image.fromarray(photo[top:top + crop_h, left:left + crop_w])
+    piece = Image.fromarray(photo[top : top + crop_h, left : left + crop_w])
     piece = piece.resize((width, height), Image.Resampling.BILINEAR)
     result = np.asarray(piece).astype(np.float32)
-    if rng.random() < .5:
+    if rng.random() < 0.5:
         result = result[:, ::-1]
-    if rng.random() < .5:
+    if rng.random() < 0.5:
         result = result[::-1]
     mean = result.mean((0, 1))
-    result = mean + (result - mean) * rng.uniform(.35, .9)
-    return result * rng.uniform(.75, 1.2, 3) + rng.uniform(-25, 25)
+    result = mean + (result - mean) * rng.uniform(0.35, 0.9)
+    return result * rng.uniform(0.75, 1.2, 3) + rng.uniform(-25, 25)
 
 
 def pick_colour(local, contrast, rng):
@@ -138,7 +149,7 @@ def pick_colour(local, contrast, rng):
     for _ in range(12):
         colour = rng.uniform(0, 255, 3)
         gap = abs(np.abs(colour - local).mean() - contrast)
-        if abs(colour.mean() - local.mean()) < .6 * contrast:
+        if abs(colour.mean() - local.mean()) < 0.6 * contrast:
             gap += 50
         if gap < best_gap:
             best, best_gap = colour, gap
@@ -164,17 +175,17 @@ def draw_clutter(image, rng, count):
         angle = rng.uniform(0, np.pi)
         along = (xs - cx) * np.cos(angle) + (ys - cy) * np.sin(angle)
         across = (ys - cy) * np.cos(angle) - (xs - cx) * np.sin(angle)
-        if rng.random() < .5:
-            long, thin = rng.uniform(15, 60), rng.uniform(.6, 1.6)
-            alpha = np.clip(thin + .5 - np.abs(across), 0, 1)
+        if rng.random() < 0.5:
+            long, thin = rng.uniform(15, 60), rng.uniform(0.6, 1.6)
+            alpha = np.clip(thin + 0.5 - np.abs(across), 0, 1)
             alpha *= np.abs(along) < long
         else:
             r1, r2 = rng.uniform(4, 22, 2)
-            radius = np.sqrt((along / r1)**2 + (across / r2)**2)
+            radius = np.sqrt((along / r1) ** 2 + (across / r2) ** 2)
             alpha = np.clip((1 - radius) * min(r1, r2) / 1.5, 0, 1)
-        alpha = (alpha * rng.uniform(.4, .9))[..., None]
+        alpha = (alpha * rng.uniform(0.4, 0.9))[..., None]
         image += alpha * (rng.uniform(0, 255, 3) - image)
-        covered |= alpha[..., 0] > .35
+        covered |= alpha[..., 0] > 0.35
     return covered
 
 
@@ -197,15 +208,16 @@ def place_digit(image, visible, areas, alpha, rng):
         top = int(rng.integers(image.shape[0] - height + 1))
         left = int(rng.integers(image.shape[1] - width + 1))
         window = (slice(top, top + height), slice(left, left + width))
-        mask = alpha > .5
-        left_over = [
-            old.sum() - (old[window] & mask).sum() for old in visible
-        ]
-        if any(rest < .8 * area for rest, area in zip(left_over, areas)):
+        mask = alpha > 0.5
+        left_over = [old.sum() - (old[window] & mask).sum() for old in visible]
+        if any(
+            rest < 0.8 * area
+            for rest, area in zip(left_over, areas, strict=True)
+        ):
             continue
         place = image[window]
         local = place.mean((0, 1))
-        low = rng.random() < .1
+        low = rng.random() < 0.1
         contrast = rng.uniform(28, 45) if low else rng.uniform(85, 140)
         colour = pick_colour(local, contrast, rng)
         place += alpha[..., None] * (colour - place)
@@ -239,7 +251,7 @@ def make_image(digits, bank, photos, rng):
     names, visible, areas = [], [], []
     # large ones first, so that small ones are not hidden under them
     count = int(rng.integers(2, 7))
-    sides = low * (high / low)**rng.beta(3.2, 1.2, count)
+    sides = low * (high / low) ** rng.beta(3.2, 1.2, count)
     for side in np.sort(sides)[::-1]:
         label = int(rng.integers(len(CLASSES)))
         sample = int(rng.choice(bank[label]))
@@ -249,13 +261,17 @@ def make_image(digits, bank, photos, rng):
             names.append((label, sample))
     before = image.copy()
     covered = draw_clutter(image, rng, int(rng.integers(0, 3)))
-    if any((mask & ~covered).sum() < MIN_VISIBLE * area
-           for mask, area in zip(visible, areas)):
+    if any(
+        (mask & ~covered).sum() < MIN_VISIBLE * area
+        for mask, area in zip(visible, areas, strict=True)
+    ):
         image, covered = before, np.zeros_like(covered)
-    if rng.random() < .3:
+    if rng.random() < 0.3:
         image += rng.normal(0, rng.uniform(2, 6), image.shape)
-    objects = [(label, sample, mask & ~covered)
-               for (label, sample), mask in zip(names, visible)]
+    objects = [
+        (label, sample, mask & ~covered)
+        for (label, sample), mask in zip(names, visible, strict=True)
+    ]
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), objects
 
 
@@ -281,34 +297,41 @@ def make_split(out, split, count, seed):
         image, objects = make_image(digits, bank, photos, rng)
         name = f'{i:05d}.png'
         Image.fromarray(image).save(folder / name, compress_level=1)
-        images.append({
-            'id': i + 1,
-            'file_name': name,
-            'height': image.shape[0],
-            'width': image.shape[1]
-        })
+        images.append(
+            {
+                'id': i + 1,
+                'file_name': name,
+                'height': image.shape[0],
+                'width': image.shape[1],
+            }
+        )
         for label, sample, mask in objects:
             x1, y1, x2, y2 = mask_box(mask)
             rle = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
             rle['counts'] = rle['counts'].decode('ascii')
-            annotations.append({
-                'id': len(annotations) + 1,
-                'image_id': i + 1,
-                'category_id': label,
-                'bbox': [x1, y1, x2 - x1, y2 - y1],
-                'area': int(mask.sum()),
-                'segmentation': rle,
-                'iscrowd': 0,
-                'digit_sample': sample
-            })
+            annotations.append(
+                {
+                    'id': len(annotations) + 1,
+                    'image_id': i + 1,
+                    'category_id': label,
+                    'bbox': [x1, y1, x2 - x1, y2 - y1],
+                    'area': int(mask.sum()),
+                    'segmentation': rle,
+                    'iscrowd': 0,
+                    'digit_sample': sample,
+                }
+            )
     categories = [{'id': i, 'name': name} for i, name in enumerate(CLASSES)]
     path = out / f'{split}.json'
     path.write_text(
-        json.dumps({
-            'images': images,
-            'annotations': annotations,
-            'categories': categories
-        }))
+        json.dumps(
+            {
+                'images': images,
+                'annotations': annotations,
+                'categories': categories,
+            }
+        )
+    )
     return path
 
 
@@ -329,7 +352,8 @@ def is_complete(out, settings):
     return written == settings and all(
         (out / f'{split}.json').is_file()
         and len(list((out / split).glob('*.png'))) == settings[split]
-        for split in SPLITS)
+        for split in SPLITS
+    )
 
 
 def make_digits(out, train=2000, val=320, seed=0, force=False):
@@ -367,7 +391,8 @@ def main():
     parser.add_argument('--val', type=int, default=320, help='images')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
-        '--force', action='store_true', help='make it even if it is there')
+        '--force', action='store_true', help='make it even if it is there'
+    )
     args = parser.parse_args()
     made = make_digits(args.out, args.train, args.val, args.seed, args.force)
     print(f'{args.out}: ' + ('made' if made else 'already complete'))

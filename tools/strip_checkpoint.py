@@ -5,9 +5,9 @@ The checkpoints that mmengine's runner saves hold the optimizer and Python
 objects, and do not load with ``torch.load(weights_only=True)``, PyTorch's
 default. The file written here holds tensors and plain types alone::
 
-    python tools/strip_checkpoint.py work_dirs/x/epoch_10.pth x.pth \\
-        --half --trust-checkpoint
+    python tools/strip_checkpoint.py SRC DST --half --trust-checkpoint
 """
+
 import argparse
 from pathlib import Path
 
@@ -52,16 +52,19 @@ def strip_checkpoint(src, dst, half=False, keep_prefix=(), trust=False):
     loaded = torch.load(src, map_location='cpu', weights_only=not trust)
     state = loaded.get('state_dict', loaded)
     dtype = torch.float16 if half else torch.float32
-    prefixes = tuple(keep_prefix) or ('', )
+    prefixes = tuple(keep_prefix) or ('',)
     kept = {
-        name: (tensor.to(dtype)
-               if tensor.is_floating_point() else tensor).clone()
-        for name, tensor in state.items() if name.startswith(prefixes)
+        name: (
+            tensor.to(dtype) if tensor.is_floating_point() else tensor
+        ).clone()
+        for name, tensor in state.items()
+        if name.startswith(prefixes)
     }
     if not kept:
         raise ValueError(f'{src} has no weights that start with {prefixes}')
     infinite = [
-        name for name, tensor in kept.items()
+        name
+        for name, tensor in kept.items()
         if not torch.isfinite(tensor.float()).all()
     ]
     if infinite:
@@ -81,20 +84,24 @@ def main():
     parser.add_argument('src', help='checkpoint of a training')
     parser.add_argument('dst', help='file to write')
     parser.add_argument(
-        '--half', action='store_true', help='store float16, not float32')
+        '--half', action='store_true', help='store float16, not float32'
+    )
     parser.add_argument(
         '--keep-prefix',
         nargs='+',
         default=(),
-        help='keep only weights with these prefixes, such as backbone.')
+        help='keep only weights with these prefixes, such as backbone.',
+    )
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
         help='unpickle any object in SRC, which can run any code; '
-        'only for files that you made')
+        'only for files that you made',
+    )
     args = parser.parse_args()
-    count = strip_checkpoint(args.src, args.dst, args.half, args.keep_prefix,
-                             args.trust_checkpoint)
+    count = strip_checkpoint(
+        args.src, args.dst, args.half, args.keep_prefix, args.trust_checkpoint
+    )
     size = Path(args.dst).stat().st_size / 2**20
     print(f'{args.dst}: {count} weights, {size:.2f} MiB')
 

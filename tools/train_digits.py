@@ -6,16 +6,17 @@ pass runs under PyTorch's bfloat16 autocast for CPUs (mmengine has that for
 accelerators only), which about halves the time; weights, losses and the
 optimizer stay in float32.
 """
+
 import argparse
 import contextlib
+from pathlib import Path
 
 import torch
+from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-
-from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 
 
 def to_float(value):
@@ -51,10 +52,12 @@ class CPUBFloat16Hook(Hook):
         for module in runner.model.modules():
             if isinstance(module, BaseRoIExtractor):
                 module.register_forward_pre_hook(
-                    lambda _, args: to_float(args))
+                    lambda _, args: to_float(args)
+                )
             elif type(module).__name__.endswith('Head'):
                 module.register_forward_hook(
-                    lambda _, args, out: to_float(out))
+                    lambda _, args, out: to_float(out)
+                )
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         """Forget the casts of the weights before the optimizer's step.
@@ -67,21 +70,43 @@ class CPUBFloat16Hook(Hook):
         torch.clear_autocast_cache()
 
 
+def merge(paths, out):
+    """Merge stripped checkpoints into one file.
+
+    Args:
+        paths (list[str]): Stripped checkpoints; the later ones win.
+        out (Path): File to write.
+
+    Returns:
+        str: The file written.
+    """
+    state = {}
+    for path in paths:
+        state.update(torch.load(path, weights_only=True)['state_dict'])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({'state_dict': state}, out)
+    return str(out)
+
+
 def main():
     """Command line of the tool."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config')
     parser.add_argument('--work-dir', required=True)
     parser.add_argument(
-        '--init', help='stripped checkpoint to start from, may be partial')
+        '--init',
+        nargs='+',
+        help='stripped checkpoints to start from, each may be partial',
+    )
     parser.add_argument(
-        '--epochs', type=int, help='epochs in place of the config\'s')
+        '--epochs', type=int, help="epochs in place of the config's"
+    )
     parser.add_argument('--bf16', action='store_true')
     args = parser.parse_args()
     cfg = Config.fromfile(args.config)
     cfg.work_dir = args.work_dir
     if args.init:
-        cfg.load_from = args.init
+        cfg.load_from = merge(args.init, Path(args.work_dir) / 'init.pth')
     if args.epochs:
         cfg.train_cfg.max_epochs = args.epochs
         cfg.param_scheduler[-1].update(end=args.epochs, T_max=args.epochs)

@@ -17,11 +17,13 @@ class ChannelMeans:
     over positions is ``(Wq - W) * E[x]`` for each output channel, and a
     bias can take that away (Nagel et al., Data-Free Quantization, 2019,
     section 4.2, with measured instead of derived means). Borders padded
-    with zeros are not told apart.
+    with zeros are not told apart. A layer that is called several times in
+    a forward is left alone: its one bias cannot serve pyramid levels whose
+    means differ, and levels with small numbers would pay for large ones.
 
     Args:
         layers (dict[str, QuantLayer]): By name; those are used that have a
-            bias, a weight quantizer and are convolutions or linears.
+            bias, a weight quantizer, one call, and are conv2d or linear.
     """
 
     def __init__(self, layers: dict[str, QuantLayer]) -> None:
@@ -30,6 +32,7 @@ class ChannelMeans:
             for n, m in layers.items()
             if isinstance(m, nn.Conv2d | nn.Linear)
             and m.weight_quantizer is not None and m.bias is not None
+            and m.levels == 1
         }
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def load_tool():
     spec = importlib.util.spec_from_file_location(
-        'make_digits', ROOT / 'tools' / 'make_digits.py')
+        'make_digits', ROOT / 'tools' / 'make_digits.py'
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -38,7 +39,8 @@ def read(out, split):
 def contents(out):
     return {
         str(path.relative_to(out)): path.read_bytes()
-        for path in sorted(out.rglob('*')) if path.is_file()
+        for path in sorted(out.rglob('*'))
+        if path.is_file()
     }
 
 
@@ -47,8 +49,7 @@ def test_same_seed_same_bytes(digits, tmp_path):
     assert contents(tmp_path / 'a') == contents(digits)
     tool.make_digits(tmp_path / 'b', train=2, val=1, seed=4)
     name = 'train/00000.png'
-    assert (tmp_path / 'b' / name).read_bytes() != \
-        (digits / name).read_bytes()
+    assert (tmp_path / 'b' / name).read_bytes() != (digits / name).read_bytes()
 
 
 def test_made_once(tmp_path):
@@ -68,8 +69,8 @@ def test_boxes_match_masks(digits, split):
         mask = mask_utils.decode(annotation['segmentation'])
         rows, cols = np.nonzero(mask)
         x, y, w, h = annotation['bbox']
-        assert (x, y) == (cols.min(), rows.min())
-        assert (x + w, y + h) == (cols.max() + 1, rows.max() + 1)
+        assert (cols.min(), rows.min()) == (x, y)
+        assert (cols.max() + 1, rows.max() + 1) == (x + w, y + h)
         assert annotation['area'] == mask.sum() > 0
 
 
@@ -79,7 +80,8 @@ def test_masks_do_not_overlap(digits, split):
     for image in data['images']:
         masks = [
             mask_utils.decode(item['segmentation'])
-            for item in data['annotations'] if item['image_id'] == image['id']
+            for item in data['annotations']
+            if item['image_id'] == image['id']
         ]
         assert masks and np.sum(masks, axis=0).max() == 1
 
@@ -101,13 +103,13 @@ def test_sizes(digits, split):
 
 
 @pytest.mark.parametrize('side', [8, 13.5, 40, 96])
-@pytest.mark.parametrize('angle', [-25., 0., 25.])
+@pytest.mark.parametrize('angle', [-25.0, 0.0, 25.0])
 def test_drawn_digit_has_the_side_asked_for(side, angle):
     image = tool.load_digits().images[7]
     alpha = tool.render_digit(image, side, angle)
-    x1, y1, x2, y2 = tool.mask_box(alpha > .5)
+    x1, y1, x2, y2 = tool.mask_box(alpha > 0.5)
     assert abs(max(x2 - x1, y2 - y1) - side) <= 1.5
-    assert 0 <= alpha.min() and alpha.max() <= 1
+    assert alpha.min() >= 0 and alpha.max() <= 1
 
 
 @pytest.mark.parametrize('split', tool.SPLITS)
@@ -130,6 +132,6 @@ def test_train_and_val_share_no_digit(digits):
     train, val = (set(np.concatenate(bank[s]).tolist()) for s in tool.SPLITS)
     assert not train & val
     assert len(train) + len(val) == len(tool.load_digits().target)
-    for split, allowed in zip(tool.SPLITS, (train, val)):
+    for split, allowed in zip(tool.SPLITS, (train, val), strict=True):
         used = {i['digit_sample'] for i in read(digits, split)['annotations']}
         assert used <= allowed
