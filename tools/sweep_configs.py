@@ -25,8 +25,13 @@ import torch
 from torch import Tensor
 
 from mmdet_ptq import quantize_detector
-from mmdet_ptq.testing import (cosine, noise_batches, random_detector,
-                               raw_outputs, settle_batch_norms)
+from mmdet_ptq.testing import (
+    cosine,
+    noise_batches,
+    random_detector,
+    raw_outputs,
+    settle_batch_norms,
+)
 
 # from small to large; a name holding none of them counts as middling
 _SIZES = ('nano', 'tiny', 'r18', 'mobilenet', '400mf', '-t0', '-t-', '_t-',

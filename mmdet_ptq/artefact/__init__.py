@@ -1,6 +1,12 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-from .artefact import (is_artefact, load_artefact, plan_of, plan_to_dict,
-                       save_artefact, storage_mb)
+from .artefact import (
+                       is_artefact,
+                       load_artefact,
+                       plan_of,
+                       plan_to_dict,
+                       save_artefact,
+                       storage_mb,
+)
 from .attach import attach
 from .packing import pack, unpack
 from .tensors import named_tensors, restore_tensors

@@ -156,5 +156,8 @@ def _some(what: str, keys: list[str]) -> str:
 
 def sha256(path: str | Path) -> str:
     """The SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
     with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -8,8 +8,13 @@ from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
 from torch import nn
 
-from ..artefact import (attach, named_tensors, plan_of, plan_to_dict,
-                        restore_tensors)
+from ..artefact import (
+    attach,
+    named_tensors,
+    plan_of,
+    plan_to_dict,
+    restore_tensors,
+)
 from ..calibration import ResumeStore, Session
 from ..errors import CalibrationError, PTQError
 from ..graph import survey

@@ -11,16 +11,26 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import (all_gather_object, barrier, get_dist_info,
-                           is_distributed, is_main_process)
+from mmengine.dist import (
+    all_gather_object,
+    barrier,
+    get_dist_info,
+    is_distributed,
+    is_main_process,
+)
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
 from ..artefact import is_artefact, load_artefact, save_artefact
-from ..calibration import (CalibrationImages, ResumeStore, Session,
-                           from_config, share_of_rank)
+from ..calibration import (
+    CalibrationImages,
+    ResumeStore,
+    Session,
+    from_config,
+    share_of_rank,
+)
 from ..errors import CalibrationError, PTQError, QuantConfigError, unknown
 from ..recipe import QuantConfig, parse_quant_cfg
 from ..version import __version__

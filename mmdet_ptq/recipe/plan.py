@@ -5,8 +5,14 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from ..errors import QuantConfigError, unknown
-from ..structures import LayerGraph, LayerNode, LayerPlan, Port, QuantPlan
-from ..structures import QuantSpec
+from ..structures import (
+    LayerGraph,
+    LayerNode,
+    LayerPlan,
+    Port,
+    QuantPlan,
+    QuantSpec,
+)
 from .config import PORT_ROLES, QuantConfig, patterns_of
 
 

@@ -8,8 +8,12 @@ from mmcv.cnn.bricks.transformer import MultiheadAttention
 from mmdet.models.backbones.swin import ShiftWindowMSA
 from torch import nn
 
-from mmdet_ptq.layers import (MatMul, SplitMultiheadAttention,
-                              SplitWindowMSA, decompose)
+from mmdet_ptq.layers import (
+    MatMul,
+    SplitMultiheadAttention,
+    SplitWindowMSA,
+    decompose,
+)
 
 
 def close(a, b):

@@ -5,8 +5,12 @@ import copy
 import pytest
 import torch
 from mmcv.cnn.bricks import wrappers
-from mmcv.ops import (DeformConv2d, DeformConv2dPack, ModulatedDeformConv2d,
-                      ModulatedDeformConv2dPack)
+from mmcv.ops import (
+    DeformConv2d,
+    DeformConv2dPack,
+    ModulatedDeformConv2d,
+    ModulatedDeformConv2dPack,
+)
 from torch import nn
 
 from mmdet_ptq.layers import MatMul, QuantLayer, convert, float_mode
