@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmcv.ops.nms import NMSop
 from mmengine.config import Config
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -169,8 +170,8 @@ class Selections(TorchFunctionMode):
 def raw_outputs(model: nn.Module, batch: dict, memory: dict) -> list[Tensor]:
     """Every float tensor of a raw forward, on equal proposals.
 
-    Where a detector has no working raw mode, what its heads return during
-    a prediction.
+    Where a detector has no working raw mode, what its first head returns
+    during a prediction.
 
     Args:
         model (nn.Module): The detector.
@@ -208,31 +209,45 @@ def _run(model: nn.Module, batch: dict, memory: dict, mode: str,
                for h in heads if mode == 'predict']
     selections = Selections(replay)
     try:
-        with torch.no_grad(), selections, _proposals(
+        with torch.no_grad(), selections, _same_choices(
                 getattr(model, 'rpn_head', None), memory):
             out = model(**data, mode=mode)
     finally:
         for handle in handles:
             handle.remove()
-    return (seen if mode == 'predict' else out), selections.made
+    # heads after the first may see what was detected, not raw features
+    return (seen[:1] if mode == 'predict' else out), selections.made
 
 
 @contextmanager
-def _proposals(rpn: nn.Module | None, memory: dict) -> Iterator[None]:
-    if rpn is None or not hasattr(rpn, 'predict'):
-        yield
-        return
-    original = rpn.predict
+def _same_choices(rpn: nn.Module | None, memory: dict) -> Iterator[None]:
+    """Keeps proposals and what NMS kept, or gives them again."""
+    # a prediction drops low scores first, so that indices do not fit
+    same = memory.get('mode') == 'tensor'
+    kept = list(memory.get('kept', [])) if same else []
+    made: list[Tensor] = []
+    suppress = NMSop.__dict__['forward']
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        found = suppress.__func__(*args, **kwargs)
+        made.append(found)
+        return kept.pop(0) if kept else found
 
     def predict(*args: Any, **kwargs: Any) -> Any:
         found = original(*args, **kwargs)
         return copy.deepcopy(memory.setdefault('proposals', found))
 
-    rpn.predict = predict
+    original = getattr(rpn, 'predict', None)
+    if original is not None:
+        rpn.predict = predict
+    NMSop.forward = staticmethod(forward)
     try:
         yield
+        memory.setdefault('kept', made)
     finally:
-        del rpn.predict
+        NMSop.forward = suppress
+        if original is not None:
+            del rpn.predict
 
 
 def _flatten(out: Any, into: list[Tensor]) -> None:
