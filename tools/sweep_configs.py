@@ -22,7 +22,7 @@ from typing import Any
 
 import mmdet
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.testing import (
@@ -89,17 +89,15 @@ def examine(path: Path, size: tuple[int, int]) -> dict:
         layers=0, left_float={}, cosine=None, seconds=0.0, why='')
     start = time.perf_counter()
     try:
-        model = random_detector(path)
-        row['built'] = True
-        data = noise_batches(2, size)
-        try:
-            settle_batch_norms(model, data)
-        except Exception:
-            model.eval()  # no raw mode, or one sample for a batch norm
         memory: dict = {}
-        with torch.no_grad():
-            model.test_step(copy.deepcopy(data[0]))
-            expected = raw_outputs(model, data[0], memory)
+        try:
+            model, data, expected = _float_run(path, size, memory, row)
+        except Exception:
+            if not row['built']:
+                raise
+            # two-stage queries want more positions than a small image has
+            memory, size = {}, (2 * size[0], 2 * size[1])
+            model, data, expected = _float_run(path, size, memory, row)
         row['float_ok'] = True
         session = quantize_detector(
             model, copy.deepcopy(data), dict(recipe='uniform', bits='w8a8'))
@@ -123,6 +121,21 @@ def examine(path: Path, size: tuple[int, int]) -> dict:
     row['seconds'] = round(time.perf_counter() - start, 1)
     row['peak_mb'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return row
+
+
+def _float_run(path: Path, size: tuple[int, int], memory: dict,
+               row: dict) -> tuple[nn.Module, list[dict], list[Tensor]]:
+    """Builds a detector and runs it in float."""
+    model = random_detector(path)
+    row['built'] = True
+    data = noise_batches(2, size)
+    try:
+        settle_batch_norms(model, data)
+    except Exception:
+        model.eval()  # no raw mode, or one sample for a batch norm
+    with torch.no_grad():
+        model.test_step(copy.deepcopy(data[0]))
+        return model, data, raw_outputs(model, data[0], memory)
 
 
 def _finite(results: list) -> bool:
@@ -222,7 +235,7 @@ def main() -> int:
     rows = json.loads(store.read_text()) if (
         args.resume and store.is_file()) else {}
     for name, path in todo.items():
-        if name in rows or (args.families and name not in args.families):
+        if name not in (args.families or set(todo) - set(rows)):
             continue
         row = in_child(path, tuple(args.size), args.limit)
         rows[name] = dict(config=path.name, **row)

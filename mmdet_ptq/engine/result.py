@@ -154,11 +154,11 @@ def _float_part(path: Path, fingerprint: str) -> tuple[dict, float] | None:
     """Float metrics and seconds of an earlier run, None if of another."""
     try:
         old = json.loads(path.read_text())
-        if old['fingerprint'] == fingerprint and old['float']:
-            return old['float'], old['seconds'].get('float evaluation', 0.0)
+        same = old['fingerprint'] == fingerprint and old['float']
+        seconds = old['seconds'].get('float evaluation', 0.0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # not there, or not of ours: the float test runs again
-    return None
+        same = False  # not there, or not of ours: the float test runs again
+    return (old['float'], seconds) if same else None
 
 
 def _row(name: str, before: float | None, after: float,
