@@ -10,7 +10,7 @@ from pathlib import Path
 
 DETECTORS = ('retinanet', 'yolof', 'faster-rcnn', 'mask-rcnn_swin',
              'cascade-mask-rcnn_swin', 'detr')
-CELLS = ('uniform:w8a8', 'minmax:w8a8', 'uniform:w4a4', 'minmax:w4a4')
+CELLS = ('uniform:w8a8', 'uniform:w4a4', 'minmax:w4a4')
 METRICS = ('bbox_mAP', 'segm_mAP')
 
 
