@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The Python door: quantize a detector you hold, load one you saved."""
+
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
@@ -24,8 +25,9 @@ class _Feed:
         self.total = len(batches)
 
     @torch.no_grad()
-    def __call__(self, start: int = 0,
-                 after: Callable[[int], None] = lambda _: None) -> None:
+    def __call__(
+        self, start: int = 0, after: Callable[[int], None] = lambda _: None
+    ) -> None:
         for i in range(start, self.total):
             self.model.test_step(self.batches[i])
             after(i)
@@ -33,12 +35,14 @@ class _Feed:
     @torch.no_grad()
     def raw(self, count: int) -> None:
         for batch in self.batches[:count]:
-            self.model(**self.model.data_preprocessor(batch, False),
-                       mode='tensor')
+            self.model(
+                **self.model.data_preprocessor(batch, False), mode='tensor'
+            )
 
 
-def quantize_detector(model: nn.Module, dataloader: Iterable[dict],
-                      quant_cfg: dict) -> Session:
+def quantize_detector(
+    model: nn.Module, dataloader: Iterable[dict], quant_cfg: dict
+) -> Session:
     """Quantizes a float detector in place.
 
     Args:
@@ -83,12 +87,19 @@ def save_quantized(session: Session, path: str | Path) -> None:
     """
     meta = getattr(session.model, 'dataset_meta', None) or {}
     save_artefact(
-        path, session.model, session.plan, session.levels, session.folds,
+        path,
+        session.model,
+        session.plan,
+        session.levels,
+        session.folds,
         session.config.to_dict(),
-        dict(dataset_meta={
-            k: list(v) if isinstance(v, tuple | list) else v
-            for k, v in meta.items()
-        }))
+        dict(
+            dataset_meta={
+                k: list(v) if isinstance(v, tuple | list) else v
+                for k, v in meta.items()
+            }
+        ),
+    )
 
 
 def load_quantized(model: nn.Module, path: str | Path) -> nn.Module:
@@ -110,7 +121,8 @@ def load_quantized(model: nn.Module, path: str | Path) -> nn.Module:
     if not is_artefact(saved):
         raise CheckpointError(
             f'{path} is no quantized checkpoint; quantize a float one with '
-            'tools/ptq.py or quantize_detector')
+            'tools/ptq.py or quantize_detector'
+        )
     load_artefact(model, saved)
     meta = saved['meta'].get('dataset_meta')
     if meta:

@@ -4,6 +4,7 @@
 MMEngine re-wraps every ``TypeError`` raised inside a hook and drops its
 traceback, so mistakes are reported with types of our own.
 """
+
 import difflib
 from collections.abc import Iterable
 
@@ -42,5 +43,7 @@ def unknown(what: str, given: object, allowed: Iterable[str]) -> str:
     names = sorted(set(allowed))
     near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.4)
     hint = f' Did you mean {near[0]!r}?' if near else ''
-    return (f'unknown {what} {given!r}.{hint} '
-            f'Allowed: {", ".join(names) or "none"}.')
+    return (
+        f'unknown {what} {given!r}.{hint} '
+        f'Allowed: {", ".join(names) or "none"}.'
+    )

@@ -5,6 +5,7 @@ Runner, loop and hooks go to MMEngine's root registries, so that bare names
 resolve under ``default_scope='mmdet'``. The parts below are our own; build
 them with :func:`build_from`, which pins the scope and explains mistakes.
 """
+
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,9 +18,11 @@ from .errors import QuantConfigError, unknown
 _SCOPE = 'mmdet_ptq'
 
 QUANTIZERS = Registry(
-    'quantizer', scope=_SCOPE, locations=['mmdet_ptq.quantizers'])
+    'quantizer', scope=_SCOPE, locations=['mmdet_ptq.quantizers']
+)
 OBSERVERS = Registry(
-    'observer', scope=_SCOPE, locations=['mmdet_ptq.observers'])
+    'observer', scope=_SCOPE, locations=['mmdet_ptq.observers']
+)
 PASSES = Registry('pass', scope=_SCOPE, locations=['mmdet_ptq.passes'])
 
 T = TypeVar('T', bound=type)
@@ -41,7 +44,8 @@ def find_class(registry: Registry, name: object) -> type:
     registry.import_from_location()
     if name not in registry.module_dict:
         raise QuantConfigError(
-            unknown(registry.name, name, registry.module_dict))
+            unknown(registry.name, name, registry.module_dict)
+        )
     return registry.module_dict[name]
 
 
@@ -54,7 +58,8 @@ def allowed_arguments(cls: type) -> list[str]:
             continue
         params = list(inspect.signature(init).parameters.values())[1:]
         names += [
-            p.name for p in params
+            p.name
+            for p in params
             if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         ]
         if not any(p.kind is p.VAR_KEYWORD for p in params):
@@ -78,7 +83,8 @@ def check_arguments(registry: Registry, cfg: dict, where: str) -> type:
     """
     if not isinstance(cfg, dict) or 'type' not in cfg:
         raise QuantConfigError(
-            f"{where}: expected a dict with a 'type', got {cfg!r}")
+            f"{where}: expected a dict with a 'type', got {cfg!r}"
+        )
     try:
         cls = find_class(registry, cfg['type'])
     except QuantConfigError as error:
@@ -87,13 +93,15 @@ def check_arguments(registry: Registry, cfg: dict, where: str) -> type:
     for key in cfg:
         if key != 'type' and key not in allowed:
             raise QuantConfigError(
-                f'{where}: ' +
-                unknown(f'argument of {cfg["type"]}', key, allowed))
+                f'{where}: '
+                + unknown(f'argument of {cfg["type"]}', key, allowed)
+            )
     return cls
 
 
-def build_from(registry: Registry, cfg: dict, where: str = '',
-               **defaults: Any) -> Any:
+def build_from(
+    registry: Registry, cfg: dict, where: str = '', **defaults: Any
+) -> Any:
     """Builds an object from a config dict.
 
     Args:

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Plain data that the rooms of the package hand to one another."""
+
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ class QuantSpec:
         bits (int): Bit-width, 2 to 8.
         args (dict): Further arguments of the quantizer, plain JSON types.
     """
+
     type: str
     bits: int
     args: dict[str, Any] = field(default_factory=dict)
@@ -32,6 +34,7 @@ class LayerPlan:
         acts (dict[str, QuantSpec | None]): A spec for each port.
         why_float (str): Why nothing of the layer is quantized, else ''.
     """
+
     name: str
     weight: QuantSpec | None
     acts: dict[str, QuantSpec | None]
@@ -49,6 +52,7 @@ class QuantPlan:
         uncovered (dict[str, str]): Modules with weights that stay float
             because no twin covers them: name to reason.
     """
+
     layers: dict[str, LayerPlan]
     groups: list[list[Port]]
     uncovered: dict[str, str] = field(default_factory=dict)
@@ -69,6 +73,7 @@ class Op:
             argument order.
         outputs (tuple[int, ...]): Ids of the values it makes.
     """
+
     index: int
     name: str
     module: str
@@ -89,6 +94,7 @@ class Value:
         is_input (bool): Whether it is the image batch.
         floating (bool): False for indices and masks.
     """
+
     id: int
     producer: int
     shape: tuple[int, ...]
@@ -113,6 +119,7 @@ class LayerNode:
         groups (int): Groups of a convolution; 1 otherwise.
         params (int): Number of parameters.
     """
+
     name: str
     cls: type
     calls: list[Op]
@@ -135,6 +142,7 @@ class NormLink:
         exclusive (bool): True if nothing but these layers reads the
             norm's output, so that an affine change can be folded.
     """
+
     norm: str
     layers: tuple[str, ...]
     via: tuple[str, ...]
@@ -149,6 +157,7 @@ class Unit:
         name (str): Module name of the block, or of the single layer.
         layers (tuple[str, ...]): Its quantizable layers, in order.
     """
+
     name: str
     layers: tuple[str, ...]
 
@@ -171,6 +180,7 @@ class LayerGraph:
         uncalled (list[str]): Quantizable modules the forward did not call.
         outputs (tuple[int, ...]): Ids of the raw output tensors.
     """
+
     ops: list[Op]
     values: dict[int, Value]
     layers: dict[str, LayerNode]

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Detectors with random weights, images, and outputs to compare."""
+
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ def config_path(path: str | Path) -> Path:
     name = str(path)
     if name.startswith('mmdet::'):
         import mmdet
+
         root = Path(mmdet.__file__).parent / '.mim' / 'configs'
         return root / name.removeprefix('mmdet::')
     return Path(path)
@@ -35,6 +37,7 @@ def random_detector(path: str | Path) -> nn.Module:
     """
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
+
     register_all_modules(init_default_scope=True)
     cfg = Config.fromfile(str(config_path(path)))
     model_cfg = _without_pretrained(copy.deepcopy(cfg.model))
@@ -92,22 +95,36 @@ def noise_batches(count: int, size: tuple[int, int]) -> list[dict]:
         list[dict]: As ``model.test_step`` takes them.
     """
     from mmdet.structures import DetDataSample
+
     rng = np.random.default_rng(0)
     height, width = size
     found = []
     for i in range(count):
         coarse = torch.from_numpy(rng.random((1, 3, 8, 8), np.float32))
-        image = nn.functional.interpolate(
-            coarse, size, mode='bicubic')[0].clamp(0, 1) * 255
+        image = (
+            nn.functional.interpolate(coarse, size, mode='bicubic')[0].clamp(
+                0, 1
+            )
+            * 255
+        )
         for _ in range(6):
             y, x = rng.integers(0, height - 16), rng.integers(0, width - 16)
             h, w = rng.integers(8, height // 2), rng.integers(8, width // 2)
             color = torch.from_numpy(rng.random(3, np.float32)) * 255
-            image[:, y:y + h, x:x + w] = color[:, None, None]
-        sample = DetDataSample(metainfo=dict(
-            img_id=i, img_path=f'{i}.png', ori_shape=size, img_shape=size,
-            batch_input_shape=size, pad_shape=size, scale_factor=(1., 1.),
-            flip=False, border=np.array([0, height, 0, width])))
+            image[:, y : y + h, x : x + w] = color[:, None, None]
+        sample = DetDataSample(
+            metainfo=dict(
+                img_id=i,
+                img_path=f'{i}.png',
+                ori_shape=size,
+                img_shape=size,
+                batch_input_shape=size,
+                pad_shape=size,
+                scale_factor=(1.0, 1.0),
+                flip=False,
+                border=np.array([0, height, 0, width]),
+            )
+        )
         found.append(dict(inputs=[image.byte()], data_samples=[sample]))
     return found
 
@@ -119,15 +136,20 @@ def settle_batch_norms(model: nn.Module, data: list[dict]) -> None:
         model (nn.Module): In eval mode, and so again afterwards.
         data (list[dict]): Batches.
     """
-    norms = [m for m in model.modules()
-             if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]
     for norm in norms:
         norm.reset_running_stats()
         norm.train()
         norm.momentum = 1.0
     # one batch: statistics have to hold what differs between the images
-    together = {k: [x for batch in copy.deepcopy(data) for x in batch[k]]
-                for k in data[0]}
+    together = {
+        k: [x for batch in copy.deepcopy(data) for x in batch[k]]
+        for k in data[0]
+    }
     try:
         with torch.no_grad():
             model(**model.data_preprocessor(together, False), mode='tensor')
@@ -149,8 +171,13 @@ class Selections(TorchFunctionMode):
         self.made: list[Any] = []
         self.replay = list(replay) if replay is not None else None
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (),
-                           kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         if getattr(func, '__name__', '') not in self.names:
             return out
@@ -199,18 +226,28 @@ def raw_outputs(model: nn.Module, batch: dict, memory: dict) -> list[Tensor]:
     return flat
 
 
-def _run(model: nn.Module, batch: dict, memory: dict, mode: str,
-         replay: list | None) -> tuple[Any, list]:
+def _run(
+    model: nn.Module, batch: dict, memory: dict, mode: str, replay: list | None
+) -> tuple[Any, list]:
     data = model.data_preprocessor(copy.deepcopy(batch), False)
     seen: list[Any] = []
-    heads = [m for n, m in model.named_children()
-             if n not in ('backbone', 'neck', 'data_preprocessor')]
-    handles = [h.register_forward_hook(lambda *a: seen.append(a[2]))
-               for h in heads if mode == 'predict']
+    heads = [
+        m
+        for n, m in model.named_children()
+        if n not in ('backbone', 'neck', 'data_preprocessor')
+    ]
+    handles = [
+        h.register_forward_hook(lambda *a: seen.append(a[2]))
+        for h in heads
+        if mode == 'predict'
+    ]
     selections = Selections(replay)
     try:
-        with torch.no_grad(), selections, _same_choices(
-                getattr(model, 'rpn_head', None), memory):
+        with (
+            torch.no_grad(),
+            selections,
+            _same_choices(getattr(model, 'rpn_head', None), memory),
+        ):
             out = model(**data, mode=mode)
     finally:
         for handle in handles:
@@ -265,10 +302,18 @@ def _flatten(out: Any, into: list[Tensor]) -> None:
 def cosine(a: list[Tensor], b: list[Tensor]) -> float:
     """The lowest cosine over tensors, -1 where shapes differ."""
     if len(a) != len(b) or any(
-            x.shape != y.shape for x, y in zip(a, b, strict=True)):
+        x.shape != y.shape for x, y in zip(a, b, strict=True)
+    ):
         return -1.0
     return min(
-        (float(nn.functional.cosine_similarity(
-            x.double().flatten(), y.double().flatten(), 0))
-         for x, y in zip(a, b, strict=True) if bool(x.any() or y.any())),
-        default=1.0)
+        (
+            float(
+                nn.functional.cosine_similarity(
+                    x.double().flatten(), y.double().flatten(), 0
+                )
+            )
+            for x, y in zip(a, b, strict=True)
+            if bool(x.any() or y.any())
+        ),
+        default=1.0,
+    )

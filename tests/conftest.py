@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Two tiny detectors with data and checkpoints, quantized in a second."""
+
 import hashlib
 import importlib.util
 import json
@@ -61,7 +62,9 @@ backbone = dict(
     out_indices=(0, 1, 2, 3), norm_cfg=dict(type='BN'), style='pytorch')
 """
 
-RETINANET = COMMON + """
+RETINANET = (
+    COMMON
+    + """
 model = dict(
     type='RetinaNet', data_preprocessor=preprocessor, backbone=backbone,
     neck=dict(
@@ -89,8 +92,11 @@ model = dict(
         nms_pre=300, min_bbox_size=0, score_thr=0.0,
         nms=dict(type='nms', iou_threshold=0.7), max_per_img=300))
 """
+)
 
-MASK_RCNN = COMMON + """
+MASK_RCNN = (
+    COMMON
+    + """
 model = dict(
     type='MaskRCNN',
     data_preprocessor=dict(preprocessor, pad_mask=True), backbone=backbone,
@@ -132,6 +138,7 @@ model = dict(
         rcnn=dict(score_thr=0.0, max_per_img=60, mask_thr_binary=0.5,
                   nms=dict(type='nms', iou_threshold=0.7))))
 """
+)
 
 
 def make_images(root, name, count, seed):
@@ -146,16 +153,31 @@ def make_images(root, name, count, seed):
             x, y = (int(v) for v in rng.integers(0, 36, 2))
             w, h = (int(v) for v in rng.integers(10, 28, 2))
             kind = int(rng.integers(3))
-            image[y:y + h, x:x + w] = (20, 128, 235)[kind]
+            image[y : y + h, x : x + w] = (20, 128, 235)[kind]
             corners = [x, y, x + w, y, x + w, y + h, x, y + h]
-            boxes.append(dict(
-                id=len(boxes) + 1, image_id=i, category_id=kind + 1,
-                bbox=[x, y, w, h], area=w * h, iscrowd=0,
-                segmentation=[corners]))
+            boxes.append(
+                dict(
+                    id=len(boxes) + 1,
+                    image_id=i,
+                    category_id=kind + 1,
+                    bbox=[x, y, w, h],
+                    area=w * h,
+                    iscrowd=0,
+                    segmentation=[corners],
+                )
+            )
         cv2.imwrite(str(root / name / f'{i}.png'), image)
-    (root / f'{name}.json').write_text(json.dumps(dict(
-        images=images, annotations=boxes, categories=[
-            dict(id=i + 1, name=n) for i, n in enumerate(CLASSES)])))
+    (root / f'{name}.json').write_text(
+        json.dumps(
+            dict(
+                images=images,
+                annotations=boxes,
+                categories=[
+                    dict(id=i + 1, name=n) for i, n in enumerate(CLASSES)
+                ],
+            )
+        )
+    )
 
 
 def make_checkpoint(config, path):
@@ -163,6 +185,7 @@ def make_checkpoint(config, path):
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
     from mmengine.config import Config
+
     register_all_modules()
     torch.manual_seed(0)
     model = MODELS.build(Config.fromfile(config).model)
@@ -170,7 +193,7 @@ def make_checkpoint(config, path):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, 0., 0.2)
+            torch.nn.init.normal_(module.bias, 0.0, 0.2)
     model.train()
     model.backbone.norm_eval = False
     with torch.no_grad():
@@ -178,12 +201,24 @@ def make_checkpoint(config, path):
             model.backbone(torch.randn(2, 3, 64, 64))
         for name, value in model.named_parameters():
             # scores and boxes that differ from place to place
-            if name.endswith(('retina_cls.weight', 'retina_reg.weight',
-                              'fc_cls.weight', 'fc_reg.weight',
-                              'rpn_cls.weight', 'conv_logits.weight')):
+            if name.endswith(
+                (
+                    'retina_cls.weight',
+                    'retina_reg.weight',
+                    'fc_cls.weight',
+                    'fc_reg.weight',
+                    'rpn_cls.weight',
+                    'conv_logits.weight',
+                )
+            ):
                 value.mul_(3)
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(
-        dataset_meta=dict(classes=CLASSES))), path)
+    torch.save(
+        dict(
+            state_dict=model.state_dict(),
+            meta=dict(dataset_meta=dict(classes=CLASSES)),
+        ),
+        path,
+    )
 
 
 @pytest.fixture(scope='session')
@@ -193,13 +228,18 @@ def tiny(tmp_path_factory):
     make_images(root, 'train', 6, 0)
     make_images(root, 'val', 4, 1)
     found = SimpleNamespace(
-        root=root, config={}, checkpoint={}, classes=CLASSES)
+        root=root, config={}, checkpoint={}, classes=CLASSES
+    )
     for name, text, metric in (
-            ('retinanet', RETINANET, "'bbox'"),
-            ('mask_rcnn', MASK_RCNN, "['bbox', 'segm']")):
+        ('retinanet', RETINANET, "'bbox'"),
+        ('mask_rcnn', MASK_RCNN, "['bbox', 'segm']"),
+    ):
         config = root / f'{name}.py'
-        text = text.replace('{classes}', repr(CLASSES)).replace(
-            '{root}', str(root)).replace('{metric}', metric)
+        text = (
+            text.replace('{classes}', repr(CLASSES))
+            .replace('{root}', str(root))
+            .replace('{metric}', metric)
+        )
         if name == 'mask_rcnn':
             text = text.replace('with_bbox=True', 'with_mask=True')
         config.write_text(text)
@@ -227,14 +267,26 @@ def ptq(tiny, tool, tmp_path, monkeypatch, capsys):
         gives exit code, terminal text, work dir, result and artefact hash.
     """
 
-    def run(*arguments, model='retinanet', config=None, checkpoint=None,
-            work=None):
+    def run(
+        *arguments, model='retinanet', config=None, checkpoint=None, work=None
+    ):
         config = config or tiny.config[model]
         checkpoint = checkpoint or tiny.checkpoint[model]
         work = Path(work or tmp_path / 'work')
-        monkeypatch.setattr(sys, 'argv', [
-            'ptq.py', str(config), str(checkpoint), '--work-dir', str(work),
-            '--device', 'cpu', *map(str, arguments)])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                'ptq.py',
+                str(config),
+                str(checkpoint),
+                '--work-dir',
+                str(work),
+                '--device',
+                'cpu',
+                *map(str, arguments),
+            ],
+        )
         capsys.readouterr()
         code = tool.main()
         said = capsys.readouterr()
@@ -247,8 +299,15 @@ def outcome(code, work, out='', err=''):
     """What a run left behind."""
     artefact, result = work / 'quantized.pth', work / 'ptq_result.json'
     found = SimpleNamespace(
-        code=code, work=work, out=out, err=err, artefact=artefact,
-        digest=None, result=None, log='')
+        code=code,
+        work=work,
+        out=out,
+        err=err,
+        artefact=artefact,
+        digest=None,
+        result=None,
+        log='',
+    )
     if artefact.is_file():
         found.digest = hashlib.sha256(artefact.read_bytes()).hexdigest()
     if result.is_file():
@@ -269,8 +328,13 @@ def look_at():
 def environment():
     """Variables for subprocesses: one thread, this source tree."""
     import os
-    return dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT),
-                PYTHONWARNINGS='ignore')
+
+    return dict(
+        os.environ,
+        OMP_NUM_THREADS='1',
+        PYTHONPATH=str(ROOT),
+        PYTHONWARNINGS='ignore',
+    )
 
 
 @pytest.fixture(autouse=True, scope='session')

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Measures time as ratios to the float model within one run."""
+
 import argparse
 import copy
 import json
@@ -16,16 +17,18 @@ import torch
 from torch import nn
 
 from mmdet_ptq import quantize_detector
-from mmdet_ptq.testing import (noise_batches, random_detector,
-                               settle_batch_norms)
+from mmdet_ptq.testing import (
+    noise_batches,
+    random_detector,
+    settle_batch_norms,
+)
 
 DETECTORS = {
     'RetinaNet R50': 'retinanet/retinanet_r50_fpn_1x_coco.py',
     'YOLOF R50': 'yolof/yolof_r50-c5_8xb8-1x_coco.py',
     'Faster R-CNN R50': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
     'Mask R-CNN Swin-T': 'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
-    'Cascade Mask R-CNN R50':
-    'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',
+    'Cascade Mask R-CNN R50': 'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',
     'DETR R50': 'detr/detr_r50_8xb2-150e_coco.py',
 }
 
@@ -39,8 +42,9 @@ def seconds(model: nn.Module, batch: dict) -> float:
     return time.perf_counter() - start
 
 
-def measure(config: str, size: int, images: int, repeats: int,
-            recipe: str, bits: str) -> dict:
+def measure(
+    config: str, size: int, images: int, repeats: int, recipe: str, bits: str
+) -> dict:
     """Calibration and simulated forward of one detector.
 
     Args:
@@ -64,8 +68,10 @@ def measure(config: str, size: int, images: int, repeats: int,
     floats = sum(seconds(plain, batch) for batch in data)
     start = time.perf_counter()
     session = quantize_detector(
-        model, data, dict(recipe=recipe, bits=bits,
-                          calibration=dict(num_samples=images)))
+        model,
+        data,
+        dict(recipe=recipe, bits=bits, calibration=dict(num_samples=images)),
+    )
     spent = time.perf_counter() - start
     times: tuple[list[float], list[float]] = ([], [])
     for i in range(repeats):
@@ -77,15 +83,16 @@ def measure(config: str, size: int, images: int, repeats: int,
         forward=round(after / before, 3),
         float_forward_s=round(before, 4),
         stages={k: round(v / floats, 3) for k, v in session.seconds.items()},
-        peak_rss_mb=resource.getrusage(
-            resource.RUSAGE_SELF).ru_maxrss // 1024)
+        peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    )
 
 
 def main() -> int:
     """Prints and writes a table of ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--only', nargs='*', choices=list(DETECTORS),
-                        default=list(DETECTORS))
+    parser.add_argument(
+        '--only', nargs='*', choices=list(DETECTORS), default=list(DETECTORS)
+    )
     parser.add_argument('--size', type=int, default=512)
     parser.add_argument('--images', type=int, default=16)
     parser.add_argument('--repeats', type=int, default=5)
@@ -98,18 +105,35 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     found = {}
     for name in args.only:
-        found[name] = measure(DETECTORS[name], args.size, args.images,
-                              args.repeats, args.recipe, args.bits)
-        print(f'{name}: calibrate {found[name]["calibrate"]:.2f} x, '
-              f'forward {found[name]["forward"]:.2f} x', flush=True)
+        found[name] = measure(
+            DETECTORS[name],
+            args.size,
+            args.images,
+            args.repeats,
+            args.recipe,
+            args.bits,
+        )
+        print(
+            f'{name}: calibrate {found[name]["calibrate"]:.2f} x, '
+            f'forward {found[name]["forward"]:.2f} x',
+            flush=True,
+        )
         path = Path(args.out)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(dict(
-            command='python tools/benchmark.py',
-            settings={k: v for k, v in vars(args).items() if k != 'out'},
-            machine=f'{platform.machine()}, {os.cpu_count()} cores, torch '
-            f'{torch.__version__}',
-            detectors=found), indent=1))
+        path.write_text(
+            json.dumps(
+                dict(
+                    command='python tools/benchmark.py',
+                    settings={
+                        k: v for k, v in vars(args).items() if k != 'out'
+                    },
+                    machine=f'{platform.machine()}, {os.cpu_count()} cores, torch '
+                    f'{torch.__version__}',
+                    detectors=found,
+                ),
+                indent=1,
+            )
+        )
     return 0
 
 

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Writes docs/quant_cfg.md from the registries, so that it cannot lag."""
+
 import argparse
 import inspect
 import sys
@@ -8,11 +9,16 @@ from pathlib import Path
 from mmengine.registry import Registry
 
 from mmdet_ptq.recipe import load_recipe, recipe_names
-from mmdet_ptq.recipe.config import (_KEYS, _RULE_KEYS, RECIPE_DIR, ROLES,
-                                     Calibration)
+from mmdet_ptq.recipe.config import (
+    _KEYS,
+    _RULE_KEYS,
+    RECIPE_DIR,
+    ROLES,
+    Calibration,
+)
 from mmdet_ptq.registry import OBSERVERS, PASSES, QUANTIZERS
 
-HEAD = '''# quant_cfg
+HEAD = """# quant_cfg
 
 Made by `python tools/make_quant_cfg_doc.py` from the registries.
 
@@ -52,7 +58,7 @@ Keys of a rule: {rule_keys}.
 
 ## calibration
 
-'''
+"""
 
 
 def section(title: str, registry: Registry) -> str:
@@ -107,7 +113,8 @@ def document() -> str:
     text = HEAD.format(
         keys=', '.join(f'`{k}`' for k in _KEYS),
         rule_keys=', '.join(f'`{k}`' for k in _RULE_KEYS),
-        roles=', '.join(f'`@{r}`' for r in ROLES))
+        roles=', '.join(f'`@{r}`' for r in ROLES),
+    )
     meanings = _meanings_of_fields()
     text += '| key | meaning | default |\n|---|---|---|\n'
     for name, default in vars(Calibration()).items():
@@ -118,9 +125,12 @@ def document() -> str:
         doc = source.split('"""')[1].strip()
         passes = ', '.join(p['type'] for p in load_recipe(name)['passes'])
         text += f'### {name}\n\n{doc}\n\nPasses: {passes}.\n\n'
-    return (text + section('passes', PASSES) +
-            section('quantizers', QUANTIZERS) +
-            section('observers', OBSERVERS)).rstrip() + '\n'
+    return (
+        text
+        + section('passes', PASSES)
+        + section('quantizers', QUANTIZERS)
+        + section('observers', OBSERVERS)
+    ).rstrip() + '\n'
 
 
 def _meanings_of_fields() -> dict[str, str]:
@@ -132,8 +142,11 @@ def main() -> int:
     """Writes the page, or with --check compares it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', default='docs/quant_cfg.md')
-    parser.add_argument('--check', action='store_true',
-                        help='exit 1 if the file is not up to date')
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='exit 1 if the file is not up to date',
+    )
     args = parser.parse_args()
     path, text = Path(args.out), document()
     if args.check:

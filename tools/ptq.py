@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Quantizes a trained MMDetection detector and tests it before and after."""
+
 import argparse
 import os
 import os.path as osp
@@ -17,39 +18,80 @@ from mmdet_ptq.recipe import parse_quant_cfg, recipe_names
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config of the float detector; any '
-                        'MMDetection config, unmodified')
+    parser.add_argument(
+        'config',
+        help='config of the float detector; any '
+        'MMDetection config, unmodified',
+    )
     parser.add_argument('checkpoint', nargs='?', help='its float checkpoint')
     parser.add_argument(
-        '--recipe', help='recipe name or file; default: the config\'s '
-        f'quant_cfg, else "uniform" ({", ".join(recipe_names())})')
+        '--recipe',
+        help="recipe name or file; default: the config's "
+        f'quant_cfg, else "uniform" ({", ".join(recipe_names())})',
+    )
     parser.add_argument(
-        '--bits', help='w<bits>a<bits>[s<bits>], 2 to 8: weights, '
-        'activations, attention softmax; default w8a8')
-    parser.add_argument('--work-dir', help='where artefact, result and logs '
-                        'go; default ./work_dirs/<config name>')
-    parser.add_argument('--calib-num', type=int,
-                        help='number of calibration images; default 32')
-    parser.add_argument('--calib-source', help='"train", "test" or a folder '
-                        'of images; default train')
-    parser.add_argument('--device', help='e.g. cpu or cuda:0; default: a GPU '
-                        'if there is one')
-    parser.add_argument('--resume', action='store_true',
-                        help='go on where a killed run stopped')
-    parser.add_argument('--no-float-eval', action='store_true',
-                        help='do not test the float model')
-    parser.add_argument('--print-recipe', action='store_true', help='print '
-                        'the spelled-out quant_cfg and exit')
-    parser.add_argument('--trust-checkpoint', action='store_true', help='load '
-                        'a checkpoint that holds arbitrary objects, which '
-                        'can run code')
-    parser.add_argument('--launcher', default='none',
-                        choices=['none', 'pytorch', 'slurm', 'mpi'],
-                        help='job launcher for several processes')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        help='override settings of the config, key=value')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
-                        help='set by torch.distributed.launch')
+        '--bits',
+        help='w<bits>a<bits>[s<bits>], 2 to 8: weights, '
+        'activations, attention softmax; default w8a8',
+    )
+    parser.add_argument(
+        '--work-dir',
+        help='where artefact, result and logs '
+        'go; default ./work_dirs/<config name>',
+    )
+    parser.add_argument(
+        '--calib-num',
+        type=int,
+        help='number of calibration images; default 32',
+    )
+    parser.add_argument(
+        '--calib-source',
+        help='"train", "test" or a folder of images; default train',
+    )
+    parser.add_argument(
+        '--device', help='e.g. cpu or cuda:0; default: a GPU if there is one'
+    )
+    parser.add_argument(
+        '--resume',
+        action='store_true',
+        help='go on where a killed run stopped',
+    )
+    parser.add_argument(
+        '--no-float-eval',
+        action='store_true',
+        help='do not test the float model',
+    )
+    parser.add_argument(
+        '--print-recipe',
+        action='store_true',
+        help='print the spelled-out quant_cfg and exit',
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='load '
+        'a checkpoint that holds arbitrary objects, which '
+        'can run code',
+    )
+    parser.add_argument(
+        '--launcher',
+        default='none',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        help='job launcher for several processes',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config, key=value',
+    )
+    parser.add_argument(
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
+        help='set by torch.distributed.launch',
+    )
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
@@ -62,8 +104,9 @@ def quant_cfg_of(cfg: Config, args: argparse.Namespace) -> dict:
         raise QuantConfigError(f'quant_cfg: expected a dict, got {found!r}')
     quant_cfg = found.to_dict() if found is not None else {}
     if args.recipe is not None:
-        quant_cfg = {k: v for k, v in quant_cfg.items()
-                     if k in ('bits', 'calibration')}
+        quant_cfg = {
+            k: v for k, v in quant_cfg.items() if k in ('bits', 'calibration')
+        }
         quant_cfg['recipe'] = args.recipe
     elif not quant_cfg:
         quant_cfg['recipe'] = 'uniform'
@@ -75,7 +118,9 @@ def quant_cfg_of(cfg: Config, args: argparse.Namespace) -> dict:
     given = {k: v for k, v in given.items() if v is not None}
     if given:
         quant_cfg['calibration'] = {
-            **(quant_cfg.get('calibration') or {}), **given}
+            **(quant_cfg.get('calibration') or {}),
+            **given,
+        }
     return quant_cfg
 
 
@@ -89,7 +134,8 @@ def load_config(args: argparse.Namespace) -> Config:
         # whatever a config's own code raises
         raise QuantConfigError(
             f'config {args.config} cannot be loaded: {type(error).__name__}: '
-            f'{error}') from error
+            f'{error}'
+        ) from error
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     cfg.quant_cfg = quant_cfg_of(cfg, args)
@@ -115,8 +161,9 @@ def load_config(args: argparse.Namespace) -> Config:
     if args.no_float_eval:
         options['float_eval'] = False
     options['resume'] = args.resume or options.get('resume', False)
-    options['trust_checkpoint'] = (
-        args.trust_checkpoint or options.get('trust_checkpoint', False))
+    options['trust_checkpoint'] = args.trust_checkpoint or options.get(
+        'trust_checkpoint', False
+    )
     cfg.ptq_cfg = options
     return cfg
 
@@ -128,20 +175,25 @@ def main() -> int:
         cfg = load_config(args)
         quant = parse_quant_cfg(cfg.quant_cfg.to_dict())
         if args.print_recipe:
-            print('quant_cfg = ' + pprint.pformat(
-                quant.to_dict(), sort_dicts=False, width=79))
+            print(
+                'quant_cfg = '
+                + pprint.pformat(quant.to_dict(), sort_dicts=False, width=79)
+            )
             return 0
         if args.checkpoint is None:
             raise QuantConfigError(
-                'no checkpoint: usage: tools/ptq.py CONFIG CHECKPOINT')
+                'no checkpoint: usage: tools/ptq.py CONFIG CHECKPOINT'
+            )
         runner = RUNNERS.build(cfg)
         runner.test()
     except PTQError as error:
         print(f'\nerror: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print('\nstopped; run the same command with --resume to go on',
-              file=sys.stderr)
+        print(
+            '\nstopped; run the same command with --resume to go on',
+            file=sys.stderr,
+        )
         return 130
     return 0
 

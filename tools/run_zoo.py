@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Quantizes and tests the embedded detectors; writes the zoo table."""
+
 import argparse
 import json
 import os
@@ -8,14 +9,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-DETECTORS = ('retinanet', 'yolof', 'faster-rcnn', 'mask-rcnn_swin',
-             'cascade-mask-rcnn_swin', 'detr')
+DETECTORS = (
+    'retinanet',
+    'yolof',
+    'faster-rcnn',
+    'mask-rcnn_swin',
+    'cascade-mask-rcnn_swin',
+    'detr',
+)
 CELLS = ('uniform:w8a8', 'uniform:w4a4', 'minmax:w4a4')
 METRICS = ('bbox_mAP', 'segm_mAP')
 
 
-def run(detector: str, recipe: str, bits: str, work: Path,
-        float_eval: bool) -> dict:
+def run(
+    detector: str, recipe: str, bits: str, work: Path, float_eval: bool
+) -> dict:
     """Runs ``tools/ptq.py`` in a process of its own.
 
     Args:
@@ -31,10 +39,16 @@ def run(detector: str, recipe: str, bits: str, work: Path,
     here = Path(__file__).parent
     folder = work / f'{detector}_{recipe}_{bits}'
     command = [
-        sys.executable, str(here / 'ptq.py'),
+        sys.executable,
+        str(here / 'ptq.py'),
         f'configs/digits/{detector}_digits.py',
-        f'demo/checkpoints/{detector}_digits.pth', '--recipe', recipe,
-        '--bits', bits, '--work-dir', str(folder)
+        f'demo/checkpoints/{detector}_digits.pth',
+        '--recipe',
+        recipe,
+        '--bits',
+        bits,
+        '--work-dir',
+        str(folder),
     ]
     if not float_eval:
         command.append('--no-float-eval')
@@ -48,10 +62,12 @@ def to_markdown(cells: list[dict]) -> str:
     """The table, a row for each detector."""
     kinds = list(dict.fromkeys((c['recipe'], c['bits']) for c in cells))
     by_key = {(c['detector'], c['recipe'], c['bits']): c for c in cells}
-    lines = ['| detector | metric | float | ' +
-             ' | '.join(f'{r} {b}' for r, b in kinds) +
-             ' | MB float | MB w8a8 |',
-             '|---' * (len(kinds) + 5) + '|']
+    lines = [
+        '| detector | metric | float | '
+        + ' | '.join(f'{r} {b}' for r, b in kinds)
+        + ' | MB float | MB w8a8 |',
+        '|---' * (len(kinds) + 5) + '|',
+    ]
     for detector in dict.fromkeys(c['detector'] for c in cells):
         rows = [by_key.get((detector, *k)) for k in kinds]
         first = next(r for r in rows if r and r['float'])
@@ -59,14 +75,21 @@ def to_markdown(cells: list[dict]) -> str:
             key = f'coco/{metric}'
             if key not in first['float']:
                 continue
-            size = next((r['storage_mb'] for r in rows
-                         if r and r['bits'] == 'w8a8'), None)
+            size = next(
+                (r['storage_mb'] for r in rows if r and r['bits'] == 'w8a8'),
+                None,
+            )
             lines.append(
-                f'| {detector} | {metric} | {first["float"][key]:.3f} | ' +
-                ' | '.join(f'{r["quantized"][key]:.3f}' if r else ''
-                           for r in rows) +
-                (f' | {size["float"]:.2f} | {size["quantized"]:.2f} |'
-                 if size else ' | | |'))
+                f'| {detector} | {metric} | {first["float"][key]:.3f} | '
+                + ' | '.join(
+                    f'{r["quantized"][key]:.3f}' if r else '' for r in rows
+                )
+                + (
+                    f' | {size["float"]:.2f} | {size["quantized"]:.2f} |'
+                    if size
+                    else ' | | |'
+                )
+            )
     return '\n'.join(lines) + '\n'
 
 
@@ -80,10 +103,12 @@ def put_into_readme(table: str, path: Path = Path('README.md')) -> None:
 def main() -> int:
     """Runs what is asked for and writes JSON and table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--detectors', nargs='*', default=list(DETECTORS),
-                        choices=DETECTORS)
-    parser.add_argument('--cells', nargs='*', default=list(CELLS),
-                        help='recipe:bits')
+    parser.add_argument(
+        '--detectors', nargs='*', default=list(DETECTORS), choices=DETECTORS
+    )
+    parser.add_argument(
+        '--cells', nargs='*', default=list(CELLS), help='recipe:bits'
+    )
     parser.add_argument('--work-dir', default='work_dirs/zoo')
     parser.add_argument('--out', default='docs/results/zoo.json')
     args = parser.parse_args()
@@ -96,20 +121,31 @@ def main() -> int:
             found = run(detector, recipe, bits, Path(args.work_dir), i == 0)
             keep = ('float', 'quantized', 'storage_mb', 'layers')
             cells[detector, recipe, bits] = dict(
-                detector=detector, recipe=recipe, bits=bits,
+                detector=detector,
+                recipe=recipe,
+                bits=bits,
                 checkpoint=found['checkpoint']['sha256'],
-                **{k: found[k] for k in keep})
+                **{k: found[k] for k in keep},
+            )
             boxes = found['quantized']['coco/bbox_mAP']
-            print(f'{detector} {recipe} {bits}: box AP {boxes:.3f}',
-                  flush=True)
+            print(
+                f'{detector} {recipe} {bits}: box AP {boxes:.3f}', flush=True
+            )
             order = [d for d in DETECTORS]
-            ordered = sorted(cells.values(),
-                             key=lambda c: order.index(c['detector']))
+            ordered = sorted(
+                cells.values(), key=lambda c: order.index(c['detector'])
+            )
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(dict(
-                command='python tools/run_zoo.py',
-                machine=f'{platform.machine()} CPU, {os.cpu_count()} cores',
-                cells=ordered), indent=1))
+            out.write_text(
+                json.dumps(
+                    dict(
+                        command='python tools/run_zoo.py',
+                        machine=f'{platform.machine()} CPU, {os.cpu_count()} cores',
+                        cells=ordered,
+                    ),
+                    indent=1,
+                )
+            )
             put_into_readme(to_markdown(ordered))
     return 0
 

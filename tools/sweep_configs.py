@@ -5,6 +5,7 @@ Each detector is built with random weights (batch norm statistics taken from
 the two images), quantized by ``uniform`` w8a8 on two small images, and asked
 to predict. A crash or a time-out of one does not stop the rest.
 """
+
 import argparse
 import copy
 import json
@@ -34,9 +35,30 @@ from mmdet_ptq.testing import (
 )
 
 # from small to large; a name holding none of them counts as middling
-_SIZES = ('nano', 'tiny', 'r18', 'mobilenet', '400mf', '-t0', '-t-', '_t-',
-          '-b0', 'pvt-t', 'swin-t', '_s_', '-s-', '-s_', 'r34', '800mf',
-          'r50', 'x101', 'r101', 'l_', '_x_', 'swin-l')
+_SIZES = (
+    'nano',
+    'tiny',
+    'r18',
+    'mobilenet',
+    '400mf',
+    '-t0',
+    '-t-',
+    '_t-',
+    '-b0',
+    'pvt-t',
+    'swin-t',
+    '_s_',
+    '-s-',
+    '-s_',
+    'r34',
+    '800mf',
+    'r50',
+    'x101',
+    'r101',
+    'l_',
+    '_x_',
+    'swin-l',
+)
 
 
 def smallest_config(folder: Path) -> Path | None:
@@ -52,8 +74,11 @@ def smallest_config(folder: Path) -> Path | None:
 
     def rank(path: Path) -> tuple[int, int, str]:
         sizes = [i for i, s in enumerate(_SIZES) if s in path.stem.lower()]
-        return (min(sizes, default=len(_SIZES) // 2), len(path.stem),
-                path.name)
+        return (
+            min(sizes, default=len(_SIZES) // 2),
+            len(path.stem),
+            path.name,
+        )
 
     for path in sorted(folder.glob('*.py'), key=rank):
         text = path.read_text()
@@ -85,8 +110,16 @@ def examine(path: Path, size: tuple[int, int]) -> dict:
         ``layers``, ``left_float``, ``cosine``, ``seconds``, ``why``.
     """
     row: dict[str, Any] = dict(
-        built=False, float_ok=False, quantized=False, predicts=False,
-        layers=0, left_float={}, cosine=None, seconds=0.0, why='')
+        built=False,
+        float_ok=False,
+        quantized=False,
+        predicts=False,
+        layers=0,
+        left_float={},
+        cosine=None,
+        seconds=0.0,
+        why='',
+    )
     start = time.perf_counter()
     try:
         memory: dict = {}
@@ -100,7 +133,8 @@ def examine(path: Path, size: tuple[int, int]) -> dict:
             model, data, expected = _float_run(path, size, memory, row)
         row['float_ok'] = True
         session = quantize_detector(
-            model, copy.deepcopy(data), dict(recipe='uniform', bits='w8a8'))
+            model, copy.deepcopy(data), dict(recipe='uniform', bits='w8a8')
+        )
         row['quantized'] = True
         plans = session.plan.layers.values()
         row['layers'] = sum(1 for p in plans if not p.why_float)
@@ -112,7 +146,8 @@ def examine(path: Path, size: tuple[int, int]) -> dict:
         row['cosine'] = round(cosine(expected, found), 5)
         results = model.test_step(copy.deepcopy(data[1]))
         row['predicts'] = _finite(results) and all(
-            bool(torch.isfinite(t).all()) for t in found)
+            bool(torch.isfinite(t).all()) for t in found
+        )
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         first = (str(error).splitlines() or [''])[0][:160]
@@ -123,8 +158,9 @@ def examine(path: Path, size: tuple[int, int]) -> dict:
     return row
 
 
-def _float_run(path: Path, size: tuple[int, int], memory: dict,
-               row: dict) -> tuple[nn.Module, list[dict], list[Tensor]]:
+def _float_run(
+    path: Path, size: tuple[int, int], memory: dict, row: dict
+) -> tuple[nn.Module, list[dict], list[Tensor]]:
     """Builds a detector and runs it in float."""
     model = random_detector(path)
     row['built'] = True
@@ -141,10 +177,13 @@ def _float_run(path: Path, size: tuple[int, int], memory: dict,
 def _finite(results: list) -> bool:
     for sample in results:
         instances = getattr(sample, 'pred_instances', None)
-        for value in (instances.values() if instances is not None else ()):
+        for value in instances.values() if instances is not None else ():
             value = getattr(value, 'tensor', value)
-            if isinstance(value, Tensor) and value.is_floating_point() and (
-                    not bool(torch.isfinite(value).all())):
+            if (
+                isinstance(value, Tensor)
+                and value.is_floating_point()
+                and (not bool(torch.isfinite(value).all()))
+            ):
                 return False
     return True
 
@@ -174,42 +213,71 @@ def in_child(path: Path, size: tuple[int, int], limit: float) -> dict:
     finally:
         child.kill() if child.is_alive() else None
         child.join()
-    return dict(built=False, float_ok=False, quantized=False, predicts=False,
-                layers=0, left_float={}, cosine=None, seconds=limit, why=why)
+    return dict(
+        built=False,
+        float_ok=False,
+        quantized=False,
+        predicts=False,
+        layers=0,
+        left_float={},
+        cosine=None,
+        seconds=limit,
+        why=why,
+    )
 
 
-def to_markdown(rows: dict[str, dict], command: str,
-                size: tuple[int, int]) -> str:
+def to_markdown(
+    rows: dict[str, dict], command: str, size: tuple[int, int]
+) -> str:
     """The support matrix as a page."""
     usable = {n: r for n, r in rows.items() if r['float_ok']}
-    good = [n for n, r in usable.items()
-            if r['predicts'] and (r['cosine'] or 0) >= 0.99]
+    good = [
+        n
+        for n, r in usable.items()
+        if r['predicts'] and (r['cosine'] or 0) >= 0.99
+    ]
     lines = [
-        '# Support matrix', '',
+        '# Support matrix',
+        '',
         'The smallest config of every family folder that MMDetection '
         f'{mmdet.__version__} ships, random weights, `uniform` w8a8 on two '
         f'images of {size[0]} x {size[1]}. Cosine: the lowest over raw '
         'output tensors, quantized against float, on equal proposals and '
-        'selections.', '',
+        'selections.',
+        '',
         f'Made by `{command}` on {platform.machine()} CPU, torch '
-        f'{torch.__version__}.', '',
+        f'{torch.__version__}.',
+        '',
         f'**{len(usable)}** of {len(rows)} families build and predict in '
         f'float here; **{len(good)}** of these '
         f'({100 * len(good) / max(1, len(usable)):.1f} %) quantize and '
-        'predict with finite output and cosine >= 0.99.', '',
+        'predict with finite output and cosine >= 0.99.',
+        '',
         '| family | config | float runs | quantized | predicts | layers | '
         'left float | cosine | seconds | note |',
-        '|---|---|---|---|---|---|---|---|---|---|'
+        '|---|---|---|---|---|---|---|---|---|---|',
     ]
     for name, r in rows.items():
         left = '; '.join(f'{n} x {w}' for w, n in r['left_float'].items())
-        lines.append('| ' + ' | '.join([
-            name, r['config'], *('yes' if r[k] else 'no' for k in (
-                'float_ok', 'quantized', 'predicts')),
-            str(r['layers']), left,
-            '' if r['cosine'] is None else f'{r["cosine"]:.4f}',
-            f'{r["seconds"]:.0f}', r['why'].replace('|', '/')
-        ]) + ' |')
+        lines.append(
+            '| '
+            + ' | '.join(
+                [
+                    name,
+                    r['config'],
+                    *(
+                        'yes' if r[k] else 'no'
+                        for k in ('float_ok', 'quantized', 'predicts')
+                    ),
+                    str(r['layers']),
+                    left,
+                    '' if r['cosine'] is None else f'{r["cosine"]:.4f}',
+                    f'{r["seconds"]:.0f}',
+                    r['why'].replace('|', '/'),
+                ]
+            )
+            + ' |'
+        )
     return '\n'.join(lines) + '\n'
 
 
@@ -218,34 +286,50 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('families', nargs='*', help='default: all')
     parser.add_argument('--out', default='docs/support_matrix.md')
-    parser.add_argument('--size', type=int, nargs=2, default=(128, 160),
-                        help='height and width of the images')
-    parser.add_argument('--limit', type=float, default=240,
-                        help='seconds for one family')
-    parser.add_argument('--resume', action='store_true',
-                        help='keep the rows of an earlier run')
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        default=(128, 160),
+        help='height and width of the images',
+    )
+    parser.add_argument(
+        '--limit', type=float, default=240, help='seconds for one family'
+    )
+    parser.add_argument(
+        '--resume', action='store_true', help='keep the rows of an earlier run'
+    )
     args = parser.parse_args()
     warnings.filterwarnings('ignore')
     todo = families()
     unknown = [f for f in args.families if f not in todo]
     if unknown:
-        parser.error(f'no such family: {", ".join(unknown)}; '
-                     f'allowed: {", ".join(todo)}')
+        parser.error(
+            f'no such family: {", ".join(unknown)}; allowed: {", ".join(todo)}'
+        )
     store = Path(args.out).with_suffix('.json')
-    rows = json.loads(store.read_text()) if (
-        args.resume and store.is_file()) else {}
+    rows = (
+        json.loads(store.read_text())
+        if (args.resume and store.is_file())
+        else {}
+    )
     for name, path in todo.items():
         if name not in (args.families or set(todo) - set(rows)):
             continue
         row = in_child(path, tuple(args.size), args.limit)
         rows[name] = dict(config=path.name, **row)
-        print(name, path.name, {k: v for k, v in row.items()
-                                if k != 'left_float'}, flush=True)
+        print(
+            name,
+            path.name,
+            {k: v for k, v in row.items() if k != 'left_float'},
+            flush=True,
+        )
         store.parent.mkdir(parents=True, exist_ok=True)
         store.write_text(json.dumps(rows, indent=1, sort_keys=True))
     rows = dict(sorted(rows.items()))
     Path(args.out).write_text(
-        to_markdown(rows, 'python tools/sweep_configs.py', tuple(args.size)))
+        to_markdown(rows, 'python tools/sweep_configs.py', tuple(args.size))
+    )
     return 0
 
 

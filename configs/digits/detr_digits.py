@@ -102,12 +102,6 @@ model = dict(
     test_cfg=dict(max_per_img=50),
 )
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(192, 192), keep_ratio=False),
-    dict(type='PackDetInputs'),
-]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(192, 192), keep_ratio=False),
@@ -123,7 +117,6 @@ test_pipeline = [
         ),
     ),
 ]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 

@@ -1,18 +1,26 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 from .artefact import (
-                       is_artefact,
-                       load_artefact,
-                       plan_of,
-                       plan_to_dict,
-                       save_artefact,
-                       storage_mb,
+    is_artefact,
+    load_artefact,
+    plan_of,
+    plan_to_dict,
+    save_artefact,
+    storage_mb,
 )
 from .attach import attach
 from .packing import pack, unpack
 from .tensors import named_tensors, restore_tensors
 
 __all__ = [
-    'attach', 'is_artefact', 'load_artefact', 'named_tensors', 'pack',
-    'plan_of', 'plan_to_dict', 'restore_tensors', 'save_artefact',
-    'storage_mb', 'unpack'
+    'attach',
+    'is_artefact',
+    'load_artefact',
+    'named_tensors',
+    'pack',
+    'plan_of',
+    'plan_to_dict',
+    'restore_tensors',
+    'save_artefact',
+    'storage_mb',
+    'unpack',
 ]

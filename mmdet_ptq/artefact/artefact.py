@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The saved quantized model: packed codes, tensors and a plain manifest."""
+
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -27,9 +28,15 @@ def is_artefact(checkpoint: dict) -> bool:
     return KEY in checkpoint
 
 
-def save_artefact(path: str | Path, model: nn.Module, plan: QuantPlan,
-                  levels: dict[str, int], folds: dict[str, str],
-                  settings: dict, meta: dict) -> None:
+def save_artefact(
+    path: str | Path,
+    model: nn.Module,
+    plan: QuantPlan,
+    levels: dict[str, int],
+    folds: dict[str, str],
+    settings: dict,
+    meta: dict,
+) -> None:
     """Writes a quantized model; an older file survives a failure.
 
     Args:
@@ -50,7 +57,8 @@ def save_artefact(path: str | Path, model: nn.Module, plan: QuantPlan,
         quant_cfg=settings,
         folds=folds,
         levels=levels,
-        **plan_to_dict(plan))
+        **plan_to_dict(plan),
+    )
     tensors = named_tensors(model)
     codes = {}
     for name, layer in quant_layers(model).items():
@@ -58,13 +66,18 @@ def save_artefact(path: str | Path, model: nn.Module, plan: QuantPlan,
         if quantizer is not None:
             weight = tensors.pop(f'{name}.weight')
             found = quantizer.encode(weight.to(layer.weight.device))
-            codes[name] = pack(found - getattr(quantizer, 'qmin', 0),
-                               quantizer.bits)
+            codes[name] = pack(
+                found - getattr(quantizer, 'qmin', 0), quantizer.bits
+            )
     write_atomic(
-        dict(meta=json.loads(json.dumps(meta)),
-             **{KEY: json.loads(json.dumps(manifest))},
-             tensors=tensors,
-             codes=codes), path)
+        dict(
+            meta=json.loads(json.dumps(meta)),
+            **{KEY: json.loads(json.dumps(manifest))},
+            tensors=tensors,
+            codes=codes,
+        ),
+        path,
+    )
 
 
 def load_artefact(model: nn.Module, saved: dict) -> QuantPlan:
@@ -84,16 +97,24 @@ def load_artefact(model: nn.Module, saved: dict) -> QuantPlan:
     if manifest.get('format') != FORMAT:
         raise CheckpointError(
             f'the quantized checkpoint has format {manifest.get("format")}, '
-            f'this version of mmdet_ptq reads {FORMAT}')
+            f'this version of mmdet_ptq reads {FORMAT}'
+        )
     try:
         return _rebuild(model, saved, manifest)
-    except (PTQError, AttributeError, KeyError, RuntimeError, TypeError,
-            ValueError) as error:
+    except (
+        PTQError,
+        AttributeError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
             'the quantized checkpoint is damaged or of another architecture '
-            f'than the config: {type(error).__name__}: {error}') from error
+            f'than the config: {type(error).__name__}: {error}'
+        ) from error
 
 
 def _rebuild(model: nn.Module, saved: dict, manifest: dict) -> QuantPlan:
@@ -106,7 +127,8 @@ def _rebuild(model: nn.Module, saved: dict, manifest: dict) -> QuantPlan:
         raise CheckpointError(
             'the quantized checkpoint is of another architecture than the '
             f'config, which does not have these {len(missing)} layers: '
-            f'{", ".join(missing[:8])}. Use the config it was made with.')
+            f'{", ".join(missing[:8])}. Use the config it was made with.'
+        )
     restore_folds(model, manifest['folds'])
     attach(model, plan, manifest['levels'])
     tensors = dict(saved['tensors'])
@@ -132,10 +154,15 @@ def _decode_weight(layer: Any, packed: Tensor) -> None:
 
 def plan_to_dict(plan: QuantPlan) -> dict:
     """A plan as plain JSON types; :func:`plan_of` reads it back."""
-    return json.loads(json.dumps(dict(
-        layers={n: asdict(p) for n, p in plan.layers.items()},
-        groups=plan.groups,
-        uncovered=plan.uncovered)))
+    return json.loads(
+        json.dumps(
+            dict(
+                layers={n: asdict(p) for n, p in plan.layers.items()},
+                groups=plan.groups,
+                uncovered=plan.uncovered,
+            )
+        )
+    )
 
 
 def plan_of(manifest: dict) -> QuantPlan:
@@ -146,8 +173,11 @@ def plan_of(manifest: dict) -> QuantPlan:
 
     layers = {
         name: LayerPlan(
-            name, spec(p['weight']),
-            {port: spec(s) for port, s in p['acts'].items()}, p['why_float'])
+            name,
+            spec(p['weight']),
+            {port: spec(s) for port, s in p['acts'].items()},
+            p['why_float'],
+        )
         for name, p in manifest['layers'].items()
     }
     groups = [[(n, p) for n, p in group] for group in manifest['groups']]
@@ -173,8 +203,9 @@ def storage_mb(model: nn.Module) -> tuple[float, float]:
         if quantizer is not None:
             shape = layer.weight.shape
             packed += quantizer.storage_bits(shape) - shape.numel() * 32
-    shared = {id(q): q for la in layers.values()
-              for q in la.act_quantizers.values()}
+    shared = {
+        id(q): q for la in layers.values() for q in la.act_quantizers.values()
+    }
     for quantizer in shared.values():
         rows = getattr(quantizer, 'scale', torch.empty(0)).numel()
         packed += quantizer.parameter_bits(rows)

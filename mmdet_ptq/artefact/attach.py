@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Quantizers onto twins, as a plan says."""
+
 from torch import nn
 
 from ..errors import QuantConfigError
@@ -9,8 +10,7 @@ from ..registry import QUANTIZERS, build_from
 from ..structures import QuantPlan, QuantSpec
 
 
-def attach(model: nn.Module, plan: QuantPlan,
-           levels: dict[str, int]) -> None:
+def attach(model: nn.Module, plan: QuantPlan, levels: dict[str, int]) -> None:
     """Builds every quantizer of a plan and gives it to its layers.
 
     Args:
@@ -30,7 +30,8 @@ def attach(model: nn.Module, plan: QuantPlan,
         layer.levels = levels.get(name, 1)
         if layer_plan.weight is not None:
             layer.weight_quantizer = _build(
-                layer_plan.weight, layer, 'weight', name).to(device)
+                layer_plan.weight, layer, 'weight', name
+            ).to(device)
     for group in plan.groups:
         name, port = group[0]
         spec = plan.layers[name].acts[port]
@@ -39,8 +40,9 @@ def attach(model: nn.Module, plan: QuantPlan,
             layers[name].act_quantizers[port] = quantizer
 
 
-def _build(spec: QuantSpec, layer: QuantLayer, tensor: str,
-           name: str) -> BaseQuantizer:
+def _build(
+    spec: QuantSpec, layer: QuantLayer, tensor: str, name: str
+) -> BaseQuantizer:
     args = dict(spec.args)
     if tensor == 'weight':
         args.setdefault('axis', layer.weight_axis)
@@ -52,8 +54,11 @@ def _build(spec: QuantSpec, layer: QuantLayer, tensor: str,
                 raise QuantConfigError(
                     f"{name}: granularity='group' without group_size means "
                     "a convolution's own groups, and this layer has none; "
-                    'give group_size')
+                    'give group_size'
+                )
             args['group_size'] = layer.in_channels // layer.groups
-    return build_from(QUANTIZERS,
-                      dict(type=spec.type, bits=spec.bits, **args),
-                      f'{name}.{tensor}')
+    return build_from(
+        QUANTIZERS,
+        dict(type=spec.type, bits=spec.bits, **args),
+        f'{name}.{tensor}',
+    )

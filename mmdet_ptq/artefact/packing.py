@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Integer codes into exactly their number of bits."""
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,14 +24,15 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         tensor([108], dtype=torch.uint8)
     """
     flat = codes.detach().cpu().reshape(-1)
-    if flat.numel() and not 0 <= int(flat.min()) <= int(
-            flat.max()) < 2**bits:
-        raise ValueError(f'codes from {int(flat.min())} to {int(flat.max())} '
-                         f'do not fit {bits} bits')
+    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < 2**bits:
+        raise ValueError(
+            f'codes from {int(flat.min())} to {int(flat.max())} '
+            f'do not fit {bits} bits'
+        )
     data = flat.to(torch.uint8).numpy()
     if bits == 8:
         return torch.from_numpy(data.copy())
-    planes = np.unpackbits(data[:, None], axis=1)[:, 8 - bits:]
+    planes = np.unpackbits(data[:, None], axis=1)[:, 8 - bits :]
     return torch.from_numpy(np.packbits(planes.reshape(-1)))
 
 
@@ -50,12 +52,13 @@ def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     """
     count = int(np.prod(shape, dtype=np.int64))
     if packed.numel() != -(-count * bits // 8):
-        raise ValueError(f'{packed.numel()} bytes are not {count} codes of '
-                         f'{bits} bits')
+        raise ValueError(
+            f'{packed.numel()} bytes are not {count} codes of {bits} bits'
+        )
     data = packed.numpy()
     if bits < 8:
-        planes = np.unpackbits(data)[:count * bits].reshape(count, bits)
+        planes = np.unpackbits(data)[: count * bits].reshape(count, bits)
         wide = np.zeros((count, 8), np.uint8)
-        wide[:, 8 - bits:] = planes
+        wide[:, 8 - bits :] = planes
         data = np.packbits(wide, axis=1)
     return torch.from_numpy(data.astype(np.int32)).reshape(shape)

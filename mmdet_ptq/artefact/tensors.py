@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Every tensor of a model by the name its module has."""
+
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
@@ -26,31 +27,38 @@ def restore_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     names = {id(m): n for n, m in model.named_modules()}
     done: set[int] = set()
     for layer in quant_layers(model).values():
-        for quantizer in (layer.weight_quantizer,
-                          *layer.act_quantizers.values()):
+        for quantizer in (
+            layer.weight_quantizer,
+            *layer.act_quantizers.values(),
+        ):
             if quantizer is None or id(quantizer) in done:
                 continue
             done.add(id(quantizer))
             prefix = names[id(quantizer)] + '.'
             state = {
-                n[len(prefix):]: left.pop(n)
-                for n in list(left) if n.startswith(prefix)
+                n[len(prefix) :]: left.pop(n)
+                for n in list(left)
+                if n.startswith(prefix)
             }
             quantizer.load_state_dict(state)
     inside = {
         id(t)
-        for m in model.modules() if id(m) in done
+        for m in model.modules()
+        if id(m) in done
         for t in (*m.parameters(), *m.buffers())
     }
     own = dict([*model.named_parameters(), *model.named_buffers()])
     own = {n: t for n, t in own.items() if id(t) not in inside}
     wrong = sorted(set(left) ^ set(own)) + [
         f'{n} {tuple(t.shape)} != {tuple(left[n].shape)}'
-        for n, t in own.items() if n in left and t.shape != left[n].shape
+        for n, t in own.items()
+        if n in left and t.shape != left[n].shape
     ]
     if wrong:
         more = f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''
-        raise CheckpointError('the saved tensors are not those of this '
-                              f'model: {", ".join(wrong[:8])}{more}')
+        raise CheckpointError(
+            'the saved tensors are not those of this '
+            f'model: {", ".join(wrong[:8])}{more}'
+        )
     for name, target in own.items():
         target.data.copy_(left[name])

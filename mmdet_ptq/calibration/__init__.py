@@ -4,6 +4,9 @@ from .session import Session
 from .store import ResumeStore
 
 __all__ = [
-    'CalibrationImages', 'ResumeStore', 'Session', 'from_config',
-    'share_of_rank'
+    'CalibrationImages',
+    'ResumeStore',
+    'Session',
+    'from_config',
+    'share_of_rank',
 ]

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Calibration images, through the detector's own test pipeline."""
+
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,8 +30,9 @@ class CalibrationImages:
         skipped (list[str]): Names of images that could not be read.
     """
 
-    def __init__(self, source: Any, names: Sequence[str],
-                 indices: Sequence[int]) -> None:
+    def __init__(
+        self, source: Any, names: Sequence[str], indices: Sequence[int]
+    ) -> None:
         self.source = source
         self.names = names
         self.indices = list(indices)
@@ -52,7 +54,10 @@ class CalibrationImages:
                 self.skipped.append(name)
                 print_log(
                     f'calibration image {name} cannot be read, skipped: '
-                    f'{type(error).__name__}: {error}', 'current', 30)
+                    f'{type(error).__name__}: {error}',
+                    'current',
+                    30,
+                )
             return None
         return pseudo_collate([data])
 
@@ -72,16 +77,19 @@ class CalibrationImages:
                 return batch
         raise CalibrationError(
             f'none of the {len(self)} calibration images can be read: '
-            f'{", ".join(self.skipped[:5])} ...')
+            f'{", ".join(self.skipped[:5])} ...'
+        )
 
     def take(self, indices: Sequence[int]) -> 'CalibrationImages':
         """The images at these positions."""
-        return CalibrationImages(self.source, self.names,
-                                 [self.indices[i] for i in indices])
+        return CalibrationImages(
+            self.source, self.names, [self.indices[i] for i in indices]
+        )
 
 
-def share_of_rank(images: CalibrationImages, rank: int,
-                  world_size: int) -> CalibrationImages:
+def share_of_rank(
+    images: CalibrationImages, rank: int, world_size: int
+) -> CalibrationImages:
     """Every ``world_size``-th image: no image twice, none left out."""
     return images.take(range(rank, len(images), world_size))
 
@@ -103,11 +111,15 @@ def choose(total: int, wanted: int, seed: int, where: str) -> list[int]:
     """
     if total == 0:
         raise CalibrationError(
-            f'the calibration set is empty: {where} holds no image')
+            f'the calibration set is empty: {where} holds no image'
+        )
     if total < wanted:
         print_log(
             f'{wanted} calibration images asked for, {where} holds only '
-            f'{total}: going on with these', 'current', 30)
+            f'{total}: going on with these',
+            'current',
+            30,
+        )
     order = np.random.default_rng(seed).permutation(total)
     return [int(i) for i in order[:wanted]]
 
@@ -131,14 +143,16 @@ def from_config(cfg: Config, calibration: Calibration) -> CalibrationImages:
         if cfg.get(key) is None:
             raise CalibrationError(
                 f'the config has no {key}; use --calib-source with '
-                '"train", "test" or a folder of images')
+                '"train", "test" or a folder of images'
+            )
         source: Any = _Datasets(_leaf_datasets(cfg[key].dataset), pipeline)
         names, where = source.names, f'{key}.dataset'
     else:
         source = _Folder(calibration.source, pipeline)
         names, where = source.names, calibration.source
     indices = choose(
-        len(names), calibration.num_samples, calibration.seed, where)
+        len(names), calibration.num_samples, calibration.seed, where
+    )
     return CalibrationImages(source, names, indices)
 
 
@@ -147,7 +161,8 @@ def _inference_pipeline(cfg: Config) -> list[dict]:
     if 'pipeline' not in dataset:
         dataset = _leaf_datasets(dataset)[0]
     return [
-        t for t in copy.deepcopy(list(dataset.pipeline))
+        t
+        for t in copy.deepcopy(list(dataset.pipeline))
         if 'Annotations' not in str(t['type'])
     ]
 
@@ -167,6 +182,7 @@ class _Datasets:
 
     def __init__(self, cfgs: list[Any], pipeline: list[dict]) -> None:
         from mmdet.registry import DATASETS
+
         self.parts = []
         for cfg in cfgs:
             cfg = copy.deepcopy(cfg)
@@ -180,13 +196,16 @@ class _Datasets:
                     raise CalibrationError(
                         'the calibration set is empty: '
                         f'{cfg.get("ann_file") or cfg["type"]} holds no '
-                        'image') from error
+                        'image'
+                    ) from error
                 raise CalibrationError(
                     f'cannot build the calibration dataset: {error}. Check '
                     'data_root and ann_file, or calibrate on a folder of '
-                    'images with --calib-source') from error
-        self.where = [(part, i) for part in self.parts
-                      for i in range(len(part))]
+                    'images with --calib-source'
+                ) from error
+        self.where = [
+            (part, i) for part in self.parts for i in range(len(part))
+        ]
         self.names = [
             str(part.get_data_info(i).get('img_path', f'image {i}'))
             for part, i in self.where
@@ -208,12 +227,16 @@ class _Folder:
         if not path.is_dir():
             raise CalibrationError(
                 f'calibration source {folder!r}: allowed are "train", '
-                '"test" or an existing folder of images')
+                '"test" or an existing folder of images'
+            )
         self.names = sorted(
-            str(p) for p in path.rglob('*')
-            if p.suffix.lower() in IMAGE_SUFFIXES)
+            str(p)
+            for p in path.rglob('*')
+            if p.suffix.lower() in IMAGE_SUFFIXES
+        )
         self.pipeline = Compose(pipeline)
 
     def __getitem__(self, index: int) -> dict:
         return self.pipeline(
-            dict(img_path=self.names[index], img_id=index, instances=[]))
+            dict(img_path=self.names[index], img_id=index, instances=[])
+        )

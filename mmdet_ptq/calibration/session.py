@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What a pass may read and write, and nothing else."""
+
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ class Session:
         notes (list[str]): Sentences for the report.
         folds (dict[str, str]): Batch norms folded so far.
     """
+
     model: nn.Module
     graph: LayerGraph
     plan: QuantPlan

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The resume file: what is needed to go on after a kill at any point."""
+
 import os
 import shutil
 from pathlib import Path
@@ -32,8 +33,10 @@ def write_atomic(obj: Any, path: str | Path) -> None:
         os.replace(temporary / path.name, path)
     except (OSError, RuntimeError) as error:
         kept = ' The file there before is unchanged.' if path.exists() else ''
-        raise PTQError(f'cannot save {path}: {error}.{kept} Free some space '
-                       'or choose another --work-dir.') from error
+        raise PTQError(
+            f'cannot save {path}: {error}.{kept} Free some space '
+            'or choose another --work-dir.'
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -57,11 +60,13 @@ class ResumeStore:
             return None
         try:
             saved = torch.load(
-                self.path, map_location='cpu', weights_only=True)
+                self.path, map_location='cpu', weights_only=True
+            )
         except Exception as error:
             raise PTQError(
                 f'cannot read the resume file {self.path}: {error}. Delete '
-                'it, or run without --resume.') from error
+                'it, or run without --resume.'
+            ) from error
         if saved.pop('fingerprint', None) != self.fingerprint:
             return None
         return saved

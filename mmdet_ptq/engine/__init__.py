@@ -5,6 +5,9 @@ from .quantize import run_quantization
 from .runner import PTQRunner
 
 __all__ = [
-    'CalibLoop', 'CalibrationHook', 'PTQRunner', 'ProgressHook',
-    'run_quantization'
+    'CalibLoop',
+    'CalibrationHook',
+    'PTQRunner',
+    'ProgressHook',
+    'run_quantization',
 ]

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Hooks of the calibration stages."""
+
 import time
 
 from mmengine.dist import is_main_process
@@ -29,8 +30,9 @@ class CalibrationHook(Hook):
 
     def __init__(self, save_interval: float = 2.0) -> None:
         if save_interval < 0:
-            raise ValueError('save_interval must not be negative, got '
-                             f'{save_interval}')
+            raise ValueError(
+                f'save_interval must not be negative, got {save_interval}'
+            )
         self.save_interval = save_interval
         self._saved = time.monotonic()
 
@@ -62,10 +64,12 @@ class ProgressHook(Hook):
             TextColumn('{task.fields[item]}'),
             console=Console(stderr=True),
             refresh_per_second=refresh,
-            disable=not is_main_process())
+            disable=not is_main_process(),
+        )
 
-    def on_progress(self, runner: Runner, stage: str, item: str, done: int,
-                    total: int) -> None:
+    def on_progress(
+        self, runner: Runner, stage: str, item: str, done: int, total: int
+    ) -> None:
         """Moves the bar of a stage, making it when the stage is new."""
         item = item if len(item) <= 24 else f'…{item[-23:]}'
         if self._task is None or stage != self._stage:

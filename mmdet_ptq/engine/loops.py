@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The loop over calibration images, with hook points of its own."""
+
 from collections.abc import Callable
 from itertools import islice
 
@@ -25,8 +26,12 @@ class CalibLoop(BaseLoop):
             Defaults to ``dataloader``.
     """
 
-    def __init__(self, runner: Runner, dataloader: CalibrationImages,
-                 everyone: CalibrationImages | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: CalibrationImages,
+        everyone: CalibrationImages | None = None,
+    ) -> None:
         super().__init__(runner, dataloader)
         self.everyone = everyone or dataloader
 
@@ -41,9 +46,9 @@ class CalibLoop(BaseLoop):
         return len(self.dataloader)
 
     @torch.no_grad()
-    def run(self,
-            start: int = 0,
-            after: Callable[[int], None] = lambda _: None) -> None:
+    def run(
+        self, start: int = 0, after: Callable[[int], None] = lambda _: None
+    ) -> None:
         """Runs the images from ``start`` on.
 
         Args:

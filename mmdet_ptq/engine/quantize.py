@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The order of a quantization. It knows no algorithm and no detector."""
+
 from collections.abc import Callable
 from typing import Any
 
@@ -24,17 +25,17 @@ from ..registry import QUANT_LAYERS
 from ..structures import LayerGraph
 
 
-def run_quantization(model: nn.Module,
-                     config: QuantConfig,
-                     example: dict,
-                     feed: Any,
-                     extra_feed: Callable[[int], None],
-                     progress: Callable[[str, str, int, int],
-                                        None] = lambda *_: None,
-                     store: ResumeStore | None = None,
-                     resume: bool = False,
-                     on_session: Callable[[Session],
-                                          None] = lambda _: None) -> Session:
+def run_quantization(
+    model: nn.Module,
+    config: QuantConfig,
+    example: dict,
+    feed: Any,
+    extra_feed: Callable[[int], None],
+    progress: Callable[[str, str, int, int], None] = lambda *_: None,
+    store: ResumeStore | None = None,
+    resume: bool = False,
+    on_session: Callable[[Session], None] = lambda _: None,
+) -> Session:
     """Quantizes a float detector in place.
 
     Args:
@@ -63,13 +64,14 @@ def run_quantization(model: nn.Module,
     return session
 
 
-def prepare(model: nn.Module,
-            config: QuantConfig,
-            example: dict,
-            feed: Any = None,
-            extra_feed: Callable[[int], None] = lambda _: None,
-            progress: Callable[[str, str, int, int],
-                               None] = lambda *_: None) -> Session:
+def prepare(
+    model: nn.Module,
+    config: QuantConfig,
+    example: dict,
+    feed: Any = None,
+    extra_feed: Callable[[int], None] = lambda _: None,
+    progress: Callable[[str, str, int, int], None] = lambda *_: None,
+) -> Session:
     """Everything before the first pass; finds what is wrong with a config.
 
     Args:
@@ -94,16 +96,18 @@ def prepare(model: nn.Module,
     with session.stage('survey'):
         progress('survey', 'one forward', 0, 1)
         session.graph = survey_detector(model, example)
-    session.plan = make_plan(config, session.graph,
-                             {**uncovered, **uncovered_modules(model)})
+    session.plan = make_plan(
+        config, session.graph, {**uncovered, **uncovered_modules(model)}
+    )
     if not any(not p.why_float for p in session.plan.layers.values()):
         raise PTQError('the rules quantize nothing: every layer is skipped')
     attach(model, session.plan, session.levels)
     return session
 
 
-def _run_passes(session: Session, store: ResumeStore | None,
-                resume: bool) -> None:
+def _run_passes(
+    session: Session, store: ResumeStore | None, resume: bool
+) -> None:
     passes = session.config.build_passes()
     saved = _saved_progress(store, resume)
     done = saved.get('done', 0)
@@ -123,8 +127,14 @@ def _run_passes(session: Session, store: ResumeStore | None,
         def save(i: int = i, finished: dict | None = finished) -> None:
             if store is not None:
                 export = session.state.get('export', dict)
-                store.save(dict(done=i, state=export(), finished=finished,
-                                skipped=list(skipped)))
+                store.save(
+                    dict(
+                        done=i,
+                        state=export(),
+                        finished=finished,
+                        skipped=list(skipped),
+                    )
+                )
 
         session.save = save
         with torch.no_grad():
@@ -133,12 +143,16 @@ def _run_passes(session: Session, store: ResumeStore | None,
         if store is not None and not one.structural:
             finished = dict(
                 # on a CPU these share memory with the model
-                tensors={n: t.clone() for n, t in named_tensors(
-                    session.model).items()},
+                tensors={
+                    n: t.clone()
+                    for n, t in named_tensors(session.model).items()
+                },
                 plan=plan_to_dict(session.plan),
-                notes=list(session.notes))
-            store.save(dict(done=i + 1, finished=finished,
-                            skipped=list(skipped)))
+                notes=list(session.notes),
+            )
+            store.save(
+                dict(done=i + 1, finished=finished, skipped=list(skipped))
+            )
     if pending:
         _restore(session, finished)
 
@@ -157,8 +171,12 @@ def _saved_progress(store: ResumeStore | None, resume: bool) -> dict:
     saved = store.load()
     at = all_gather_object(saved['done'] if saved else None)
     if saved is None or len(set(at)) > 1:
-        print_log('nothing to resume of this checkpoint and configuration: '
-                  'starting from the beginning', 'current', 30)
+        print_log(
+            'nothing to resume of this checkpoint and configuration: '
+            'starting from the beginning',
+            'current',
+            30,
+        )
         return {}
     return saved
 
@@ -178,15 +196,17 @@ def survey_detector(model: nn.Module, example: dict) -> LayerGraph:
                     model,
                     lambda data=data, mode=mode: _forward(model, data, mode),
                     is_leaf=is_leaf,
-                    ports=ports_of)
+                    ports=ports_of,
+                )
         except PTQError:
             raise
         except Exception as error:
             # some detectors of MMDetection have no working raw mode
             errors.append(f'{mode}: {type(error).__name__}: {error}')
     raise CalibrationError(
-        'the float model fails on the first calibration image. ' +
-        ' '.join(errors))
+        'the float model fails on the first calibration image. '
+        + ' '.join(errors)
+    )
 
 
 def _forward(model: nn.Module, data: Any, mode: str) -> Any:
@@ -196,8 +216,9 @@ def _forward(model: nn.Module, data: Any, mode: str) -> Any:
 
 
 def _shallow(example: dict) -> dict:
-    return {k: list(v) if isinstance(v, list) else v
-            for k, v in example.items()}
+    return {
+        k: list(v) if isinstance(v, list) else v for k, v in example.items()
+    }
 
 
 def quantizable_names(model: nn.Module) -> list[str]:
@@ -214,6 +235,9 @@ def uncovered_modules(model: nn.Module) -> dict[str, str]:
             continue
         if weight.dim() >= 2 and not isinstance(module, nn.Embedding):
             offsets = type(module) in QUANT_LAYERS
-            found[name] = ('sampling offsets stay float' if offsets else
-                           f'no twin for {type(module).__name__}')
+            found[name] = (
+                'sampling offsets stay float'
+                if offsets
+                else f'no twin for {type(module).__name__}'
+            )
     return found

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The result file and the table of one run."""
+
 import json
 import os
 import platform
@@ -40,9 +41,16 @@ class Result:
             if it is of the same checkpoint and settings.
     """
 
-    def __init__(self, path: Path, cfg: Config, quant: QuantConfig,
-                 checkpoint: str, digest: str, fingerprint: str,
-                 resume: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        cfg: Config,
+        quant: QuantConfig,
+        checkpoint: str,
+        digest: str,
+        fingerprint: str,
+        resume: bool,
+    ) -> None:
         self.path = path
         self.float_metrics: dict | None = None
         self.quantized_metrics: dict | None = None
@@ -53,7 +61,8 @@ class Result:
             recipe=quant.recipe,
             bits=str(quant.bits) if quant.bits else 'by rule',
             quant_cfg=quant.to_dict(),
-            fingerprint=fingerprint)
+            fingerprint=fingerprint,
+        )
         # ranks on other machines do not see the file
         found = [_float_part(path, fingerprint) if resume else None]
         broadcast_object_list(found)
@@ -72,19 +81,27 @@ class Result:
         """Takes over layers, sizes, times and notes of a quantization."""
         plans = session.plan.layers
         left = [
-            dict(name=n, why=p.why_float) for n, p in plans.items()
+            dict(name=n, why=p.why_float)
+            for n, p in plans.items()
             if p.why_float
         ]
-        left += [dict(name=n, why='not called in the survey')
-                 for n in session.graph.uncalled]
-        left += [dict(name=n, why=w)
-                 for n, w in session.plan.uncovered.items()]
+        left += [
+            dict(name=n, why='not called in the survey')
+            for n in session.graph.uncalled
+        ]
+        left += [
+            dict(name=n, why=w) for n, w in session.plan.uncovered.items()
+        ]
         full, packed = storage_mb(session.model)
         self.found.update(
-            layers=dict(quantized=len(plans) - sum(
-                1 for p in plans.values() if p.why_float), float=left),
+            layers=dict(
+                quantized=len(plans)
+                - sum(1 for p in plans.values() if p.why_float),
+                float=left,
+            ),
             storage_mb=dict(float=round(full, 4), quantized=round(packed, 4)),
-            notes=session.notes)
+            notes=session.notes,
+        )
         self.seconds.update(session.seconds)
 
     def to_dict(self) -> dict:
@@ -102,7 +119,9 @@ class Result:
                 mmdet=mmdet.__version__,
                 mmengine=mmengine.__version__,
                 mmcv=mmcv.__version__,
-                python=platform.python_version()))
+                python=platform.python_version(),
+            ),
+        )
 
     def write(self) -> None:
         """Writes the file; one there before survives a failure.
@@ -124,17 +143,23 @@ class Result:
         console = Console()
         found = self.to_dict()
         table = Table(title=f'{found["recipe"]} {found["bits"]}')
-        for column, justify in (('', 'left'), ('float', 'right'),
-                                ('quantized', 'right'),
-                                ('change', 'right')):
+        for column, justify in (
+            ('', 'left'),
+            ('float', 'right'),
+            ('quantized', 'right'),
+            ('change', 'right'),
+        ):
             table.add_column(column, justify=justify)
         for name, value in found['quantized'].items():
             table.add_row(*_row(name, found['float'].get(name), value, 3))
         size = found['storage_mb']
         table.add_section()
-        table.add_row('parameters (MB)', f'{size["float"]:.2f}',
-                      f'{size["quantized"]:.2f}',
-                      f'÷ {size["float"] / size["quantized"]:.2f}')
+        table.add_row(
+            'parameters (MB)',
+            f'{size["float"]:.2f}',
+            f'{size["quantized"]:.2f}',
+            f'÷ {size["float"] / size["quantized"]:.2f}',
+        )
         table.add_row('layers', '', str(found['layers']['quantized']), '')
         console.print(table)
         times = Table('stage', 'seconds', title='time')
@@ -161,9 +186,14 @@ def _float_part(path: Path, fingerprint: str) -> tuple[dict, float] | None:
     return (old['float'], seconds) if same else None
 
 
-def _row(name: str, before: float | None, after: float,
-         digits: int) -> tuple[str, str, str, str]:
+def _row(
+    name: str, before: float | None, after: float, digits: int
+) -> tuple[str, str, str, str]:
     if before is None:
         return name, '-', f'{after:.{digits}f}', '-'
-    return (name, f'{before:.{digits}f}', f'{after:.{digits}f}',
-            f'{after - before:+.{digits}f}')
+    return (
+        name,
+        f'{before:.{digits}f}',
+        f'{after:.{digits}f}',
+        f'{after - before:+.{digits}f}',
+    )

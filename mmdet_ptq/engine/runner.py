@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """A runner that quantizes before it tests."""
+
 import copy
 import hashlib
 import json
@@ -44,7 +45,8 @@ _OPTIONS = dict(
     resume=False,
     float_eval=False,
     trust_checkpoint=False,
-    artefact='quantized.pth')
+    artefact='quantized.pth',
+)
 
 
 @RUNNERS.register_module()
@@ -65,8 +67,9 @@ class PTQRunner(Runner):
         given = cfg.get('ptq_cfg') or {}
         for key in given:
             if key not in _OPTIONS:
-                raise QuantConfigError('ptq_cfg: ' +
-                                       unknown('key', key, _OPTIONS))
+                raise QuantConfigError(
+                    'ptq_cfg: ' + unknown('key', key, _OPTIONS)
+                )
         self.options = {**_OPTIONS, **given}
         self.quant_config: QuantConfig | None = None
         if cfg.get('quant_cfg') is not None:
@@ -82,11 +85,13 @@ class PTQRunner(Runner):
             timeout = env_cfg.get('dist_cfg', {}).get('timeout', 1800)
             _name_ranks(self._launcher)
             torch.distributed.init_process_group(
-                'gloo', timeout=timedelta(seconds=timeout))
+                'gloo', timeout=timedelta(seconds=timeout)
+            )
         super().setup_env(env_cfg)
 
-    def wrap_model(self, model_wrapper_cfg: dict | None,
-                   model: nn.Module) -> nn.Module:
+    def wrap_model(
+        self, model_wrapper_cfg: dict | None, model: nn.Module
+    ) -> nn.Module:
         """Moves the model to its device; nothing here needs DDP."""
         return model.to(self._device())
 
@@ -98,9 +103,11 @@ class PTQRunner(Runner):
             return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
         return torch.device('cpu')
 
-    def register_hooks(self,
-                       default_hooks: dict | None = None,
-                       custom_hooks: list | None = None) -> None:
+    def register_hooks(
+        self,
+        default_hooks: dict | None = None,
+        custom_hooks: list | None = None,
+    ) -> None:
         """Adds the calibration hooks and leaves out weight averaging.
 
         An ``EMAHook`` swaps its own copy of the weights in before a test,
@@ -123,7 +130,8 @@ class PTQRunner(Runner):
         if self._test_loop is None:
             raise QuantConfigError(
                 'the config has no test_dataloader, test_cfg and '
-                'test_evaluator')
+                'test_evaluator'
+            )
         try:
             self._test_loop = self.build_test_loop(self._test_loop)
         except OSError as error:
@@ -134,10 +142,12 @@ class PTQRunner(Runner):
         self.call_hook('before_run')
         if not self._load_from:
             raise QuantConfigError(
-                'no checkpoint: give one, or set load_from in the config')
+                'no checkpoint: give one, or set load_from in the config'
+            )
         self._check_data()
-        checkpoint = read_checkpoint(self._load_from,
-                                     self.options['trust_checkpoint'])
+        checkpoint = read_checkpoint(
+            self._load_from, self.options['trust_checkpoint']
+        )
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         self._has_loaded = True
         if is_artefact(checkpoint):
@@ -153,7 +163,8 @@ class PTQRunner(Runner):
         if self.quant_config is None:
             raise QuantConfigError(
                 "the checkpoint is float and the config has no 'quant_cfg'; "
-                "add e.g. quant_cfg = dict(recipe='uniform', bits='w8a8')")
+                "add e.g. quant_cfg = dict(recipe='uniform', bits='w8a8')"
+            )
         load_float_weights(self.model, checkpoint, self._load_from)
         self.model.eval()
         # before the float test, so that a wrong source is told at once
@@ -161,13 +172,19 @@ class PTQRunner(Runner):
         digest = sha256(self._load_from)
         fingerprint = self._fingerprint(digest)
         result = Result(
-            Path(self.work_dir) / 'ptq_result.json', self.cfg,
-            self.quant_config, str(self._load_from), digest, fingerprint,
-            self.options['resume'])
+            Path(self.work_dir) / 'ptq_result.json',
+            self.cfg,
+            self.quant_config,
+            str(self._load_from),
+            digest,
+            fingerprint,
+            self.options['resume'],
+        )
         if self.options['float_eval'] and result.float_metrics is None:
             # a mistake in quant_cfg shall not cost a float test first
-            prepare(copy.deepcopy(self.model), self.quant_config,
-                    images.first())
+            prepare(
+                copy.deepcopy(self.model), self.quant_config, images.first()
+            )
             with result.stage('float evaluation'):
                 result.float_metrics = self.test_loop.run()
             result.write()
@@ -184,8 +201,9 @@ class PTQRunner(Runner):
             result.print_table()
         return result.quantized_metrics
 
-    def _quantize(self, images: CalibrationImages, fingerprint: str,
-                  checkpoint: dict) -> None:
+    def _quantize(
+        self, images: CalibrationImages, fingerprint: str, checkpoint: dict
+    ) -> None:
         rank, world = get_dist_info()
         store = self._store(fingerprint)
         loop = CalibLoop(self, share_of_rank(images, rank, world), images)
@@ -195,8 +213,9 @@ class PTQRunner(Runner):
             self.session = self._run(example, loop, store)
         finally:
             self.call_hook('after_quantize')
-        skipped = {n for names in all_gather_object(loop.skipped)
-                   for n in names}
+        skipped = {
+            n for names in all_gather_object(loop.skipped) for n in names
+        }
         self.session.notes += [
             f'{name}: cannot be read, not used for calibration'
             for name in sorted(skipped)
@@ -205,9 +224,14 @@ class PTQRunner(Runner):
             session = self.session
             path = Path(self.work_dir) / self.options['artefact']
             save_artefact(
-                path, self.model, session.plan, session.levels,
-                session.folds, self.quant_config.to_dict(),
-                dict(dataset_meta=_dataset_meta(checkpoint, self)))
+                path,
+                self.model,
+                session.plan,
+                session.levels,
+                session.folds,
+                self.quant_config.to_dict(),
+                dict(dataset_meta=_dataset_meta(checkpoint, self)),
+            )
             self.logger.info(f'Quantized checkpoint saved to {path}')
         barrier()
 
@@ -215,8 +239,9 @@ class PTQRunner(Runner):
         name = f'ptq_resume_{self.rank}.pth'
         return ResumeStore(Path(self.work_dir) / name, fingerprint)
 
-    def _run(self, example: dict, loop: CalibLoop,
-             store: ResumeStore) -> Session:
+    def _run(
+        self, example: dict, loop: CalibLoop, store: ResumeStore
+    ) -> Session:
         return run_quantization(
             self.model,
             self.quant_config,
@@ -226,24 +251,38 @@ class PTQRunner(Runner):
             progress=self._progress,
             on_session=self._keep_session,
             store=store,
-            resume=self.options['resume'])
+            resume=self.options['resume'],
+        )
 
     def _keep_session(self, session: Session) -> None:
         self.session = session
 
-    def _progress(self, stage: str, item: str, done: int,
-                  total: int) -> None:
+    def _progress(self, stage: str, item: str, done: int, total: int) -> None:
         self.call_hook(
-            'on_progress', stage=stage, item=item, done=done, total=total)
+            'on_progress', stage=stage, item=item, done=done, total=total
+        )
 
     def _fingerprint(self, digest: str) -> str:
-        text = json.dumps([
-            digest, self.quant_config.to_dict(), self.world_size,
-            torch.__version__, __version__,
-            *(_plain(self.cfg.get(key)) for key in (
-                'model', 'train_dataloader', 'test_dataloader',
-                'test_evaluator'))
-        ], sort_keys=True, default=str)
+        text = json.dumps(
+            [
+                digest,
+                self.quant_config.to_dict(),
+                self.world_size,
+                torch.__version__,
+                __version__,
+                *(
+                    _plain(self.cfg.get(key))
+                    for key in (
+                        'model',
+                        'train_dataloader',
+                        'test_dataloader',
+                        'test_evaluator',
+                    )
+                ),
+            ],
+            sort_keys=True,
+            default=str,
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _check_data(self) -> None:
@@ -258,8 +297,9 @@ class PTQRunner(Runner):
             return
         raise QuantConfigError(
             f'the test dataset has {len(classes)} classes, the model has '
-            + ', '.join(f'{n}={c}' for n, c in counts.items()) +
-            '; check metainfo of the dataset and num_classes of the model')
+            + ', '.join(f'{n}={c}' for n, c in counts.items())
+            + '; check metainfo of the dataset and num_classes of the model'
+        )
 
 
 def _plain(block: Any) -> Any:
@@ -271,14 +311,20 @@ def _name_ranks(launcher: str) -> None:
     if launcher == 'slurm':
         nodes = os.environ['SLURM_NODELIST']
         names = dict(
-            RANK='SLURM_PROCID', WORLD_SIZE='SLURM_NTASKS',
-            LOCAL_RANK='SLURM_LOCALID')
-        os.environ.setdefault('MASTER_ADDR', subprocess.getoutput(
-            f'scontrol show hostname {nodes} | head -n1'))
+            RANK='SLURM_PROCID',
+            WORLD_SIZE='SLURM_NTASKS',
+            LOCAL_RANK='SLURM_LOCALID',
+        )
+        os.environ.setdefault(
+            'MASTER_ADDR',
+            subprocess.getoutput(f'scontrol show hostname {nodes} | head -n1'),
+        )
     elif launcher == 'mpi':
         names = dict(
-            RANK='OMPI_COMM_WORLD_RANK', WORLD_SIZE='OMPI_COMM_WORLD_SIZE',
-            LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK')
+            RANK='OMPI_COMM_WORLD_RANK',
+            WORLD_SIZE='OMPI_COMM_WORLD_SIZE',
+            LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK',
+        )
         os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
     else:
         return
@@ -298,9 +344,10 @@ def check_writable(work_dir: str) -> None:
         probe.write_bytes(b'')
         probe.unlink(missing_ok=True)
     except OSError as error:
-        raise PTQError(f'work dir {work_dir} is not writable: '
-                       f'{error.strerror}. Choose another with --work-dir.'
-                       ) from error
+        raise PTQError(
+            f'work dir {work_dir} is not writable: '
+            f'{error.strerror}. Choose another with --work-dir.'
+        ) from error
 
 
 def _hook_class(hook: Hook | dict) -> type | None:
@@ -321,5 +368,6 @@ def _dataset_meta(checkpoint: dict, runner: Runner) -> dict:
         meta = runner.test_dataloader.dataset.metainfo
     return {
         k: list(v) if isinstance(v, tuple | list) else v
-        for k, v in meta.items() if k in ('classes', 'palette')
+        for k, v in meta.items()
+        if k in ('classes', 'palette')
     }

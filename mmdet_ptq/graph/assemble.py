@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """From one forward to a LayerGraph."""
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,10 +15,14 @@ from .units import find_units
 from .walk import Walker
 
 
-def survey(model: nn.Module, forward: Callable[[], Any],
-           images: Sequence[Tensor] | None = None, *,
-           is_leaf: Callable[[nn.Module], bool],
-           ports: Callable[[nn.Module], tuple[str, ...]]) -> LayerGraph:
+def survey(
+    model: nn.Module,
+    forward: Callable[[], Any],
+    images: Sequence[Tensor] | None = None,
+    *,
+    is_leaf: Callable[[nn.Module], bool],
+    ports: Callable[[nn.Module], tuple[str, ...]],
+) -> LayerGraph:
     """Runs a model once and says how its layers hang together.
 
     Nothing is left behind in the model, also if ``forward`` raises.
@@ -46,13 +51,18 @@ def survey(model: nn.Module, forward: Callable[[], Any],
         norm_links=norm_links(walker, names),
         shared_ports=shared_ports(walker, names),
         units=find_units(walker),
-        uncalled=[n for n, m in record.modules.items()
-                  if is_leaf(m) and n not in walker.calls],
-        outputs=record.outputs)
+        uncalled=[
+            n
+            for n, m in record.modules.items()
+            if is_leaf(m) and n not in walker.calls
+        ],
+        outputs=record.outputs,
+    )
 
 
-def _layers(walker: Walker,
-            ports: dict[str, tuple[str, ...]]) -> dict[str, LayerNode]:
+def _layers(
+    walker: Walker, ports: dict[str, tuple[str, ...]]
+) -> dict[str, LayerNode]:
     prediction = roles.prediction(walker)
     found = {
         'stem': roles.stem(walker),
@@ -71,10 +81,10 @@ def _layers(walker: Walker,
             cls=type(module),
             calls=calls,
             ports=ports[name],
-            roles=roles.component_roles(name) | {
-                role for role, names in found.items() if name in names},
-            port_roles={p: frozenset(arriving[name, p])
-                        for p in ports[name]},
+            roles=roles.component_roles(name)
+            | {role for role, names in found.items() if name in names},
+            port_roles={p: frozenset(arriving[name, p]) for p in ports[name]},
             groups=int(getattr(module, 'groups', 1)),
-            params=sum(p.numel() for p in module.parameters(recurse=False)))
+            params=sum(p.numel() for p in module.parameters(recurse=False)),
+        )
     return nodes

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Batch norms that vanish into the layer before them."""
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -36,19 +37,27 @@ def find_bn_folds(walker: Walker) -> dict[str, str]:
             continue
         alone = all(
             len(walker.readers[v]) == 1 and v not in walker.record.outputs
-            for op in ops for v in op.inputs[:1])
-        if (alone and len(walker.calls[layer]) == len(ops)
-                and _foldable(modules[norm], modules[layer])):
+            for op in ops
+            for v in op.inputs[:1]
+        )
+        if (
+            alone
+            and len(walker.calls[layer]) == len(ops)
+            and _foldable(modules[norm], modules[layer])
+        ):
             folds[norm] = layer
     return folds
 
 
 def _foldable(norm: _BatchNorm, layer: nn.Module) -> bool:
     # DeformConv2d has no bias to take the shift
-    return (not norm.training and norm.running_mean is not None
-            and 'bias' in layer._parameters
-            and isinstance(getattr(layer, 'weight', None), Tensor)
-            and _out_channels(layer) == norm.num_features)
+    return (
+        not norm.training
+        and norm.running_mean is not None
+        and 'bias' in layer._parameters
+        and isinstance(getattr(layer, 'weight', None), Tensor)
+        and _out_channels(layer) == norm.num_features
+    )
 
 
 def _is_transposed(layer: nn.Module) -> bool:
@@ -73,15 +82,18 @@ def _scaled(weight: Tensor, scale: Tensor, layer: nn.Module) -> Tensor:
     return (grouped * factor).view_as(weight)
 
 
-def _pairs(model: nn.Module,
-           folds: dict[str, str]) -> list[tuple[nn.Module, nn.Module]]:
+def _pairs(
+    model: nn.Module, folds: dict[str, str]
+) -> list[tuple[nn.Module, nn.Module]]:
     modules = dict(model.named_modules(remove_duplicate=False))
     pairs = []
     for norm, layer in folds.items():
         for name in (norm, layer):
             if name not in modules:
-                raise PTQError(f'cannot fold {norm!r} into {layer!r}: the '
-                               f'model has no module {name!r}')
+                raise PTQError(
+                    f'cannot fold {norm!r} into {layer!r}: the '
+                    f'model has no module {name!r}'
+                )
         pairs.append((modules[norm], modules[layer]))
     return pairs
 
@@ -90,7 +102,8 @@ def _ensure_bias(layer: nn.Module, channels: int) -> None:
     if layer._parameters.get('bias') is None:
         layer.bias = nn.Parameter(
             layer.weight.new_zeros(channels),
-            requires_grad=layer.weight.requires_grad)
+            requires_grad=layer.weight.requires_grad,
+        )
 
 
 def _remove(model: nn.Module, norms: list[nn.Module]) -> None:
@@ -124,14 +137,18 @@ def fold_batch_norms(model: nn.Module, folds: dict[str, str]) -> None:
     """
     pairs = _pairs(model, folds)
     for (norm, layer), (name, target) in zip(
-            pairs, folds.items(), strict=True):
+        pairs, folds.items(), strict=True
+    ):
         if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
-            raise PTQError(f'{name!r} is not a batch norm with statistics '
-                           f'but {type(norm).__name__}')
+            raise PTQError(
+                f'{name!r} is not a batch norm with statistics '
+                f'but {type(norm).__name__}'
+            )
         if _out_channels(layer) != norm.num_features:
             raise PTQError(
                 f'cannot fold {name!r} into {target!r}: {norm.num_features} '
-                f'against {_out_channels(layer)} channels')
+                f'against {_out_channels(layer)} channels'
+            )
     for norm, layer in pairs:
         scale = (norm.running_var.double() + norm.eps).rsqrt()
         if norm.weight is not None:

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Which norm feeds which layer, and who shares a tensor."""
+
 from torch import nn
 
 from ..structures import NormLink, Port
@@ -7,12 +8,25 @@ from .vocabulary import canonical
 from .walk import Walker
 
 #: shape ops that put other tensors beside the one followed
-_JOINS = frozenset({'cat', 'concat', 'concatenate', 'stack', 'hstack',
-                    'vstack', 'dstack', 'setitem', 'scatter', 'indexput'})
+_JOINS = frozenset(
+    {
+        'cat',
+        'concat',
+        'concatenate',
+        'stack',
+        'hstack',
+        'vstack',
+        'dstack',
+        'setitem',
+        'scatter',
+        'indexput',
+    }
+)
 
 
-def shared_ports(walker: Walker,
-                 ports: dict[str, tuple[str, ...]]) -> list[list[Port]]:
+def shared_ports(
+    walker: Walker, ports: dict[str, tuple[str, ...]]
+) -> list[list[Port]]:
     """Groups the ports that read the same tensors.
 
     Args:
@@ -45,8 +59,9 @@ def shared_ports(walker: Walker,
     return list(groups.values())
 
 
-def norm_links(walker: Walker,
-               ports: dict[str, tuple[str, ...]]) -> list[NormLink]:
+def norm_links(
+    walker: Walker, ports: dict[str, tuple[str, ...]]
+) -> list[NormLink]:
     """Finds the layers that read a layer or group norm.
 
     Args:
@@ -66,15 +81,16 @@ def norm_links(walker: Walker,
     for norm, outputs in norms.items():
         layers, via, fed, exclusive = _follow(walker, ports, outputs)
         exclusive = exclusive and all(
-            len(walker.calls[name]) == fed[name] for name in layers)
+            len(walker.calls[name]) == fed[name] for name in layers
+        )
         if layers:
-            links.append(
-                NormLink(norm, tuple(layers), tuple(via), exclusive))
+            links.append(NormLink(norm, tuple(layers), tuple(via), exclusive))
     return links
 
 
-def _follow(walker: Walker, ports: dict[str, tuple[str, ...]],
-            starts: list[int]) -> tuple[list[str], list[str], dict, bool]:
+def _follow(
+    walker: Walker, ports: dict[str, tuple[str, ...]], starts: list[int]
+) -> tuple[list[str], list[str], dict, bool]:
     """Layers ahead, ops between, arrivals at each layer, and no others."""
     via: dict[str, None] = {}
     fed: dict[str, int] = {}
@@ -85,11 +101,17 @@ def _follow(walker: Walker, ports: dict[str, tuple[str, ...]],
         if number in walker.record.outputs:
             exclusive = False
         for op, place in walker.readers[number]:
-            if (walker.kind(op) == 'layer' and place == 0
-                    and len(ports[op.module]) == 1):
+            if (
+                walker.kind(op) == 'layer'
+                and place == 0
+                and len(ports[op.module]) == 1
+            ):
                 fed[op.module] = fed.get(op.module, 0) + 1
-            elif (walker.kind(op) == 'shape' and place == 0
-                  and canonical(op.name) not in _JOINS):
+            elif (
+                walker.kind(op) == 'shape'
+                and place == 0
+                and canonical(op.name) not in _JOINS
+            ):
                 via[op.name] = None
                 new = [v for v in op.outputs if v not in seen]
                 seen.update(new)

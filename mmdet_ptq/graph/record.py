@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What a watched forward leaves on paper."""
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ class Span:
         start (int): Index of the first op of the call.
         stop (int): Index after its last op.
     """
+
     name: str
     start: int
     stop: int
@@ -35,6 +37,7 @@ class Trace:
         outputs (tuple[int, ...]): Values that the forward returned.
         modules (dict[str, nn.Module]): Every module by its first name.
     """
+
     ops: list[Op] = field(default_factory=list)
     values: dict[int, Value] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)

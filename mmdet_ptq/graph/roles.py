@@ -5,6 +5,7 @@ Module names decide nothing but the component: ``backbone``, ``neck``,
 ``rpn_head`` and ``mask_head`` are the attributes by which MMDetection's
 detectors are built, hence part of its interface.
 """
+
 from ..structures import Op, Port
 from .vocabulary import GELU, PRODUCTS, RANKING, SOFTMAX, canonical
 from .walk import Walker
@@ -58,8 +59,11 @@ def _is_feature(walker: Walker, output: int) -> bool:
         for op, place in walker.readers[todo.pop()]:
             if walker.kind(op) == 'layer' and place == 0:
                 return True
-            if (walker.kind(op) == 'shape' and place == 0
-                    and op.name != 'detach'):
+            if (
+                walker.kind(op) == 'shape'
+                and place == 0
+                and op.name != 'detach'
+            ):
                 todo += op.outputs
     return False
 
@@ -71,7 +75,8 @@ def prediction(walker: Walker) -> set[str]:
     arguments of NMS, and scores that are ranked.
     """
     sinks = [
-        o for o in walker.record.outputs
+        o
+        for o in walker.record.outputs
         if walker.values[o].floating and not _is_feature(walker, o)
     ]
     for op in walker.ops:
@@ -80,8 +85,7 @@ def prediction(walker: Walker) -> set[str]:
             sinks += op.inputs[1:]
         elif 'nms' in name:
             sinks += op.inputs
-        elif name in RANKING and not (
-                component_roles(op.scope) & _FEATURES):
+        elif name in RANKING and not (component_roles(op.scope) & _FEATURES):
             sinks += op.inputs[:1]
     found = _names(walker.back(sinks, _CARRY), walker)
     # pyramid features can be raw outputs too (proposal-only detectors)
@@ -112,8 +116,9 @@ def _made_by(walker: Walker, value: int, words: frozenset[str]) -> bool:
     return op is not None
 
 
-def port_roles(walker: Walker,
-               ports: dict[str, tuple[str, ...]]) -> dict[Port, set[str]]:
+def port_roles(
+    walker: Walker, ports: dict[str, tuple[str, ...]]
+) -> dict[Port, set[str]]:
     """What kind of tensor arrives at each port, in all its calls.
 
     Args:
@@ -135,8 +140,9 @@ def port_roles(walker: Walker,
     return found
 
 
-def _is_product(op: Op, walker: Walker,
-                ports: dict[str, tuple[str, ...]]) -> bool:
+def _is_product(
+    op: Op, walker: Walker, ports: dict[str, tuple[str, ...]]
+) -> bool:
     if op.module:
         return len(ports.get(op.module, ())) == 2
     return canonical(op.name) in PRODUCTS
@@ -157,12 +163,15 @@ def attention(walker: Walker, ports: dict[str, tuple[str, ...]]) -> set[str]:
         if canonical(op.name) == 'scaleddotproductattention':
             reads = list(op.inputs)
         elif _is_product(op, walker, ports) and any(
-                _made_by(walker, v, SOFTMAX) for v in op.inputs[:2]):
+            _made_by(walker, v, SOFTMAX) for v in op.inputs[:2]
+        ):
             reads = list(op.inputs[:2])
             scores = _softmaxes(walker, reads)
             logits = walker.back(
-                [s.inputs[0] for s in scores], _CARRY,
-                lambda o: not _is_product(o, walker, ports))
+                [s.inputs[0] for s in scores],
+                _CARRY,
+                lambda o: not _is_product(o, walker, ports),
+            )
             products = [o for o in logits if _is_product(o, walker, ports)]
             if not products:
                 continue
@@ -173,13 +182,15 @@ def attention(walker: Walker, ports: dict[str, tuple[str, ...]]) -> set[str]:
         else:
             continue
         sources = walker.back(
-            reads, _CARRY, lambda o: canonical(o.name) not in SOFTMAX)
+            reads, _CARRY, lambda o: canonical(o.name) not in SOFTMAX
+        )
         found |= _names(sources, walker)
-        found |= _names([o for o, _ in walker.ahead(op.outputs, ('shape', ))],
-                        walker)
+        found |= _names(
+            [o for o, _ in walker.ahead(op.outputs, ('shape',))], walker
+        )
     return found
 
 
 def _softmaxes(walker: Walker, reads: list[int]) -> list[Op]:
-    ends = walker.back(reads, ('shape', ))
+    ends = walker.back(reads, ('shape',))
     return [op for op in ends if canonical(op.name) in SOFTMAX]

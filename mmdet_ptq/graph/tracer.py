@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Watches one real forward and writes down which op read which tensor."""
+
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -45,8 +46,9 @@ class Recorder(TorchFunctionMode):
         is_leaf (Callable): Whether a module is a quantizable leaf.
     """
 
-    def __init__(self, model: nn.Module,
-                 is_leaf: Callable[[nn.Module], bool]) -> None:
+    def __init__(
+        self, model: nn.Module, is_leaf: Callable[[nn.Module], bool]
+    ) -> None:
         super().__init__()
         self.trace = Trace(modules=dict(model.named_modules()))
         self._model = model
@@ -60,7 +62,8 @@ class Recorder(TorchFunctionMode):
         """Declares a tensor to be the image batch."""
         value = self._label(tensor)
         self.trace.values[value] = replace(
-            self.trace.values[value], is_input=True)
+            self.trace.values[value], is_input=True
+        )
 
     def id_of(self, tensor: Tensor) -> int | None:
         """The id of a tensor, None if it has none yet."""
@@ -75,7 +78,8 @@ class Recorder(TorchFunctionMode):
         shape = () if tensor is None else tuple(tensor.shape)
         floating = tensor is None or tensor.is_floating_point()
         self.trace.values[number] = Value(
-            number, producer, shape, floating=floating)
+            number, producer, shape, floating=floating
+        )
         if tensor is not None:
             self._ids[tensor] = number
         return number
@@ -91,8 +95,14 @@ class Recorder(TorchFunctionMode):
         """Notes tensors before an op, to find out what it overwrites."""
         return [(t, self._ids.get(t), _version(t)) for t in tensors_in(items)]
 
-    def note(self, name: str, seen: Sequence[_Seen], result: Any,
-             module: str = '', layer: bool = False) -> None:
+    def note(
+        self,
+        name: str,
+        seen: Sequence[_Seen],
+        result: Any,
+        module: str = '',
+        layer: bool = False,
+    ) -> None:
         """Records an op after it ran.
 
         Ops on constants alone are left out, and so are those that return
@@ -107,33 +117,58 @@ class Recorder(TorchFunctionMode):
         """
         given = {id(t): t for t, _, _ in seen}
         written = {id(t): t for t, _, v in seen if _version(t) != v}
-        bases = [(t._base, self._ids.get(t._base)) for t in written.values()
-                 if not t.is_inference() and t._is_view()
-                 and id(t._base) not in written]
+        bases = [
+            (t._base, self._ids.get(t._base))
+            for t in written.values()
+            if not t.is_inference()
+            and t._is_view()
+            and id(t._base) not in written
+        ]
         fresh = dict(written)
         fresh.update((id(t), t) for t, _ in bases)
-        fresh.update((id(t), t) for t in tensors_in(result)
-                     if layer or id(t) not in given)
+        fresh.update(
+            (id(t), t)
+            for t in tensors_in(result)
+            if layer or id(t) not in given
+        )
         if not fresh:
             return
-        if not layer and (canonical(name) in CONSTANT or
-                          not any(self._live(i) for _, i, _ in seen)):
+        if not layer and (
+            canonical(name) in CONSTANT
+            or not any(self._live(i) for _, i, _ in seen)
+        ):
             for tensor in fresh.values():
                 self._new(tensor, -1)
             return
         index = len(self.trace.ops)
-        inputs = [self._new(None, -1) if old is None and id(t) in written
-                  else self._label(t) if old is None else old
-                  for t, old, _ in seen]
+        inputs = [
+            self._new(None, -1)
+            if old is None and id(t) in written
+            else self._label(t)
+            if old is None
+            else old
+            for t, old, _ in seen
+        ]
         inputs += [old for _, old in bases if old is not None]
         outputs = tuple(self._new(t, index) for t in fresh.values())
         self.trace.ops.append(
-            Op(index, name, module, self._frames[-1].name, tuple(inputs),
-               outputs))
+            Op(
+                index,
+                name,
+                module,
+                self._frames[-1].name,
+                tuple(inputs),
+                outputs,
+            )
+        )
 
-    def __torch_function__(self, func: Callable, types: Any,
-                           args: tuple = (),
-                           kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Any,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if self._quiet:
             return func(*args, **kwargs)
@@ -157,8 +192,9 @@ class Recorder(TorchFunctionMode):
         if frame.seen is None:
             self._quiet -= 1
 
-    def leave(self, module: nn.Module, args: tuple, kwargs: dict,
-              result: Any) -> None:
+    def leave(
+        self, module: nn.Module, args: tuple, kwargs: dict, result: Any
+    ) -> None:
         """Forward hook of every module."""
         # called after an exception too, which the model may catch
         frame = self._frames.pop()
@@ -167,7 +203,8 @@ class Recorder(TorchFunctionMode):
         if frame.seen is None:
             if self._quiet == 0:
                 self.trace.spans.append(
-                    Span(frame.name, frame.start, len(self.trace.ops)))
+                    Span(frame.name, frame.start, len(self.trace.ops))
+                )
             return
         self._quiet += 1
         layer = self._is_leaf(module)
@@ -183,8 +220,11 @@ class Recorder(TorchFunctionMode):
     def _find_images(self, args: tuple, kwargs: dict) -> None:
         first = args[0] if args else kwargs.get('inputs')
         for item in (first, (args, kwargs)):
-            images = [t for t in tensors_in(item)
-                      if t.dim() == 4 and t.is_floating_point()]
+            images = [
+                t
+                for t in tensors_in(item)
+                if t.dim() == 4 and t.is_floating_point()
+            ]
             for tensor in images:
                 self.mark_image(tensor)
             if images:
@@ -197,11 +237,13 @@ class Recorder(TorchFunctionMode):
         with ExitStack() as stack:
             for module in self._names:
                 for handle in (
-                        module.register_forward_pre_hook(
-                            self.enter, with_kwargs=True),
-                        module.register_forward_hook(
-                            self.leave, with_kwargs=True,
-                            always_call=True)):
+                    module.register_forward_pre_hook(
+                        self.enter, with_kwargs=True
+                    ),
+                    module.register_forward_hook(
+                        self.leave, with_kwargs=True, always_call=True
+                    ),
+                ):
                     stack.callback(handle.remove)
             stack.enter_context(self._watched_functions())
             stack.enter_context(self)
@@ -212,14 +254,17 @@ class Recorder(TorchFunctionMode):
         # autograd Functions of extensions (mmcv's ops) run below the torch
         # function mode; often only `apply` is imported, but that looks up
         # `forward` on the class when it is called
-        originals = [(c, c.__dict__['forward']) for c in
-                     _subclasses(torch.autograd.Function)
-                     if isinstance(c.__dict__.get('forward'), staticmethod)
-                     and not c.__module__.startswith('torch.')]
+        originals = [
+            (c, c.__dict__['forward'])
+            for c in _subclasses(torch.autograd.Function)
+            if isinstance(c.__dict__.get('forward'), staticmethod)
+            and not c.__module__.startswith('torch.')
+        ]
         try:
             for cls, original in originals:
                 cls.forward = staticmethod(
-                    self._watched(cls.__name__, original.__func__))
+                    self._watched(cls.__name__, original.__func__)
+                )
             yield
         finally:
             for cls, original in originals:
@@ -250,9 +295,12 @@ def _subclasses(cls: type) -> list[type]:
     return list(found)
 
 
-def trace(model: nn.Module, forward: Callable[[], Any],
-          images: Sequence[Tensor] | None,
-          is_leaf: Callable[[nn.Module], bool]) -> Trace:
+def trace(
+    model: nn.Module,
+    forward: Callable[[], Any],
+    images: Sequence[Tensor] | None,
+    is_leaf: Callable[[nn.Module], bool],
+) -> Trace:
     """Runs ``forward`` once and records it.
 
     Args:
@@ -271,9 +319,13 @@ def trace(model: nn.Module, forward: Callable[[], Any],
     with torch.no_grad(), recorder.watching():
         result = forward()
     record = recorder.trace
-    record.outputs = tuple(dict.fromkeys(
-        number for number in map(recorder.id_of, tensors_in(result))
-        if number is not None and record.values[number].producer >= 0))
+    record.outputs = tuple(
+        dict.fromkeys(
+            number
+            for number in map(recorder.id_of, tensors_in(result))
+            if number is not None and record.values[number].producer >= 0
+        )
+    )
     _ensure_image(record)
     return record
 

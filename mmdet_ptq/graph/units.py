@@ -1,16 +1,29 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Residual blocks: what a block-wise reconstruction treats at once."""
+
 from ..structures import Op, Unit
 from .record import Span
 from .vocabulary import ADD, canonical
 from .walk import Walker
 
 #: attributes of MMDetection's detectors: parts, not blocks
-_PARTS = frozenset({
-    'backbone', 'neck', 'rpn_head', 'roi_head', 'bbox_head', 'mask_head',
-    'encoder', 'decoder', 'query_head', 'panoptic_head', 'semantic_head',
-    'roi_head.bbox_head', 'roi_head.mask_head'
-})
+_PARTS = frozenset(
+    {
+        'backbone',
+        'neck',
+        'rpn_head',
+        'roi_head',
+        'bbox_head',
+        'mask_head',
+        'encoder',
+        'decoder',
+        'query_head',
+        'panoptic_head',
+        'semantic_head',
+        'roi_head.bbox_head',
+        'roi_head.mask_head',
+    }
+)
 
 
 def find_units(walker: Walker) -> list[Unit]:
@@ -47,8 +60,11 @@ def _home(layer: str, blocks: set[str]) -> str:
 def _is_part(name: str) -> bool:
     head, _, last = name.rpartition('.')
     # the heads of a cascade are `roi_head.bbox_head.0` and so on
-    return not name or name in _PARTS or (
-        last.isdigit() and head.endswith('_head'))
+    return (
+        not name
+        or name in _PARTS
+        or (last.isdigit() and head.endswith('_head'))
+    )
 
 
 def _blocks(walker: Walker) -> set[str]:
@@ -60,14 +76,14 @@ def _blocks(walker: Walker) -> set[str]:
     spans = [s for s in walker.record.spans if not _is_part(s.name)]
     blocks: set[str] = set()
     for op in walker.ops:
-        if (canonical(op.name) not in ADD or op.module
-                or len(op.inputs) < 2):
+        if canonical(op.name) not in ADD or op.module or len(op.inputs) < 2:
             continue
         # calls are in order of their end, so inner ones come first
         around = [s for s in spans if s.start <= op.index < s.stop]
         # `query + query_pos` computes nothing where it is added
         if not around or not any(
-                _Path(walker, v, around[0]).layers for v in op.inputs[:2]):
+            _Path(walker, v, around[0]).layers for v in op.inputs[:2]
+        ):
             continue
         for span in around:
             if _is_residual(walker, op, span):
@@ -90,8 +106,11 @@ def _is_residual(walker: Walker, add: Op, span: Span) -> bool:
             continue
         if not skip.layers and skip.sources & main.sources:
             return True
-        if (len(skip.layers) == 1 and len(skip.sources) == 1
-                and skip.sources == main.sources):
+        if (
+            len(skip.layers) == 1
+            and len(skip.sources) == 1
+            and skip.sources == main.sources
+        ):
             return True
     return False
 

@@ -4,6 +4,7 @@
 Names are compared in canonical form, so that ``F.pixel_shuffle`` and
 ``nn.PixelShuffle`` are one word.
 """
+
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -29,8 +30,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_DUNDERS = _words(
-    'add sub mul div truediv floordiv mod pow matmul and or xor')
+_DUNDERS = _words('add sub mul div truediv floordiv mod pow matmul and or xor')
 
 
 @lru_cache(maxsize=4096)
@@ -42,7 +42,8 @@ def canonical(name: str) -> str:
 #: take the shape or device of a tensor, not its numbers
 CONSTANT = _words(
     'zeroslike oneslike emptylike fulllike randlike randnlike newzeros '
-    'newones newempty newfull newtensor zero fill size grad gradfn base')
+    'newones newempty newfull newtensor zero fill size grad gradfn base'
+)
 #: move numbers without changing them
 SHAPE = _words(
     'view reshape flatten unflatten permute transpose t mt h mh swapaxes '
@@ -55,25 +56,38 @@ SHAPE = _words(
     'dropout1d dropout2d dropout3d alphadropout featuredropout droppath '
     'pixelshuffle pixelunshuffle channelshuffle constantpad2d zeropad2d '
     'reflectionpad2d replicationpad2d atleast1d atleast2d copy rearrange '
-    'broadcastto hstack vstack dstack scatter indexput')
+    'broadcastto hstack vstack dstack scatter indexput'
+)
 #: of these only the first argument carries numbers into the result
 FIRST_ONLY = _words(
     'getitem gather indexselect takealongdim take expandas viewas reshapeas '
-    'typeas to topk sort maskedselect')
+    'typeas to topk sort maskedselect'
+)
 #: combine numbers across channels: nothing is "the same tensor" behind them
 MIXING = _words(
     'matmul bmm mm mv dot einsum baddbmm addmm addbmm tensordot inner outer '
     'linear conv1d conv2d conv3d convtranspose1d convtranspose2d '
     'convtranspose3d multiheadattentionforward scaleddotproductattention '
-    'embedding bilinear gridsample cdist inverse det')
+    'embedding bilinear gridsample cdist inverse det'
+)
 #: the same for what is only part of a name
-MIXING_PARTS = ('deform', 'roialign', 'roipool', 'carafe', 'attention',
-                'attn', 'correlation', 'nms')
+MIXING_PARTS = (
+    'deform',
+    'roialign',
+    'roipool',
+    'carafe',
+    'attention',
+    'attn',
+    'correlation',
+    'nms',
+)
 #: products of two activations
-PRODUCTS = _words('matmul bmm mm einsum baddbmm tensordot '
-                  'scaleddotproductattention')
+PRODUCTS = _words(
+    'matmul bmm mm einsum baddbmm tensordot scaleddotproductattention'
+)
 NORMS = _words(
-    'layernorm groupnorm batchnorm instancenorm rmsnorm localresponsenorm')
+    'layernorm groupnorm batchnorm instancenorm rmsnorm localresponsenorm'
+)
 SOFTMAX = _words('softmax softmax2d')
 GELU = _words('gelu quickgelu')
 ADD = _words('add')

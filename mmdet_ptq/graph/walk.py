@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Walking along the tensors of a trace."""
+
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
@@ -34,8 +35,9 @@ class Walker:
             that read it and at which argument.
     """
 
-    def __init__(self, record: Trace,
-                 is_leaf: Callable[[nn.Module], bool]) -> None:
+    def __init__(
+        self, record: Trace, is_leaf: Callable[[nn.Module], bool]
+    ) -> None:
         self.record = record
         self.ops = record.ops
         self.values = record.values
@@ -54,14 +56,18 @@ class Walker:
             return 'layer'
         name = canonical(op.name)
         module = self.record.modules[op.module] if op.module else None
-        if name in NORMS or isinstance(module, NORM_CLASSES) or (
-                module is not None and name.endswith('norm')):
+        if (
+            name in NORMS
+            or isinstance(module, NORM_CLASSES)
+            or (module is not None and name.endswith('norm'))
+        ):
             return 'norm'
         if name in MIXING or any(part in name for part in MIXING_PARTS):
             return 'mixing'
         if module is not None and any(
-                p.dim() > 1 and max(p.shape) < p.numel()
-                for p in module.parameters(recurse=False)):
+            p.dim() > 1 and max(p.shape) < p.numel()
+            for p in module.parameters(recurse=False)
+        ):
             return 'mixing'
         return 'shape' if name in SHAPE else 'pointwise'
 
@@ -81,8 +87,12 @@ class Walker:
             inputs = op.inputs[:1]
         return [i for i in inputs if self.values[i].floating]
 
-    def back(self, starts: Iterable[int], kinds: Iterable[str],
-             accept: Callable[[Op], bool] = lambda op: True) -> list[Op]:
+    def back(
+        self,
+        starts: Iterable[int],
+        kinds: Iterable[str],
+        accept: Callable[[Op], bool] = lambda op: True,
+    ) -> list[Op]:
         """Goes against the flow through ops of the given kinds.
 
         Args:
@@ -109,8 +119,9 @@ class Walker:
                 ends[op.index] = op
         return [ends[i] for i in sorted(ends)]
 
-    def ahead(self, starts: Iterable[int],
-              kinds: Iterable[str]) -> list[tuple[Op, int]]:
+    def ahead(
+        self, starts: Iterable[int], kinds: Iterable[str]
+    ) -> list[tuple[Op, int]]:
         """Goes with the flow through ops of the given kinds.
 
         Args:

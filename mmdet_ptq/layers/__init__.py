@@ -6,7 +6,14 @@ from .matmul import MatMul
 from .twins import is_leaf, ports_of
 
 __all__ = [
-    'MatMul', 'QuantLayer', 'SplitMultiheadAttention', 'SplitWindowMSA',
-    'convert', 'decompose', 'float_mode', 'is_leaf', 'ports_of',
-    'quant_layers'
+    'MatMul',
+    'QuantLayer',
+    'SplitMultiheadAttention',
+    'SplitWindowMSA',
+    'convert',
+    'decompose',
+    'float_mode',
+    'is_leaf',
+    'ports_of',
+    'quant_layers',
 ]

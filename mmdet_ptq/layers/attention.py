@@ -6,6 +6,7 @@ multiplies with plain ``@``; a hook or a swapped child never sees either.
 The modules here compute the same with linears that are called and
 products that are modules. State dict keys stay those of the original.
 """
+
 import math
 from typing import Any
 
@@ -79,9 +80,12 @@ class SplitMultiheadAttention(nn.MultiheadAttention):
         if self._qkv_same_embed_dim:
             weights = self.in_proj_weight.chunk(3)
         else:
-            weights = (self.q_proj_weight, self.k_proj_weight,
-                       self.v_proj_weight)
-        biases = (None, ) * 3
+            weights = (
+                self.q_proj_weight,
+                self.k_proj_weight,
+                self.v_proj_weight,
+            )
+        biases = (None,) * 3
         if self.in_proj_bias is not None:
             biases = self.in_proj_bias.chunk(3)
         for name in self._packed_names():
@@ -89,8 +93,12 @@ class SplitMultiheadAttention(nn.MultiheadAttention):
             self.register_parameter(name, None)
         for name, weight, bias in zip('qkv', weights, biases, strict=True):
             linear = nn.Linear(
-                weight.shape[1], weight.shape[0], bias=bias is not None,
-                device=weight.device, dtype=weight.dtype)
+                weight.shape[1],
+                weight.shape[0],
+                bias=bias is not None,
+                device=weight.device,
+                dtype=weight.dtype,
+            )
             linear.weight.data.copy_(weight.data)
             if bias is not None:
                 linear.bias.data.copy_(bias.data)
@@ -105,20 +113,24 @@ class SplitMultiheadAttention(nn.MultiheadAttention):
         self.register_load_state_dict_pre_hook(_unpack_state)
 
     def _packed_names(self) -> list[str]:
-        names = ['in_proj_weight'] if self._qkv_same_embed_dim else [
-            f'{n}_proj_weight' for n in 'qkv'
-        ]
+        names = (
+            ['in_proj_weight']
+            if self._qkv_same_embed_dim
+            else [f'{n}_proj_weight' for n in 'qkv']
+        )
         return names + ['in_proj_bias'] * (self.in_proj_bias is not None)
 
-    def forward(self,
-                query: Tensor,
-                key: Tensor,
-                value: Tensor,
-                key_padding_mask: Tensor | None = None,
-                need_weights: bool = True,
-                attn_mask: Tensor | None = None,
-                average_attn_weights: bool = True,
-                is_causal: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """Attends as ``nn.MultiheadAttention`` does.
 
         Args:
@@ -145,13 +157,15 @@ class SplitMultiheadAttention(nn.MultiheadAttention):
             if key_padding_mask is not None:
                 key_padding_mask = key_padding_mask.unsqueeze(0)
         elif not self.batch_first:
-            query, key, value = (x.transpose(0, 1)
-                                 for x in (query, key, value))
+            query, key, value = (
+                x.transpose(0, 1) for x in (query, key, value)
+            )
         q = self._heads(self.q_proj(query))
         k = self._heads(self.k_proj(key))
         v = self._heads(self.v_proj(value))
-        logits = self.matmul_qk(q / math.sqrt(self.head_dim),
-                                k.transpose(-2, -1))
+        logits = self.matmul_qk(
+            q / math.sqrt(self.head_dim), k.transpose(-2, -1)
+        )
         logits = self._mask(logits, attn_mask, key_padding_mask)
         weights = torch.softmax(logits, dim=-1)
         if self.training and self.dropout:
@@ -172,8 +186,9 @@ class SplitMultiheadAttention(nn.MultiheadAttention):
         """(N, L, E) to (N, heads, L, E / heads)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def _mask(self, logits: Tensor, attn_mask: Tensor | None,
-              padding: Tensor | None) -> Tensor:
+    def _mask(
+        self, logits: Tensor, attn_mask: Tensor | None, padding: Tensor | None
+    ) -> Tensor:
         if attn_mask is not None:
             if attn_mask.dim() == 3:
                 attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
@@ -190,8 +205,9 @@ def _additive(mask: Tensor, like: Tensor) -> Tensor:
     return zero.masked_fill(mask, float('-inf'))
 
 
-def _pack_state(module: SplitMultiheadAttention, state: dict, prefix: str,
-                _: Any) -> None:
+def _pack_state(
+    module: SplitMultiheadAttention, state: dict, prefix: str, _: Any
+) -> None:
     weights = [state.pop(f'{prefix}{n}_proj.weight') for n in 'qkv']
     if module._qkv_same_embed_dim:
         state[f'{prefix}in_proj_weight'] = torch.cat(weights)
@@ -200,16 +216,20 @@ def _pack_state(module: SplitMultiheadAttention, state: dict, prefix: str,
             state[f'{prefix}{name}_proj_weight'] = weight
     if module.q_proj.bias is not None:
         state[f'{prefix}in_proj_bias'] = torch.cat(
-            [state.pop(f'{prefix}{n}_proj.bias') for n in 'qkv'])
+            [state.pop(f'{prefix}{n}_proj.bias') for n in 'qkv']
+        )
 
 
-def _unpack_state(module: SplitMultiheadAttention, state: dict, prefix: str,
-                  *_: Any) -> None:
+def _unpack_state(
+    module: SplitMultiheadAttention, state: dict, prefix: str, *_: Any
+) -> None:
     for kind in ('weight', 'bias'):
         packed = state.pop(f'{prefix}in_proj_{kind}', None)
-        parts = packed.chunk(3) if packed is not None else [
-            state.pop(f'{prefix}{n}_proj_{kind}', None) for n in 'qkv'
-        ]
+        parts = (
+            packed.chunk(3)
+            if packed is not None
+            else [state.pop(f'{prefix}{n}_proj_{kind}', None) for n in 'qkv']
+        )
         for name, part in zip('qkv', parts, strict=True):
             if part is not None:
                 state[f'{prefix}{name}_proj.{kind}'] = part

@@ -6,6 +6,7 @@ in place (``layer.__class__ = twin``). Parameter names, hooks and every
 reference to the module stay valid, so a convolution that several heads
 share stays one object.
 """
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -33,7 +34,7 @@ class QuantLayer(nn.Module):
         act_axis (int): Channel axis of the inputs.
     """
 
-    ports: ClassVar[tuple[str, ...]] = ('input', )
+    ports: ClassVar[tuple[str, ...]] = ('input',)
     weight_axis: ClassVar[int | None] = 0
     act_axis: ClassVar[int] = 1
 
@@ -56,12 +57,15 @@ class QuantLayer(nn.Module):
             for port, x in zip(self.ports, args, strict=False)
         ]
         with self.shadow(self.operands()):
-            return super().forward(*inputs, *args[len(inputs):], **kwargs)
+            return super().forward(*inputs, *args[len(inputs) :], **kwargs)
 
     def operands(self) -> dict[str, Any]:
         """Attributes to replace during the forward: the weight, if any."""
-        if self.weight_quantizer is None or self.baked or (
-                not self.quantize_weight):
+        if (
+            self.weight_quantizer is None
+            or self.baked
+            or (not self.quantize_weight)
+        ):
             return {}
         return {'weight': self.weight_quantizer(self.weight)}
 
@@ -113,8 +117,9 @@ def quant_layers(model: nn.Module) -> dict[str, QuantLayer]:
 
 
 @contextmanager
-def float_mode(model: nn.Module, weight: bool = True,
-               act: bool = True) -> Iterator[None]:
+def float_mode(
+    model: nn.Module, weight: bool = True, act: bool = True
+) -> Iterator[None]:
     """Runs a quantized model with float weights and activations.
 
     Args:
@@ -130,7 +135,8 @@ def float_mode(model: nn.Module, weight: bool = True,
     if weight and any(m.baked and m.weight_quantizer for m in layers):
         raise RuntimeError(
             'the weights are baked, the float ones are gone; load the float '
-            'checkpoint into a fresh model, or use weight=False')
+            'checkpoint into a fresh model, or use weight=False'
+        )
     for layer in layers:
         layer.quantize_weight &= not weight
         layer.quantize_act &= not act

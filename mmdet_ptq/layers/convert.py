@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Turns a float model into one of twins, in place."""
+
 from torch import nn
 
 from ..registry import DECOMPOSED, QUANT_LAYERS
@@ -36,7 +37,8 @@ def convert(model: nn.Module) -> None:
     branch inside a deformable pack is left alone: offsets stay float.
     """
     packs = [
-        name for name, m in model.named_modules()
+        name
+        for name, m in model.named_modules()
         if type(m) in QUANT_LAYERS and any(True for _ in m.children())
     ]
     for name, module in list(model.named_modules()):

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """A matrix product as a module, so that it can have a twin."""
+
 from torch import Tensor, nn
 
 

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Quantized twins of convolution and linear layers."""
+
 from typing import Any
 
 import mmcv.ops
@@ -83,8 +84,9 @@ class QuantDeformConv2dPack(_OffsetsFromFloat, mmcv.ops.DeformConv2dPack):
 
 
 @QUANT_LAYERS.implements(mmcv.ops.ModulatedDeformConv2dPack)
-class QuantModulatedDeformConv2dPack(_OffsetsFromFloat,
-                                     mmcv.ops.ModulatedDeformConv2dPack):
+class QuantModulatedDeformConv2dPack(
+    _OffsetsFromFloat, mmcv.ops.ModulatedDeformConv2dPack
+):
     """Modulated deformable convolution with its own offset branch."""
 
 

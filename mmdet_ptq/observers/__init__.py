@@ -1,17 +1,23 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Observers: statistics of a stream of tensors, and ranges from them."""
+
 from .base import BaseObserver
 from .histogram import HistogramObserver
 from .lp import LpObserver, search_weight_range
 from .minmax import (
-                     AverageMinMaxObserver,
-                     MinMaxObserver,
-                     MovingAverageObserver,
+    AverageMinMaxObserver,
+    MinMaxObserver,
+    MovingAverageObserver,
 )
 from .percentile import PercentileObserver
 
 __all__ = [
-    'AverageMinMaxObserver', 'BaseObserver', 'HistogramObserver',
-    'LpObserver', 'MinMaxObserver', 'MovingAverageObserver',
-    'PercentileObserver', 'search_weight_range'
+    'AverageMinMaxObserver',
+    'BaseObserver',
+    'HistogramObserver',
+    'LpObserver',
+    'MinMaxObserver',
+    'MovingAverageObserver',
+    'PercentileObserver',
+    'search_weight_range',
 ]

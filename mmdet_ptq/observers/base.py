@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What every observer shares: binding, exact extremes, state and merging."""
+
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -88,10 +89,13 @@ class BaseObserver(ABC):
         elif rows != self.rows:
             raise CalibrationError(
                 f'a tensor of shape {tuple(x.shape)} has {rows} rows to '
-                f'quantize, earlier ones had {self.rows}')
+                f'quantize, earlier ones had {self.rows}'
+            )
         x = x.detach()
-        low, high = (t.to('cpu', torch.float32)
-                     for t in row_extremes(x, self.granularity))
+        low, high = (
+            t.to('cpu', torch.float32)
+            for t in row_extremes(x, self.granularity)
+        )
         if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
             raise NumericError('an observed tensor holds NaN or Inf')
         self.count[level] += x.numel()
@@ -100,7 +104,8 @@ class BaseObserver(ABC):
         self._update(x, level, low, high)
 
     def _update(  # noqa: B027  (nothing to add is a fair answer)
-            self, x: Tensor, level: int, low: Tensor, high: Tensor) -> None:
+        self, x: Tensor, level: int, low: Tensor, high: Tensor
+    ) -> None:
         """Adds to statistics beyond the extremes.
 
         Args:
@@ -142,8 +147,11 @@ class BaseObserver(ABC):
     def state_dict(self) -> State:
         """All data as plain tensors, to resume and to merge."""
         self.end_image()
-        return dict(low=self.low.clone(), high=self.high.clone(),
-                    count=self.count.clone())
+        return dict(
+            low=self.low.clone(),
+            high=self.high.clone(),
+            count=self.count.clone(),
+        )
 
     def load_state_dict(self, state: State) -> None:
         """Replaces the data by that of a state.
@@ -154,7 +162,8 @@ class BaseObserver(ABC):
         if state['count'].shape[0] != self.levels:
             raise CalibrationError(
                 f'the state has {state["count"].shape[0]} levels, the '
-                f'observer has {self.levels}')
+                f'observer has {self.levels}'
+            )
         self._allocate(state['low'].shape[1])
         self.low = state['low'].clone()
         self.high = state['high'].clone()
@@ -166,14 +175,16 @@ class BaseObserver(ABC):
         Raises:
             CalibrationError: If levels or rows differ.
         """
-        states = [s for s in [self.state_dict(), *other_states]
-                  if s['low'].shape[1]]
+        states = [
+            s for s in [self.state_dict(), *other_states] if s['low'].shape[1]
+        ]
         if not states:
             return
         shapes = {tuple(s['low'].shape) for s in states}
         if len(shapes) > 1 or states[0]['low'].shape[0] != self.levels:
             raise CalibrationError(
-                f'states of different shapes [levels, rows]: {shapes}')
+                f'states of different shapes [levels, rows]: {shapes}'
+            )
         self.load_state_dict(self._merged(states))
 
     def _merged(self, states: list[State]) -> State:
@@ -181,4 +192,5 @@ class BaseObserver(ABC):
         return dict(
             low=torch.stack([s['low'] for s in states]).amin(0),
             high=torch.stack([s['high'] for s in states]).amax(0),
-            count=torch.stack([s['count'] for s in states]).sum(0))
+            count=torch.stack([s['count'] for s in states]).sum(0),
+        )

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """A histogram that is a function of the data, not of their order."""
+
 import torch
 from torch import Tensor
 
@@ -23,8 +24,8 @@ def exponents(low: Tensor, high: Tensor, half: int) -> Tensor:
         Tensor: int32 of that shape.
     """
     fill = torch.isfinite(low) & torch.isfinite(high)
-    down = torch.where(fill, -low, 0.).double().clamp(min=0.)
-    up = torch.where(fill, high, 0.).double().clamp(min=0.)
+    down = torch.where(fill, -low, 0.0).double().clamp(min=0.0)
+    up = torch.where(fill, high, 0.0).double().clamp(min=0.0)
     # x = f * 2^q with f in [1/2, 1): x < 2^q, and x <= 2^(q-1) if f = 1/2
     fraction, q_down = torch.frexp(down)
     q_down = q_down - (fraction == 0.5).to(q_down.dtype)
@@ -92,13 +93,16 @@ class HistogramObserver(BaseObserver):
         grown = by > 0
         if bool(grown.any()):
             self.counts[level, grown] = coarsen(
-                self.counts[level, grown], by[grown])
+                self.counts[level, grown], by[grown]
+            )
             self.exponent[level] = exponent
 
-    def _update(self, x: Tensor, level: int, low: Tensor,
-                high: Tensor) -> None:
-        self._rescale(exponents(self.low[level], self.high[level],
-                                self.half), level)
+    def _update(
+        self, x: Tensor, level: int, low: Tensor, high: Tensor
+    ) -> None:
+        self._rescale(
+            exponents(self.low[level], self.high[level], self.half), level
+        )
         sample, weight = sample_rows(x, self.granularity)
         sample = sample.to('cpu', torch.float64)
         bins = 2 * self.half
@@ -106,15 +110,18 @@ class HistogramObserver(BaseObserver):
         factor = power_of_two(-self.exponent[level])
         index = (sample * factor[:, None]).floor_().to(torch.int64)
         index += (torch.arange(self.rows) * bins + self.half)[:, None]
-        counts = torch.bincount(index.reshape(-1),
-                                minlength=self.rows * bins)
+        counts = torch.bincount(index.reshape(-1), minlength=self.rows * bins)
         self.counts[level] += counts.view(self.rows, bins) * weight
         self.zeros[level] += (sample == 0).sum(1) * weight
 
     def state_dict(self) -> State:
         """See the base class."""
-        return dict(super().state_dict(), counts=self.counts.clone(),
-                    zeros=self.zeros.clone(), exponent=self.exponent.clone())
+        return dict(
+            super().state_dict(),
+            counts=self.counts.clone(),
+            zeros=self.zeros.clone(),
+            exponent=self.exponent.clone(),
+        )
 
     def load_state_dict(self, state: State) -> None:
         """See the base class."""
@@ -128,8 +135,10 @@ class HistogramObserver(BaseObserver):
         counts = torch.zeros_like(states[0]['counts'])
         for s in states:
             by = (exponent - s['exponent']).reshape(-1)
-            counts += coarsen(s['counts'].flatten(0, 1),
-                              by).view_as(counts)
+            counts += coarsen(s['counts'].flatten(0, 1), by).view_as(counts)
         return dict(
-            super()._merged(states), exponent=exponent, counts=counts,
-            zeros=torch.stack([s['zeros'] for s in states]).sum(0))
+            super()._merged(states),
+            exponent=exponent,
+            counts=counts,
+            zeros=torch.stack([s['zeros'] for s in states]).sum(0),
+        )

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Ranges of least p-norm quantization error."""
+
 import torch
 from torch import Tensor
 
@@ -46,12 +47,14 @@ class LpObserver(HistogramObserver):
         ValueError: If an argument is not among the allowed values.
     """
 
-    def __init__(self, p: float = 2.4, search: str = 'auto',
-                 steps: int = 100) -> None:
+    def __init__(
+        self, p: float = 2.4, search: str = 'auto', steps: int = 100
+    ) -> None:
         _check(p, steps)
         if search not in SEARCHES:
-            raise ValueError(f'search must be one of {", ".join(SEARCHES)}, '
-                             f'got {search!r}')
+            raise ValueError(
+                f'search must be one of {", ".join(SEARCHES)}, got {search!r}'
+            )
         self.p, self.search, self.steps = p, search, steps
         super().__init__()
 
@@ -61,13 +64,15 @@ class LpObserver(HistogramObserver):
             low[level], high[level] = self._search(quantizer, level)
         return low, high
 
-    def _search(self, quantizer: BaseQuantizer,
-                level: int) -> tuple[Tensor, Tensor]:
-        low = self.low[level].clamp(max=0.)
-        high = self.high[level].clamp(min=0.)
+    def _search(
+        self, quantizer: BaseQuantizer, level: int
+    ) -> tuple[Tensor, Tensor]:
+        low = self.low[level].clamp(max=0.0)
+        high = self.high[level].clamp(min=0.0)
         two_sided = bool(((low < 0) & (high > 0)).any())
         two_ends = self.search == '2d' or (
-            self.search == 'auto' and two_sided and not quantizer.symmetric)
+            self.search == 'auto' and two_sided and not quantizer.symmetric
+        )
         points, weights = self._points(quantizer.bits, level)
         if self.rows == 1:
             weights = weights[0]
@@ -107,9 +112,9 @@ class LpObserver(HistogramObserver):
 
 
 @torch.no_grad()
-def search_weight_range(weight: Tensor, quantizer: BaseQuantizer,
-                        p: float = 2.0,
-                        steps: int = 100) -> tuple[Tensor, Tensor]:
+def search_weight_range(
+    weight: Tensor, quantizer: BaseQuantizer, p: float = 2.0, steps: int = 100
+) -> tuple[Tensor, Tensor]:
     """Shrinks each row's range to the least ``sum |w - q(w)|^p``.
 
     Long rows are searched coarsely on a sample and their extremes; the
@@ -143,26 +148,38 @@ def search_weight_range(weight: Tensor, quantizer: BaseQuantizer,
     for i in range(0, k, few):
         r = slice(i, i + few)
         low[r], high[r] = _search_rows(
-            rows[r].to('cpu', torch.float32), quantizer, p, -(-steps // 5),
-            index, stands_for)
+            rows[r].to('cpu', torch.float32),
+            quantizer,
+            p,
+            -(-steps // 5),
+            index,
+            stands_for,
+        )
     return low.to(weight.device), high.to(weight.device)
 
 
-def _search_rows(x: Tensor, quantizer: BaseQuantizer, p: float, steps: int,
-                 index: Tensor,
-                 stands_for: int) -> tuple[Tensor, Tensor]:
+def _search_rows(
+    x: Tensor,
+    quantizer: BaseQuantizer,
+    p: float,
+    steps: int,
+    index: Tensor,
+    stands_for: int,
+) -> tuple[Tensor, Tensor]:
     """Ranges of a few rows ``[K, M]``; see :func:`search_weight_range`."""
     low, high = x.amin(1), x.amax(1)
     points, weights = x, None
     if stands_for > 1:
         points = torch.cat(
-            [x.index_select(1, index), low[:, None], high[:, None]], 1)
+            [x.index_select(1, index), low[:, None], high[:, None]], 1
+        )
         weights = torch.full((points.shape[1],), float(stands_for))
-        weights[-2:] = 1.
-    low, high = low.clamp(max=0.), high.clamp(min=0.)
+        weights[-2:] = 1.0
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     rough = BestRange(GridError(quantizer, points, weights, p), low, high)
     t = rough.attempt(coarse_grid(steps), True, True)
     best = BestRange(GridError(quantizer, x, None, p), low, high)
-    best.attempt(t + torch.cat([torch.zeros(1, 1), FINE], 1) / steps, True,
-                 True)
+    best.attempt(
+        t + torch.cat([torch.zeros(1, 1), FINE], 1) / steps, True, True
+    )
     return best.low, best.high

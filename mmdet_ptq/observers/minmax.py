@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Ranges from minima and maxima."""
+
 from typing import Any
 
 import torch
@@ -33,8 +34,9 @@ class _PerImageObserver(BaseObserver):
         super()._allocate(rows)
         self.now_low, self.now_high = self.low.clone(), self.high.clone()
 
-    def _update(self, x: Tensor, level: int, low: Tensor,
-                high: Tensor) -> None:
+    def _update(
+        self, x: Tensor, level: int, low: Tensor, high: Tensor
+    ) -> None:
         self.now_low[level] = torch.minimum(self.now_low[level], low)
         self.now_high[level] = torch.maximum(self.now_high[level], high)
 
@@ -82,7 +84,8 @@ class MovingAverageObserver(_PerImageObserver):
         old = self.average[:, here]
         first = (self.images[here] == 0)[:, None]
         self.average[:, here] = torch.where(
-            first, new, old + self.momentum * (new - old))
+            first, new, old + self.momentum * (new - old)
+        )
         self.images[here] += 1
 
     def _ranges(self, quantizer: BaseQuantizer) -> tuple[Tensor, Tensor]:
@@ -91,8 +94,11 @@ class MovingAverageObserver(_PerImageObserver):
 
     def state_dict(self) -> State:
         """See the base class."""
-        return dict(super().state_dict(), average=self.average.clone(),
-                    images=self.images.clone())
+        return dict(
+            super().state_dict(),
+            average=self.average.clone(),
+            images=self.images.clone(),
+        )
 
     def load_state_dict(self, state: State) -> None:
         """See the base class."""
@@ -127,7 +133,7 @@ class AverageMinMaxObserver(_PerImageObserver):
     def _ranges(self, quantizer: BaseQuantizer) -> tuple[Tensor, Tensor]:
         terms = torch.stack(self.terms).double()
         known = torch.isfinite(terms)
-        total = ordered_sum(torch.where(known, terms, 0.))
+        total = ordered_sum(torch.where(known, terms, 0.0))
         mean = total / known.sum(0).clamp(min=1)
         low, high = mean.to(torch.float32)
         return low, high
@@ -135,8 +141,11 @@ class AverageMinMaxObserver(_PerImageObserver):
     def state_dict(self) -> State:
         """See the base class; ``terms`` is ``[N, 2, L, K]``."""
         state: dict[str, Any] = super().state_dict()
-        state['terms'] = (torch.stack(self.terms) if self.terms else
-                          torch.empty(0, 2, *self.low.shape))
+        state['terms'] = (
+            torch.stack(self.terms)
+            if self.terms
+            else torch.empty(0, 2, *self.low.shape)
+        )
         return state
 
     def load_state_dict(self, state: State) -> None:
@@ -145,5 +154,7 @@ class AverageMinMaxObserver(_PerImageObserver):
         self.terms = list(state['terms'].clone())
 
     def _merged(self, states: list[State]) -> State:
-        return dict(super()._merged(states),
-                    terms=torch.cat([s['terms'] for s in states]))
+        return dict(
+            super()._merged(states),
+            terms=torch.cat([s['terms'] for s in states]),
+        )

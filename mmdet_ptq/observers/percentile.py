@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Ranges that leave out a share of the data at either end."""
+
 import torch
 from torch import Tensor
 
@@ -22,7 +23,8 @@ class PercentileObserver(HistogramObserver):
     def __init__(self, percentile: float = 0.9999) -> None:
         if not 0.5 < percentile <= 1:
             raise ValueError(
-                f'percentile must be in (0.5, 1], got {percentile}')
+                f'percentile must be in (0.5, 1], got {percentile}'
+            )
         self.percentile = percentile
         super().__init__()
 
@@ -32,8 +34,10 @@ class PercentileObserver(HistogramObserver):
         low = self._quantile(1 - self.percentile)
         high = self._quantile(self.percentile)
         # the sample may lack the extremes; bins may reach beyond them
-        return (low.maximum(self.low).minimum(self.high),
-                high.minimum(self.high).maximum(self.low))
+        return (
+            low.maximum(self.low).minimum(self.high),
+            high.minimum(self.high).maximum(self.low),
+        )
 
     def _quantile(self, q: float) -> Tensor:
         """Quantile of each row, uniform within bins, float32 ``[L, K]``."""

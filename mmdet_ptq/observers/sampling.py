@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Extremes and representative samples of tensors, without copying them."""
+
 from functools import lru_cache
 
 import torch
@@ -15,8 +16,7 @@ SAMPLE = 1 << 16
 ROW_SAMPLE, ROWS_SAMPLE = 1 << 12, 1 << 18
 
 
-def row_extremes(x: Tensor, granularity: Granularity
-                 ) -> tuple[Tensor, Tensor]:
+def row_extremes(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
     """Exact minimum and maximum of every row.
 
     Args:
@@ -80,8 +80,9 @@ def _pick(x: Tensor, limit: int) -> tuple[Tensor, int]:
         return x.reshape(x.shape[0], -1).index_select(1, index), weight
     # reshape would copy all of x: gather from its storage by strides
     offset = torch.zeros_like(index)
-    for size, stride in zip(reversed(x.shape[1:]), reversed(x.stride()[1:]),
-                            strict=True):
+    for size, stride in zip(
+        reversed(x.shape[1:]), reversed(x.stride()[1:]), strict=True
+    ):
         offset += index % size * stride
         index = index // size
     reach = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
@@ -109,5 +110,5 @@ def jittered_index(count: int, limit: int) -> tuple[Tensor, int]:
     """
     width = -(-count // limit)
     strata = torch.arange(count // width)
-    phase = (strata * 2654435769) & 0xffffffff
+    phase = (strata * 2654435769) & 0xFFFFFFFF
     return strata * width + ((phase * width) >> 32), width

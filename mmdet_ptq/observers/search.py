@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Search for the range that quantizes weighted points best."""
+
 from collections.abc import Callable
 
 import torch
@@ -35,8 +36,13 @@ class GridError:
         p (float): Exponent of the error.
     """
 
-    def __init__(self, quantizer: BaseQuantizer, points: Tensor,
-                 weights: Tensor | None, p: float) -> None:
+    def __init__(
+        self,
+        quantizer: BaseQuantizer,
+        points: Tensor,
+        weights: Tensor | None,
+        p: float,
+    ) -> None:
         self.quantizer = quantizer
         self.points = points
         self.weights = weights
@@ -93,13 +99,19 @@ class BestRange:
         Returns:
             Tensor: ``[K, 1]``, the t of least error in each row.
         """
-        t = t.clamp(min=0.).expand(self.low.shape[0], -1)
+        t = t.clamp(min=0.0).expand(self.low.shape[0], -1)
         fraction = t.square()
         low, high = (
             (end[:, None] * fraction).clamp(-LIMIT, LIMIT)
-            if move else now[:, None].expand_as(t)
-            for end, now, move in zip(self.full, (self.low, self.high),
-                                      (move_low, move_high), strict=True))
+            if move
+            else now[:, None].expand_as(t)
+            for end, now, move in zip(
+                self.full,
+                (self.low, self.high),
+                (move_low, move_high),
+                strict=True,
+            )
+        )
         least, at = self.error(low, high).min(1, keepdim=True)
         won = least[:, 0] < self.least
         self.low = torch.where(won, low.gather(1, at)[:, 0], self.low)
@@ -121,7 +133,7 @@ class BestRange:
 
 
 #: where to look between a coarse candidate and its neighbours
-FINE = torch.tensor([[-3., -2., -1., 1., 2., 3.]]) / 4
+FINE = torch.tensor([[-3.0, -2.0, -1.0, 1.0, 2.0, 3.0]]) / 4
 
 
 def coarse_grid(steps: int) -> Tensor:
@@ -130,11 +142,17 @@ def coarse_grid(steps: int) -> Tensor:
     Slightly more than the data's range can be best: it moves the zero point,
     and with it the grid under a peak such as SiLU's minimum.
     """
-    return torch.arange(steps + 1, 0, -1.)[None] / steps
+    return torch.arange(steps + 1, 0, -1.0)[None] / steps
 
 
-def shrink_search(error: Error, low: Tensor, high: Tensor, steps: int,
-                  two_ends: bool, rounds: int = 2) -> tuple[Tensor, Tensor]:
+def shrink_search(
+    error: Error,
+    low: Tensor,
+    high: Tensor,
+    steps: int,
+    two_ends: bool,
+    rounds: int = 2,
+) -> tuple[Tensor, Tensor]:
     """Shrinks, or slightly widens, ranges until the error is least.
 
     Both ends together first and then, with ``two_ends``, low and high in

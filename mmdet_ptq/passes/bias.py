@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Bias correction from the mean of each input channel."""
+
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +32,8 @@ class ChannelMeans:
             n: m
             for n, m in layers.items()
             if isinstance(m, nn.Conv2d | nn.Linear)
-            and m.weight_quantizer is not None and m.bias is not None
+            and m.weight_quantizer is not None
+            and m.bias is not None
             and m.levels == 1
         }
         self.sums: dict[str, Tensor] = {}
@@ -53,7 +55,8 @@ class ChannelMeans:
     def for_unseen(self) -> 'ChannelMeans':
         """New means of the layers that have had no data."""
         return ChannelMeans(
-            {n: m for n, m in self.layers.items() if n not in self.sums})
+            {n: m for n, m in self.layers.items() if n not in self.sums}
+        )
 
     def state_dict(self) -> dict:
         """Sums and counts, to resume and to merge."""
@@ -64,7 +67,8 @@ class ChannelMeans:
         for name, total in state['sums'].items():
             self.sums[name] = self.sums.get(name, 0) + total
             self.counts[name] = (
-                self.counts.get(name, 0) + state['counts'][name])
+                self.counts.get(name, 0) + state['counts'][name]
+            )
 
     @torch.no_grad()
     def correct(self) -> None:
@@ -75,8 +79,9 @@ class ChannelMeans:
             mean = self.sums[name].double() / _UNIT / self.counts[name]
             weight = layer.weight
             error = layer.weight_quantizer(weight).double() - weight.double()
-            layer.bias -= mean_output(layer, error, mean.to(weight.device)
-                                      ).to(layer.bias.dtype)
+            layer.bias -= mean_output(layer, error, mean.to(weight.device)).to(
+                layer.bias.dtype
+            )
 
 
 def mean_output(layer: nn.Module, weight: Tensor, mean: Tensor) -> Tensor:

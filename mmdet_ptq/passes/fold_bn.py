@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Batch norms into the layers that feed them."""
+
 from ..calibration import Session
 from ..graph import fold_batch_norms
 from ..registry import PASSES

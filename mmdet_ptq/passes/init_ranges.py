@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Ranges of weights and activations from float calibration forwards."""
+
 from functools import partial
 
 import torch
@@ -36,13 +37,16 @@ class InitRanges:
 
     structural = False
 
-    def __init__(self,
-                 observer: dict | None = None,
-                 weight_observer: dict | None = None,
-                 correct_bias: bool = False) -> None:
+    def __init__(
+        self,
+        observer: dict | None = None,
+        weight_observer: dict | None = None,
+        correct_bias: bool = False,
+    ) -> None:
         self.observer = observer or dict(type='LpObserver', p=2.4)
         self.weight_observer = weight_observer or dict(
-            type='LpObserver', p=2.0)
+            type='LpObserver', p=2.0
+        )
         self.correct_bias = correct_bias
         for name in ('observer', 'weight_observer'):
             build_from(OBSERVERS, getattr(self, name), f'InitRanges.{name}')
@@ -62,12 +66,12 @@ class InitRanges:
             quantizer = layers[name].weight_quantizer
             weight = layers[name].weight.detach()
             if not torch.isfinite(weight).all():
-                raise NumericError(
-                    f'{name}: the weight has NaN or Inf values')
+                raise NumericError(f'{name}: the weight has NaN or Inf values')
             quantizer.set_range(*self._weight_range(weight, quantizer))
 
-    def _weight_range(self, weight: Tensor,
-                      quantizer: BaseQuantizer) -> tuple[Tensor, Tensor]:
+    def _weight_range(
+        self, weight: Tensor, quantizer: BaseQuantizer
+    ) -> tuple[Tensor, Tensor]:
         observer = build_from(OBSERVERS, self.weight_observer)
         if isinstance(observer, LpObserver):
             return search_weight_range(weight, quantizer, p=observer.p)
@@ -113,28 +117,40 @@ class InitRanges:
             self._finish(session, layers, observers)
             means.correct()
 
-    def _new_observer(self, layers: dict[str, QuantLayer],
-                      group: list[Port]) -> BaseObserver:
+    def _new_observer(
+        self, layers: dict[str, QuantLayer], group: list[Port]
+    ) -> BaseObserver:
         observer = build_from(OBSERVERS, self.observer)
         quantizer = _quantizer(layers, group)
         levels = layers[group[0][0]].levels if quantizer.per_level else 1
         observer.bind(quantizer.granularity, levels)
         return observer
 
-    def _resume(self, session: Session, observers: list[BaseObserver],
-                means: ChannelMeans) -> None:
+    def _resume(
+        self,
+        session: Session,
+        observers: list[BaseObserver],
+        means: ChannelMeans,
+    ) -> None:
         if 'means' in session.state:
             means.add(session.state['means'])
         for observer, state in zip(
-                observers, session.state.get('observers', []), strict=False):
+            observers, session.state.get('observers', []), strict=False
+        ):
             observer.load_state_dict(state)
 
-    def _finish(self, session: Session, layers: dict[str, QuantLayer],
-                observers: list[BaseObserver]) -> None:
+    def _finish(
+        self,
+        session: Session,
+        layers: dict[str, QuantLayer],
+        observers: list[BaseObserver],
+    ) -> None:
         for i, (group, observer) in enumerate(
-                zip(session.plan.groups, observers, strict=True)):
-            session.progress('activation ranges', group[0][0], i,
-                             len(observers))
+            zip(session.plan.groups, observers, strict=True)
+        ):
+            session.progress(
+                'activation ranges', group[0][0], i, len(observers)
+            )
             if observer.seen:
                 quantizer = _quantizer(layers, group)
                 quantizer.set_range(*observer.ranges(quantizer))
@@ -142,14 +158,16 @@ class InitRanges:
                 _leave_float(session, layers, group)
 
 
-def _quantizer(layers: dict[str, QuantLayer],
-               group: list[Port]) -> BaseQuantizer:
+def _quantizer(
+    layers: dict[str, QuantLayer], group: list[Port]
+) -> BaseQuantizer:
     name, port = group[0]
     return layers[name].act_quantizers[port]
 
 
-def _leave_float(session: Session, layers: dict[str, QuantLayer],
-                 group: list[Port]) -> None:
+def _leave_float(
+    session: Session, layers: dict[str, QuantLayer], group: list[Port]
+) -> None:
     """Takes the quantizers off ports that no calibration data reached."""
     for name, port in group:
         del layers[name].act_quantizers[port]
@@ -158,7 +176,8 @@ def _leave_float(session: Session, layers: dict[str, QuantLayer],
         if layer.weight is None and not any(layer.acts.values()):
             layer.why_float = 'no calibration data reached it'
         session.notes.append(
-            f'{name}: its {port} stays float, no calibration data reached it')
+            f'{name}: its {port} stays float, no calibration data reached it'
+        )
     session.plan.groups = [g for g in session.plan.groups if g != group]
 
 
@@ -169,8 +188,7 @@ def _merge(observers: list[BaseObserver], means: ChannelMeans) -> None:
     mine = get_rank()
     states = all_gather_object([o.state_dict() for o in observers])
     for i, observer in enumerate(observers):
-        observer.merge(
-            [s[i] for rank, s in enumerate(states) if rank != mine])
+        observer.merge([s[i] for rank, s in enumerate(states) if rank != mine])
     for rank, state in enumerate(all_gather_object(means.state_dict())):
         if rank != mine:
             means.add(state)
@@ -193,8 +211,13 @@ def _readers(graph: LayerGraph, group: list[Port]) -> list[Port]:
 class _Taps:
     """Routes the inputs of layers to the observer of their quantizer."""
 
-    def __init__(self, session: Session, layers: dict[str, QuantLayer],
-                 observers: list[BaseObserver], means: ChannelMeans) -> None:
+    def __init__(
+        self,
+        session: Session,
+        layers: dict[str, QuantLayer],
+        observers: list[BaseObserver],
+        means: ChannelMeans,
+    ) -> None:
         self.layers = layers
         self.means = means
         self.observers = observers
@@ -205,8 +228,7 @@ class _Taps:
             for port in _readers(session.graph, group)
         }
 
-    def only(self, observers: list[BaseObserver],
-             means: ChannelMeans) -> None:
+    def only(self, observers: list[BaseObserver], means: ChannelMeans) -> None:
         """From now on feeds only these."""
         wanted = {id(o) for o in observers}
         self.active = {
@@ -222,8 +244,9 @@ class _Taps:
         for layer in self.layers.values():
             layer.tap = None
 
-    def _tap(self, name: str, layer: QuantLayer, port: str, level: int,
-             x: Tensor) -> None:
+    def _tap(
+        self, name: str, layer: QuantLayer, port: str, level: int, x: Tensor
+    ) -> None:
         if port == 'input':
             self.means.observe(name, x)
         group = self.owner.get((name, port))
@@ -236,4 +259,5 @@ class _Taps:
         except NumericError as error:
             raise NumericError(
                 f'{name}: NaN or Inf in its {port} during calibration; the '
-                'float model overflows on this image') from error
+                'float model overflows on this image'
+            ) from error

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What every quantizer promises to the rest of the package."""
+
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -35,30 +36,37 @@ class BaseQuantizer(nn.Module, ABC):
     Raises:
         ValueError: If an argument is not among the allowed values.
     """
+
     initialized: Tensor
     symmetric: bool = False
 
-    def __init__(self,
-                 bits: int = 8,
-                 granularity: str = 'tensor',
-                 axis: int | None = None,
-                 group_size: int | None = None,
-                 per_level: bool = False,
-                 role: str = 'act') -> None:
+    def __init__(
+        self,
+        bits: int = 8,
+        granularity: str = 'tensor',
+        axis: int | None = None,
+        group_size: int | None = None,
+        per_level: bool = False,
+        role: str = 'act',
+    ) -> None:
         super().__init__()
         if type(bits) is not int or not 2 <= bits <= 8:
             raise ValueError(f'bits must be an int from 2 to 8, got {bits!r}')
         if role not in ROLES:
             raise ValueError(
-                f'role must be one of {", ".join(ROLES)}, got {role!r}')
+                f'role must be one of {", ".join(ROLES)}, got {role!r}'
+            )
         if axis is None:
             axis = 0 if role == 'weight' else 1
         self.bits = bits
         self.role = role
         self.per_level = bool(per_level)
         self.granularity = Granularity(
-            granularity, axis, group_size,
-            within=granularity == 'group' and role == 'weight')
+            granularity,
+            axis,
+            group_size,
+            within=granularity == 'group' and role == 'weight',
+        )
         self.register_buffer('initialized', torch.tensor(False))
 
     @abstractmethod
@@ -120,13 +128,16 @@ class BaseQuantizer(nn.Module, ABC):
                 ``low`` exceeds ``high``.
         """
         if low.shape != high.shape or low.dim() not in (1, 2):
-            raise ValueError('a range is two tensors of shape [K] or [L, K], '
-                             f'got {tuple(low.shape)}, {tuple(high.shape)}')
+            raise ValueError(
+                'a range is two tensors of shape [K] or [L, K], '
+                f'got {tuple(low.shape)}, {tuple(high.shape)}'
+            )
         if low.numel() == 0:
             raise ValueError(f'an empty range: {tuple(low.shape)}')
         if self.granularity.kind == 'tensor' and low.shape[-1] != 1:
-            raise ValueError(f"granularity 'tensor' has 1 row, "
-                             f'got {low.shape[-1]}')
+            raise ValueError(
+                f"granularity 'tensor' has 1 row, got {low.shape[-1]}"
+            )
         if low.dim() == 2 and low.shape[0] > 1 and not self.per_level:
             raise ValueError(f'{low.shape[0]} levels need per_level=True')
         if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
@@ -142,13 +153,17 @@ class BaseQuantizer(nn.Module, ABC):
             text += f', group_size={grain.group_size}'
         return text + (', per_level=True' if self.per_level else '')
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str,
-                              *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
         """Takes the shapes of the checkpoint: a new quantizer has none."""
         for name, own in [*self._buffers.items(), *self._parameters.items()]:
             given = state_dict.get(prefix + name)
-            if (own is not None and isinstance(given, Tensor)
-                    and own.shape != given.shape):
+            if (
+                own is not None
+                and isinstance(given, Tensor)
+                and own.shape != given.shape
+            ):
                 own.data = own.new_empty(given.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

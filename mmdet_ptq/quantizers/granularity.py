@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Which elements of a tensor share one scale."""
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Granularity:
     Raises:
         ValueError: If a field is not one of the values above.
     """
+
     kind: str = 'tensor'
     axis: int = 1
     group_size: int | None = None
@@ -34,18 +36,24 @@ class Granularity:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f'granularity must be one of {", ".join(KINDS)}'
-                             f', got {self.kind!r}')
+            raise ValueError(
+                f'granularity must be one of {", ".join(KINDS)}'
+                f', got {self.kind!r}'
+            )
         if type(self.axis) is not int:
             raise ValueError(f'axis must be an int, got {self.axis!r}')
         size = self.group_size
         if self.kind == 'group':
             if type(size) is not int or size < 1:
-                raise ValueError("granularity='group' needs a group_size "
-                                 f'of at least 1, got {size!r}')
+                raise ValueError(
+                    "granularity='group' needs a group_size "
+                    f'of at least 1, got {size!r}'
+                )
         elif size is not None:
-            raise ValueError("group_size is only for granularity='group', "
-                             f'not for {self.kind!r}')
+            raise ValueError(
+                "group_size is only for granularity='group', "
+                f'not for {self.kind!r}'
+            )
 
     def channel_axis(self, shape: Sequence[int]) -> int:
         """The channel axis of a tensor of this shape, never negative.
@@ -54,8 +62,9 @@ class Granularity:
             ValueError: If a tensor of this shape has no such axis.
         """
         if not -len(shape) <= self.axis < len(shape):
-            raise ValueError(f'a tensor of shape {tuple(shape)} has no '
-                             f'axis {self.axis}')
+            raise ValueError(
+                f'a tensor of shape {tuple(shape)} has no axis {self.axis}'
+            )
         return self.axis % len(shape)
 
     def num_rows(self, shape: Sequence[int]) -> int:
@@ -71,12 +80,14 @@ class Granularity:
         channels = shape[axis]
         if self.group_size is None:
             return channels
-        rest = math.prod(shape[:axis]) * math.prod(shape[axis + 1:])
+        rest = math.prod(shape[:axis]) * math.prod(shape[axis + 1 :])
         grouped = rest if self.within else channels
         if grouped % self.group_size:
             what = 'weights a channel' if self.within else 'channels'
-            raise ValueError(f'group_size {self.group_size} does not divide '
-                             f'the {grouped} {what} of shape {tuple(shape)}')
+            raise ValueError(
+                f'group_size {self.group_size} does not divide '
+                f'the {grouped} {what} of shape {tuple(shape)}'
+            )
         groups = grouped // self.group_size
         return channels * groups if self.within else groups
 
@@ -100,7 +111,7 @@ class Granularity:
         if self.kind == 'tensor':
             return rows.reshape(tuple(shape))
         axis = self.channel_axis(shape)
-        moved = [shape[axis], *shape[:axis], *shape[axis + 1:]]
+        moved = [shape[axis], *shape[:axis], *shape[axis + 1 :]]
         return rows.reshape(moved).movedim(0, axis)
 
     def expand(self, param: Tensor, shape: Sequence[int]) -> Tensor:
@@ -122,14 +133,16 @@ class Granularity:
             return param.reshape([1] * len(shape))
         k = self.num_rows(shape)
         if param.numel() != k:
-            raise ValueError(f'{param.numel()} scales do not fit a tensor of '
-                             f'shape {tuple(shape)}, which needs {k}')
+            raise ValueError(
+                f'{param.numel()} scales do not fit a tensor of '
+                f'shape {tuple(shape)}, which needs {k}'
+            )
         if self.within:
             repeats = math.prod(shape) // k
-            return self.unrows(
-                param[:, None].expand(k, repeats), shape)
+            return self.unrows(param[:, None].expand(k, repeats), shape)
         axis = self.channel_axis(shape)
         if self.group_size is not None:
             param = torch.repeat_interleave(param, self.group_size)
         return param.reshape(
-            [-1 if i == axis else 1 for i in range(len(shape))])
+            [-1 if i == axis else 1 for i in range(len(shape))]
+        )

@@ -5,6 +5,7 @@ All functions compute, in float32,
 ``(clamp(round(x * (1 / s)) + z, qmin, qmax) - z) * s``, round half to even:
 what ``torch.fake_quantize_per_{tensor,channel}_affine`` compute, bit for bit.
 """
+
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,8 +30,11 @@ def _blocks(a: int, c: int, m: int) -> Iterator[Block]:
     for i in range(0, a, step_a):
         for j in range(0, c, step_c):
             for k in range(0, m, step_m):
-                yield (slice(i, i + step_a), slice(j, j + step_c),
-                       slice(k, k + step_m))
+                yield (
+                    slice(i, i + step_a),
+                    slice(j, j + step_c),
+                    slice(k, k + step_m),
+                )
 
 
 def memory_order(x: Tensor) -> list[int] | None:
@@ -62,12 +66,18 @@ def _as_boxes(x: Tensor, axis: int | None) -> tuple[Tensor, list[int]]:
     if axis is None:
         return moved.reshape(1, 1, -1), order
     at = order.index(axis)
-    inner = moved.shape[at + 1:].numel()
+    inner = moved.shape[at + 1 :].numel()
     return moved.reshape(-1, x.shape[axis], inner), order
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor,
-                  axis: int | None, qmin: int, qmax: int) -> Tensor:
+def fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    axis: int | None,
+    qmin: int,
+    qmax: int,
+) -> Tensor:
     """Quantizes and dequantizes without autograd.
 
     Args:
@@ -102,14 +112,22 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor,
     return out
 
 
-def _fused(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None,
-           qmin: int, qmax: int) -> Tensor:
+def _fused(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    axis: int | None,
+    qmin: int,
+    qmax: int,
+) -> Tensor:
     """One CUDA kernel instead of six."""
     if axis is None:
         return torch.fake_quantize_per_tensor_affine(
-            x, scale, zero_point, qmin, qmax)
+            x, scale, zero_point, qmin, qmax
+        )
     return torch.fake_quantize_per_channel_affine(
-        x, scale, zero_point, axis, qmin, qmax)
+        x, scale, zero_point, axis, qmin, qmax
+    )
 
 
 class UniformFunction(torch.autograd.Function):
@@ -122,8 +140,15 @@ class UniformFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor,
-                axis: int | None, qmin: int, qmax: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        axis: int | None,
+        qmin: int,
+        qmax: int,
+    ) -> Tensor:
         """See :func:`fake_quantize`."""
         ctx.save_for_backward(x, scale, zero_point)
         ctx.grid = axis, qmin, qmax
@@ -146,11 +171,11 @@ class UniformFunction(torch.autograd.Function):
         grad_scale = None
         if ctx.needs_input_grad[1]:
             slope = code.clamp_(qmin, qmax).sub_(z)
-            slope -= torch.where(inside, ratio, 0.)
+            slope -= torch.where(inside, ratio, 0.0)
             slope *= grad
             keep = [i for i in range(x.dim()) if i != axis]
             grad_scale = slope.sum(keep) if keep else slope
             count = max(1, x.numel() // scale.numel())
             grad_scale = grad_scale.reshape(scale.shape)
-            grad_scale = grad_scale * (count * qmax)**-0.5
+            grad_scale = grad_scale * (count * qmax) ** -0.5
         return grad_x, grad_scale, None, None, None, None

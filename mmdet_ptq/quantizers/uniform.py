@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The uniform quantizer, affine or symmetric."""
+
 import torch
 from torch import Tensor, nn
 
@@ -42,20 +43,23 @@ class UniformQuantizer(BaseQuantizer):
     Raises:
         ValueError: If an argument is not among the allowed values.
     """
+
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self,
-                 bits: int = 8,
-                 symmetric: bool = False,
-                 granularity: str = 'tensor',
-                 axis: int | None = None,
-                 group_size: int | None = None,
-                 per_level: bool = False,
-                 role: str = 'act') -> None:
+    def __init__(
+        self,
+        bits: int = 8,
+        symmetric: bool = False,
+        granularity: str = 'tensor',
+        axis: int | None = None,
+        group_size: int | None = None,
+        per_level: bool = False,
+        role: str = 'act',
+    ) -> None:
         super().__init__(bits, granularity, axis, group_size, per_level, role)
         self.symmetric = bool(symmetric)
-        self.qmin: int = -2**(bits - 1) if symmetric else 0
+        self.qmin: int = -(2 ** (bits - 1)) if symmetric else 0
         self.qmax: int = self.qmin + 2**bits - 1
         self.register_buffer('scale', torch.empty(0))
         self.register_buffer('zero_point', torch.empty(0, dtype=torch.int32))
@@ -70,8 +74,8 @@ class UniformQuantizer(BaseQuantizer):
         Returns:
             tuple[Tensor, Tensor]: float32 scale and int32 zero point.
         """
-        low = low.to(torch.float64).clamp(max=0.)
-        high = high.to(torch.float64).clamp(min=0.)
+        low = low.to(torch.float64).clamp(max=0.0)
+        high = high.to(torch.float64).clamp(min=0.0)
         levels = 2**self.bits - 1
         if self.symmetric:
             scale = torch.maximum(-low, high) / (levels / 2)
@@ -115,7 +119,8 @@ class UniformQuantizer(BaseQuantizer):
         if scale.numel() == 0:
             raise CalibrationError(
                 'a quantizer was used before it had a range: calibrate '
-                'first, call set_range, or load a quantized checkpoint')
+                'first, call set_range, or load a quantized checkpoint'
+            )
         if isinstance(scale, nn.Parameter):
             # An optimizer step may have left the range. Through .data: the
             # call for another level may already have saved the scale.
@@ -124,8 +129,10 @@ class UniformQuantizer(BaseQuantizer):
             if scale.shape[0] == 1:
                 level = 0
             elif not 0 <= level < scale.shape[0]:
-                raise IndexError(f'level {level} of a quantizer that has '
-                                 f'ranges for {scale.shape[0]} levels')
+                raise IndexError(
+                    f'level {level} of a quantizer that has '
+                    f'ranges for {scale.shape[0]} levels'
+                )
             scale, zero = scale[level], zero[level]
         return scale, zero
 
@@ -134,8 +141,7 @@ class UniformQuantizer(BaseQuantizer):
         scale, zero = self.parameters_of(level)
         if x.numel() == 0:
             return torch.zeros_like(x, dtype=torch.int32)
-        inverse = self.granularity.expand(scale.detach().reciprocal(),
-                                          x.shape)
+        inverse = self.granularity.expand(scale.detach().reciprocal(), x.shape)
         codes = torch.round(x.detach().to(torch.float32) * inverse)
         codes += self.granularity.expand(zero, x.shape)
         return codes.clamp_(self.qmin, self.qmax).to(torch.int32)
@@ -146,9 +152,11 @@ class UniformQuantizer(BaseQuantizer):
         if codes.numel() == 0:
             return torch.zeros_like(codes, dtype=torch.float32)
         steps = codes.to(torch.int32) - self.granularity.expand(
-            zero, codes.shape)
+            zero, codes.shape
+        )
         return steps.to(torch.float32) * self.granularity.expand(
-            scale.detach(), codes.shape)
+            scale.detach(), codes.shape
+        )
 
     def forward(self, x: Tensor, level: int = 0) -> Tensor:
         """Quantizes and dequantizes.
@@ -173,18 +181,22 @@ class UniformQuantizer(BaseQuantizer):
         if grain.kind != 'tensor':
             rows = grain.num_rows(shape)
             if scale.numel() != rows:
-                raise ValueError(f'{scale.numel()} scales do not fit a tensor'
-                                 f' of shape {tuple(shape)}: it needs {rows}')
+                raise ValueError(
+                    f'{scale.numel()} scales do not fit a tensor'
+                    f' of shape {tuple(shape)}: it needs {rows}'
+                )
             axis = grain.channel_axis(shape)
             if grain.within:
                 y, axis = grain.rows(y), 0
             elif grain.group_size is not None:
                 scale = scale.repeat_interleave(grain.group_size)
                 zero = zero.repeat_interleave(grain.group_size)
-        if torch.is_grad_enabled() and (y.requires_grad
-                                        or scale.requires_grad):
+        if torch.is_grad_enabled() and (
+            y.requires_grad or scale.requires_grad
+        ):
             y = UniformFunction.apply(  # type: ignore[no-untyped-call]
-                y, scale, zero, axis, self.qmin, self.qmax)
+                y, scale, zero, axis, self.qmin, self.qmax
+            )
         else:
             y = fake_quantize(y, scale, zero, axis, self.qmin, self.qmax)
         if grain.within:

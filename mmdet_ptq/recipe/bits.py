@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Bit-widths as the papers write them: ``w4a4``, ``w4a8``, ``w4a4s8``."""
+
 import re
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ MIN_BITS, MAX_BITS = 2, 8
 
 class Bits(NamedTuple):
     """Bit-widths of weights, activations and attention softmax."""
+
     weight: int
     act: int
     softmax: int
@@ -42,7 +44,8 @@ def parse_bits(text: str) -> Bits:
     if match is None:
         raise QuantConfigError(
             f"bits {text!r}: expected e.g. 'w4a4', 'w8a8' or 'w4a4s8' "
-            '(s = attention softmax)')
+            '(s = attention softmax)'
+        )
     weight, act = int(match[1]), int(match[2])
     bits = Bits(weight, act, int(match[3]) if match[3] else act)
     for number in bits:
@@ -56,10 +59,14 @@ def check_bits(bits: object, where: str) -> int:
     Raises:
         QuantConfigError: If not; the message starts with ``where``.
     """
-    if isinstance(bits, bool) or not isinstance(bits, int) or not (
-            MIN_BITS <= bits <= MAX_BITS):
+    if (
+        isinstance(bits, bool)
+        or not isinstance(bits, int)
+        or not (MIN_BITS <= bits <= MAX_BITS)
+    ):
         raise QuantConfigError(
             f'{where}: {bits!r} is not a bit-width; allowed are whole '
             f'numbers from {MIN_BITS} to {MAX_BITS}. Use skip=True (or '
-            'weight=None, act=None) in a rule to keep a layer float.')
+            'weight=None, act=None) in a rule to keep a layer float.'
+        )
     return bits

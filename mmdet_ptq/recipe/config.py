@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The grammar of ``quant_cfg``: everything is checked before a forward."""
+
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,20 @@ from ..registry import PASSES, QUANTIZERS, build_from
 from .bits import MAX_BITS, Bits, check_bits, parse_bits
 
 RECIPE_DIR = Path(__file__).parent.parent / 'recipes'
-ROLES = ('stem', 'prediction', 'backbone', 'neck', 'rpn', 'head', 'mask',
-         'attention', 'offset', 'grouped', 'softmax', 'gelu')
+ROLES = (
+    'stem',
+    'prediction',
+    'backbone',
+    'neck',
+    'rpn',
+    'head',
+    'mask',
+    'attention',
+    'offset',
+    'grouped',
+    'softmax',
+    'gelu',
+)
 PORT_ROLES = ('softmax', 'gelu')
 _KEYS = ('recipe', 'bits', 'rules', 'passes', 'calibration')
 _RULE_KEYS = ('match', 'weight', 'act', 'skip')
@@ -29,6 +42,7 @@ class Calibration:
         source (str): ``'train'``, ``'test'`` or a folder of images.
         seed (int): Seed of the choice of images. Defaults to 0.
     """
+
     num_samples: int = 32
     source: str = 'train'
     seed: int = 0
@@ -39,11 +53,13 @@ class Calibration:
             if type(value) is not int or value < low:
                 raise QuantConfigError(
                     f'calibration.{name}: {value!r} is not a whole number '
-                    f'of at least {low}')
+                    f'of at least {low}'
+                )
         if not isinstance(self.source, str):
             raise QuantConfigError(
                 f"calibration.source: {self.source!r} is not 'train', 'test' "
-                'or a folder of images')
+                'or a folder of images'
+            )
 
 
 @dataclass
@@ -59,6 +75,7 @@ class QuantConfig:
         user_rules (int): How many rules at the end the user wrote (as
             against the recipe).
     """
+
     recipe: str
     bits: Bits | None
     rules: list[dict]
@@ -75,8 +92,11 @@ class QuantConfig:
 
     def to_dict(self) -> dict:
         """The spelled-out ``quant_cfg``, of plain JSON types."""
-        out: dict[str, Any] = dict(rules=self.rules, passes=self.passes,
-                                   calibration=vars(self.calibration))
+        out: dict[str, Any] = dict(
+            rules=self.rules,
+            passes=self.passes,
+            calibration=vars(self.calibration),
+        )
         if self.bits is not None:
             out = dict(bits=str(self.bits), **out)
         return _plain(out)
@@ -105,16 +125,19 @@ def load_recipe(recipe: str) -> dict:
     if not path.is_file() or '/' in str(recipe):
         path = Path(recipe)
         if path.suffix not in ('.py', '.json', '.yaml', '.yml') or (
-                not path.is_file()):
+            not path.is_file()
+        ):
             raise QuantConfigError(
-                unknown('recipe', recipe, recipe_names()) +
-                ' Or give the path of a recipe file.')
+                unknown('recipe', recipe, recipe_names())
+                + ' Or give the path of a recipe file.'
+            )
     found = _plain(Config.fromfile(str(path)).to_dict())
     allowed = [k for k in _KEYS if k != 'recipe']
     for key in found:
         if key not in allowed:
-            raise QuantConfigError(f'recipe {path.name}: ' +
-                                   unknown('key', key, allowed))
+            raise QuantConfigError(
+                f'recipe {path.name}: ' + unknown('key', key, allowed)
+            )
     return found
 
 
@@ -137,16 +160,23 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
     """
     if not isinstance(quant_cfg, dict):
         raise QuantConfigError(
-            f'quant_cfg: expected a dict, got {quant_cfg!r}')
+            f'quant_cfg: expected a dict, got {quant_cfg!r}'
+        )
     cfg = _plain(quant_cfg)
     for key in cfg:
         if key not in _KEYS:
             raise QuantConfigError('quant_cfg: ' + unknown('key', key, _KEYS))
-    for key, kind in (('recipe', str), ('rules', list), ('passes', list),
-                      ('calibration', dict)):
+    for key, kind in (
+        ('recipe', str),
+        ('rules', list),
+        ('passes', list),
+        ('calibration', dict),
+    ):
         if cfg.get(key) is not None and not isinstance(cfg[key], kind):
-            raise QuantConfigError(f'quant_cfg.{key}: expected a '
-                                   f'{kind.__name__}, got {cfg[key]!r}')
+            raise QuantConfigError(
+                f'quant_cfg.{key}: expected a '
+                f'{kind.__name__}, got {cfg[key]!r}'
+            )
     recipe = cfg.get('recipe')
     base = load_recipe(recipe) if recipe is not None else {}
     user_rules = cfg.get('rules', [])
@@ -156,14 +186,16 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
         raise QuantConfigError(
             "quant_cfg: give a 'recipe' "
             f'({", ".join(recipe_names())} or a file), or both '
-            "'rules' and 'passes'")
+            "'rules' and 'passes'"
+        )
     bits = cfg.get('bits', base.get('bits'))
     calibration = {**base.get('calibration', {}), **cfg.get('calibration', {})}
     allowed = list(Calibration.__dataclass_fields__)
     for key in calibration:
         if key not in allowed:
-            raise QuantConfigError('calibration: ' +
-                                   unknown('key', key, allowed))
+            raise QuantConfigError(
+                'calibration: ' + unknown('key', key, allowed)
+            )
     for i, rule in enumerate(rules):
         check_rule(rule, f'rules[{i}]', rules[:i])
     config = QuantConfig(
@@ -172,7 +204,8 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
         rules=rules,
         passes=list(passes),
         calibration=Calibration(**calibration),
-        user_rules=len(user_rules))
+        user_rules=len(user_rules),
+    )
     config.build_passes()
     return config
 
@@ -194,33 +227,47 @@ def check_rule(rule: dict, where: str, earlier: Sequence[dict] = ()) -> None:
         raise QuantConfigError(f'{where}: expected a dict, got {rule!r}')
     for key in rule:
         if key not in _RULE_KEYS:
-            raise QuantConfigError(f'{where}: ' +
-                                   unknown('rule key', key, _RULE_KEYS))
+            raise QuantConfigError(
+                f'{where}: ' + unknown('rule key', key, _RULE_KEYS)
+            )
     patterns = patterns_of(rule)
     if not patterns or not all(isinstance(p, str) and p for p in patterns):
         raise QuantConfigError(
             f"{where}: 'match' must be a glob such as 'backbone.*', a role "
-            "such as '@head', or a list of these")
+            "such as '@head', or a list of these"
+        )
     for pattern in patterns:
         if pattern.startswith('@') and pattern[1:] not in ROLES:
             raise QuantConfigError(
-                f'{where}: ' +
-                unknown('role', pattern, [f'@{r}' for r in ROLES]))
+                f'{where}: '
+                + unknown('role', pattern, [f'@{r}' for r in ROLES])
+            )
     if not isinstance(rule.get('skip', False), bool):
         raise QuantConfigError(
-            f"{where}: skip={rule['skip']!r} must be True or False")
+            f'{where}: skip={rule["skip"]!r} must be True or False'
+        )
     for key in ('weight', 'act'):
         spec = rule.get(key)
         if spec is None:
             continue
         if not isinstance(spec, dict):
             raise QuantConfigError(
-                f'{where}.{key}: expected a dict or None, got {spec!r}')
+                f'{where}.{key}: expected a dict or None, got {spec!r}'
+            )
         if 'bits' in spec:
             check_bits(spec['bits'], f'{where}.{key}.bits')
-        types = [spec['type']] if 'type' in spec else ['UniformQuantizer', *(
-            r[key]['type'] for r in earlier
-            if isinstance(r.get(key), dict) and 'type' in r[key])]
+        types = (
+            [spec['type']]
+            if 'type' in spec
+            else [
+                'UniformQuantizer',
+                *(
+                    r[key]['type']
+                    for r in earlier
+                    if isinstance(r.get(key), dict) and 'type' in r[key]
+                ),
+            ]
+        )
         _check_spec(spec, list(dict.fromkeys(types)), f'{where}.{key}')
 
 

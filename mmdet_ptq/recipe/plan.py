@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Rules applied to a surveyed graph: what each tensor becomes."""
+
 import json
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -30,14 +31,17 @@ def check_globs(config: QuantConfig, names: Iterable[str]) -> None:
     for i, rule in enumerate(config.rules):
         for pattern in patterns_of(rule):
             if not pattern.startswith('@') and not any(
-                    fnmatchcase(n, pattern) for n in names):
+                fnmatchcase(n, pattern) for n in names
+            ):
                 raise QuantConfigError(
-                    f'rules[{i}]: the glob matches no quantizable layer: ' +
-                    unknown('layer', pattern, names))
+                    f'rules[{i}]: the glob matches no quantizable layer: '
+                    + unknown('layer', pattern, names)
+                )
 
 
-def make_plan(config: QuantConfig, graph: LayerGraph,
-              uncovered: dict[str, str]) -> QuantPlan:
+def make_plan(
+    config: QuantConfig, graph: LayerGraph, uncovered: dict[str, str]
+) -> QuantPlan:
     """Decides the quantizer of every weight and activation.
 
     Rules are applied in order and merged key by key, so that a later rule
@@ -56,8 +60,7 @@ def make_plan(config: QuantConfig, graph: LayerGraph,
         QuantConfigError: If a quantized tensor ends up without bits.
     """
     layers = {
-        name: _plan_layer(config, node)
-        for name, node in graph.layers.items()
+        name: _plan_layer(config, node) for name, node in graph.layers.items()
     }
     return QuantPlan(layers, _groups(graph, layers), dict(uncovered))
 
@@ -68,10 +71,15 @@ def _plan_layer(config: QuantConfig, node: LayerNode) -> LayerPlan:
     why = 'no rule matches it'
     for rule in config.rules:
         hit = [p for p in patterns_of(rule) if _matches(p, node)]
-        ports = list(node.ports) if hit else [
-            port for port in node.ports
-            if _port_matches(patterns_of(rule), node, port)
-        ]
+        ports = (
+            list(node.ports)
+            if hit
+            else [
+                port
+                for port in node.ports
+                if _port_matches(patterns_of(rule), node, port)
+            ]
+        )
         if rule.get('skip'):
             if hit:
                 weight, why = None, f'rule {" ".join(hit)}: skip'
@@ -89,8 +97,12 @@ def _plan_layer(config: QuantConfig, node: LayerNode) -> LayerPlan:
     }
     weight_spec = _spec(config, node, weight, 'weight')
     quantized = weight_spec is not None or any(specs.values())
-    return LayerPlan(node.name, weight_spec, specs,
-                     '' if quantized else why or 'rules leave it float')
+    return LayerPlan(
+        node.name,
+        weight_spec,
+        specs,
+        '' if quantized else why or 'rules leave it float',
+    )
 
 
 def _tensors(node: LayerNode) -> tuple[str, ...]:
@@ -108,8 +120,11 @@ def _matches(pattern: str, node: LayerNode) -> bool:
 
 def _port_matches(patterns: list[str], node: LayerNode, port: str) -> bool:
     roles = node.port_roles.get(port, frozenset())
-    return any(p[1:] in PORT_ROLES and p[1:] in roles for p in patterns
-               if p.startswith('@'))
+    return any(
+        p[1:] in PORT_ROLES and p[1:] in roles
+        for p in patterns
+        if p.startswith('@')
+    )
 
 
 def _merge(old: dict | None, new: dict | None) -> dict | None:
@@ -120,8 +135,9 @@ def _merge(old: dict | None, new: dict | None) -> dict | None:
     return {**(old or {}), **new}
 
 
-def _spec(config: QuantConfig, node: LayerNode, spec: dict | None,
-          tensor: str) -> QuantSpec | None:
+def _spec(
+    config: QuantConfig, node: LayerNode, spec: dict | None, tensor: str
+) -> QuantSpec | None:
     if spec is None:
         return None
     args = {k: v for k, v in spec.items() if k not in ('type', 'bits')}
@@ -129,11 +145,17 @@ def _spec(config: QuantConfig, node: LayerNode, spec: dict | None,
     if bits is None:
         if config.bits is None:
             raise QuantConfigError(
-                f"{node.name}: no rule sets the bits of its {tensor} and "
-                "quant_cfg has no 'bits'; add e.g. bits='w8a8'")
+                f'{node.name}: no rule sets the bits of its {tensor} and '
+                "quant_cfg has no 'bits'; add e.g. bits='w8a8'"
+            )
         softmax = 'softmax' in node.port_roles.get(tensor, ())
-        bits = (config.bits.weight if tensor == 'weight' else
-                config.bits.softmax if softmax else config.bits.act)
+        bits = (
+            config.bits.weight
+            if tensor == 'weight'
+            else config.bits.softmax
+            if softmax
+            else config.bits.act
+        )
     if tensor != 'weight' and args.get('granularity') == 'group':
         args.setdefault('group_size', None)
         if args['group_size'] is None:
@@ -141,8 +163,9 @@ def _spec(config: QuantConfig, node: LayerNode, spec: dict | None,
     return QuantSpec(spec.get('type', 'UniformQuantizer'), bits, args)
 
 
-def _groups(graph: LayerGraph,
-            layers: dict[str, LayerPlan]) -> list[list[Port]]:
+def _groups(
+    graph: LayerGraph, layers: dict[str, LayerPlan]
+) -> list[list[Port]]:
     """Ports that share a quantizer: same tensors, same spec.
 
     With a range for each pyramid level, only layers that read the same
@@ -162,7 +185,8 @@ def _groups(graph: LayerGraph,
             if spec.args.get('per_level'):
                 at = node.ports.index(port)
                 key.append([call.inputs[at] for call in node.calls])
-            split.setdefault(json.dumps(key, sort_keys=True),
-                             []).append((name, port))
+            split.setdefault(json.dumps(key, sort_keys=True), []).append(
+                (name, port)
+            )
         groups += split.values()
     return groups

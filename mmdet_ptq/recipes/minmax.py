@@ -3,11 +3,13 @@
 
 What most toolkits do by default, kept as the reference to beat.
 """
+
 rules = [
     dict(
         match='*',
         weight=dict(type='UniformQuantizer', granularity='channel'),
-        act=dict(type='UniformQuantizer')),
+        act=dict(type='UniformQuantizer'),
+    ),
     dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
     dict(match=['@prediction', '@offset'], skip=True),
 ]
@@ -16,5 +18,6 @@ passes = [
     dict(
         type='InitRanges',
         observer=dict(type='MinMaxObserver'),
-        weight_observer=dict(type='MinMaxObserver')),
+        weight_observer=dict(type='MinMaxObserver'),
+    ),
 ]

@@ -13,16 +13,20 @@ def naive(codes, bits):
     """Writes each code as digits, one after the other, into bytes."""
     text = ''.join(format(c, f'0{bits}b') for c in codes)
     text += '0' * (-len(text) % 8)
-    return [int(text[i:i + 8], 2) for i in range(0, len(text), 8)]
+    return [int(text[i : i + 8], 2) for i in range(0, len(text), 8)]
 
 
 @st.composite
 def cases(draw):
     bits = draw(st.integers(1, 8))
     shape = draw(st.lists(st.integers(0, 5), min_size=1, max_size=3))
-    codes = draw(st.lists(st.integers(0, 2**bits - 1),
-                          min_size=math.prod(shape),
-                          max_size=math.prod(shape)))
+    codes = draw(
+        st.lists(
+            st.integers(0, 2**bits - 1),
+            min_size=math.prod(shape),
+            max_size=math.prod(shape),
+        )
+    )
     return bits, tuple(shape), codes
 
 
@@ -43,12 +47,14 @@ def test_against_digits(case):
 @pytest.mark.parametrize('bits', range(2, 9))
 def test_every_code(bits):
     codes = torch.arange(2**bits)
-    assert torch.equal(unpack(pack(codes, bits), bits, (2**bits, )), codes)
+    assert torch.equal(unpack(pack(codes, bits), bits, (2**bits,)), codes)
 
 
 def test_known_bytes():
     assert pack(torch.tensor([5, 2, 7]), 3).tolist() == [
-        0b10101011, 0b10000000]
+        0b10101011,
+        0b10000000,
+    ]
 
 
 def test_layout_in_memory_does_not_matter():
@@ -65,4 +71,4 @@ def test_codes_out_of_range(codes):
 
 def test_wrong_length():
     with pytest.raises(ValueError, match='2 bytes are not 5 codes of 4'):
-        unpack(torch.zeros(2, dtype=torch.uint8), 4, (5, ))
+        unpack(torch.zeros(2, dtype=torch.uint8), 4, (5,))

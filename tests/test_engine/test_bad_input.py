@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Every mistake a user can make ends in one message, not in a traceback."""
+
 import errno
 import json
 import os
@@ -78,11 +79,17 @@ def test_checkpoint_is_a_folder(ptq, tmp_path):
     refused(ptq(*QUICK, checkpoint=tmp_path), str(tmp_path), 'is a folder')
 
 
-@pytest.mark.parametrize('damage', [
-    lambda data: data[:len(data) // 2], lambda data: b'',
-    lambda data: b'<html>404: not found</html>',
-    lambda data: b'\x80\x02}q\x00.', lambda data: os.urandom(5000)
-], ids=['truncated', 'empty', 'text', 'pickle', 'noise'])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b'',
+        lambda data: b'<html>404: not found</html>',
+        lambda data: b'\x80\x02}q\x00.',
+        lambda data: os.urandom(5000),
+    ],
+    ids=['truncated', 'empty', 'text', 'pickle', 'noise'],
+)
 def test_corrupt_checkpoint(ptq, tiny, tmp_path, damage):
     path = tmp_path / 'corrupt.pth'
     path.write_bytes(damage(tiny.checkpoint['retinanet'].read_bytes()))
@@ -91,58 +98,91 @@ def test_corrupt_checkpoint(ptq, tiny, tmp_path, damage):
 
 def test_checkpoint_that_is_no_dict(ptq, saved):
     refused(ptq(*QUICK, checkpoint=saved([1, 2])), 'list, not a dict')
-    refused(ptq(*QUICK, checkpoint=saved(dict(state_dict=[1]))),
-            "'state_dict'", 'list, not a dict')
+    refused(
+        ptq(*QUICK, checkpoint=saved(dict(state_dict=[1]))),
+        "'state_dict'",
+        'list, not a dict',
+    )
 
 
 def test_other_architecture_lists_keys(ptq, tiny):
     refused(
         ptq(*QUICK, checkpoint=tiny.checkpoint['mask_rcnn']),
-        'another architecture', 'missing', 'bbox_head.retina_cls.weight',
-        'unexpected', 'roi_head.bbox_head.fc_cls.weight')
+        'another architecture',
+        'missing',
+        'bbox_head.retina_cls.weight',
+        'unexpected',
+        'roi_head.bbox_head.fc_cls.weight',
+    )
 
 
 def test_other_class_count_lists_shapes(ptq, weights, saved):
     name = 'bbox_head.retina_cls.bias'
     weights['state_dict'][name] = torch.zeros(21)
-    message = refused(ptq(*QUICK, checkpoint=saved(weights)), 'other shape',
-                      f'{name}: (21,) in the file, (9,) in the model')
+    message = refused(
+        ptq(*QUICK, checkpoint=saved(weights)),
+        'other shape',
+        f'{name}: (21,) in the file, (9,) in the model',
+    )
     assert 'missing' not in message
 
 
 def test_untrusted_checkpoint(ptq, weights, saved):
     weights['meta']['extra'] = Untrusted()
     path = saved(weights)
-    refused(ptq(*QUICK, checkpoint=path), 'test_bad_input.Untrusted',
-            '--trust-checkpoint')
+    refused(
+        ptq(*QUICK, checkpoint=path),
+        'test_bad_input.Untrusted',
+        '--trust-checkpoint',
+    )
     assert ptq(*QUICK, '--trust-checkpoint', checkpoint=path).code == 0
 
 
 def test_training_checkpoint_needs_no_trust(ptq, weights, saved):
-    log = HistoryBuffer([1., 2.], [1, 1])
-    log.update(np.float64(3.))
+    log = HistoryBuffer([1.0, 2.0], [1, 1])
+    log.update(np.float64(3.0))
     weights.update(
         message_hub=dict(
             log_scalars={'train/loss': log},
-            runtime_info=dict(best=np.float32(0.5), lr=np.array([1., 2.]),
-                              count=np.int64(4)),
-            resumed_keys={}),
-        optimizer=dict(state={0: dict(step=torch.tensor(1.))},
-                       param_groups=[dict(lr=np.float64(0.1))]),
-        param_schedulers=[dict(last_step=3)])
+            runtime_info=dict(
+                best=np.float32(0.5),
+                lr=np.array([1.0, 2.0]),
+                count=np.int64(4),
+            ),
+            resumed_keys={},
+        ),
+        optimizer=dict(
+            state={0: dict(step=torch.tensor(1.0))},
+            param_groups=[dict(lr=np.float64(0.1))],
+        ),
+        param_schedulers=[dict(last_step=3)],
+    )
     weights['meta'].update(
-        epoch=1, iter=3, cfg='model = dict()', seed=1, experiment_name='x',
-        time=datetime(2024, 1, 1).strftime('%Y'), mmengine_version='0.10')
+        epoch=1,
+        iter=3,
+        cfg='model = dict()',
+        seed=1,
+        experiment_name='x',
+        time=datetime(2024, 1, 1).strftime('%Y'),
+        mmengine_version='0.10',
+    )
     assert ptq(*QUICK, checkpoint=saved(weights)).code == 0
 
 
 def test_old_checkpoint(ptq, weights, saved):
     old = dict(
-        state_dict={f'module.{k}': v for k, v in
-                    weights['state_dict'].items()},
-        meta=dict(CLASSES=('dark', 'grey', 'light'), config='model = dict()',
-                  mmdet_version='2.3.0', epoch=12, iter=9,
-                  PALETTE=[(1, 2, 3)]))
+        state_dict={
+            f'module.{k}': v for k, v in weights['state_dict'].items()
+        },
+        meta=dict(
+            CLASSES=('dark', 'grey', 'light'),
+            config='model = dict()',
+            mmdet_version='2.3.0',
+            epoch=12,
+            iter=9,
+            PALETTE=[(1, 2, 3)],
+        ),
+    )
     path = saved(old, _use_new_zipfile_serialization=False)
     assert ptq(*QUICK, checkpoint=path).code == 0
 
@@ -160,80 +200,137 @@ def test_bad_weight_names_the_layer(ptq, weights, saved, value):
 
 def test_bad_activation_names_the_layer(ptq, weights, saved):
     weights['state_dict']['backbone.layer2.0.bn1.weight'].fill_(3e38)
-    message = refused(ptq(*QUICK, checkpoint=saved(weights)), 'NaN or Inf',
-                      'backbone.layer2.0.conv2')
+    message = refused(
+        ptq(*QUICK, checkpoint=saved(weights)),
+        'NaN or Inf',
+        'backbone.layer2.0.conv2',
+    )
     assert 'layer1' not in message
 
 
 # quant_cfg -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(('arguments', 'says'), [
-    (['--recipe', 'minmaxx'], ["'minmaxx'", "Did you mean 'minmax'?",
-                               'uniform']),
-    (['--recipe', 'nowhere/recipe.py'], ['nowhere/recipe.py', 'uniform']),
-    (['--bits', 'w1a8'], ["'w1a8'", '1 is not', 'from 2 to 8']),
-    (['--bits', 'w8a9'], ["'w8a9'", '9 is not', 'from 2 to 8']),
-    (['--bits', 'w4a4s16'], ['16 is not', 'from 2 to 8']),
-    (['--bits', 'int8'], ["'int8'", "'w8a8'"]),
-    (['--calib-num', '0'], ['num_samples', '0', 'at least 1']),
-    (['--calib-source', 'no/such/folder'], [
-        'no/such/folder', '"train"', 'folder of images']),
-], ids=lambda v: ' '.join(v) if v[0].startswith('--') else '')
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        (
+            ['--recipe', 'minmaxx'],
+            ["'minmaxx'", "Did you mean 'minmax'?", 'uniform'],
+        ),
+        (['--recipe', 'nowhere/recipe.py'], ['nowhere/recipe.py', 'uniform']),
+        (['--bits', 'w1a8'], ["'w1a8'", '1 is not', 'from 2 to 8']),
+        (['--bits', 'w8a9'], ["'w8a9'", '9 is not', 'from 2 to 8']),
+        (['--bits', 'w4a4s16'], ['16 is not', 'from 2 to 8']),
+        (['--bits', 'int8'], ["'int8'", "'w8a8'"]),
+        (['--calib-num', '0'], ['num_samples', '0', 'at least 1']),
+        (
+            ['--calib-source', 'no/such/folder'],
+            ['no/such/folder', '"train"', 'folder of images'],
+        ),
+    ],
+    ids=lambda v: ' '.join(v) if v[0].startswith('--') else '',
+)
 def test_bad_option(ptq, arguments, says):
     refused(ptq('--no-float-eval', *arguments), *says)
 
 
 RULE = "quant_cfg = dict(recipe='uniform', bits='w8a8', rules=[dict({})])"
-PASS = ("quant_cfg = dict(bits='w8a8', rules=[dict(match='*', act=dict())], "
-        'passes=[dict({})])')
+PASS = (
+    "quant_cfg = dict(bits='w8a8', rules=[dict(match='*', act=dict())], "
+    'passes=[dict({})])'
+)
 
 
-@pytest.mark.parametrize(('text', 'says'), [
-    (RULE.format("match='*', wieght=dict(bits=4)"),
-     ['rules[', "'wieght'", "Did you mean 'weight'?", 'skip']),
-    (RULE.format("match='*', weight=dict(type='UniformQuantiser')"),
-     ["'UniformQuantiser'", "Did you mean 'UniformQuantizer'?"]),
-    (RULE.format("match='*', act=dict(granularty='channel')"),
-     ["'granularty'", "Did you mean 'granularity'?"]),
-    (RULE.format("match='*', act=dict(granularity='chanel')"),
-     ["'chanel'", 'channel', '.act']),
-    (RULE.format("match='*', weight=dict(bits=9)"),
-     ['.weight.bits', '9 is not', 'from 2 to 8', 'skip=True']),
-    (RULE.format("match='*', act=dict(bits=1)"),
-     ['.act.bits', '1 is not', 'from 2 to 8']),
-    (RULE.format("match='@sten', skip=True"),
-     ["'@sten'", "Did you mean '@stem'?", '@prediction']),
-    (RULE.format("match='bbox_head.cls_conv.*', skip=True"),
-     ["'bbox_head.cls_conv.*'", 'matches no', 'Did you mean',
-      'bbox_head.cls_convs.0.conv']),
-    (RULE.format('match=3'), ["'match' must be"]),
-    (RULE.format("match='*', skip=1"), ['skip=1', 'True or False']),
-    (PASS.format("type='InitRange'"), ["'InitRange'", "'InitRanges'?"]),
-    (PASS.format("type='InitRanges', observr=dict(type='LpObserver')"),
-     ["'observr'", "Did you mean 'observer'?"]),
-    (PASS.format("type='InitRanges', observer=dict(type='LPObservr')"),
-     ['observer', "'LPObservr'", "Did you mean 'LpObserver'?"]),
-    (PASS.format("type='InitRanges', observer=dict(type='LpObserver', "
-                 'stepz=3)'), ["'stepz'", "Did you mean 'steps'?"]),
-    (PASS.format("type='InitRanges', observer=dict(type='LpObserver', p=-1)"),
-     ['InitRanges.observer', 'p must be positive', '-1']),
-    ("quant_cfg = dict(recipe='uniform', bit='w8a8')",
-     ["'bit'", "Did you mean 'bits'?"]),
-    ("quant_cfg = dict(recipe='uniform')", ['bits', "bits='w8a8'"]),
-    ("quant_cfg = dict(bits='w8a8')", ["'recipe'", "'rules'", 'minmax']),
-    ("quant_cfg = dict(recipe='uniform', calibration=dict(num=3))",
-     ["'num'", 'num_samples']),
-    ("quant_cfg = 'uniform'", ['expected a dict', "'uniform'"]),
-    ("quant_cfg = dict(recipe='uniform', bits='w8a8', rules=[dict("
-     "match='*', skip=True)])", ['quantize nothing']),
-    ('ptq_cfg = dict(resum=True)', ["'resum'", "Did you mean 'resume'?"]),
-    ('model = undefined', ['edited.py', 'undefined']),
-])
+@pytest.mark.parametrize(
+    ('text', 'says'),
+    [
+        (
+            RULE.format("match='*', wieght=dict(bits=4)"),
+            ['rules[', "'wieght'", "Did you mean 'weight'?", 'skip'],
+        ),
+        (
+            RULE.format("match='*', weight=dict(type='UniformQuantiser')"),
+            ["'UniformQuantiser'", "Did you mean 'UniformQuantizer'?"],
+        ),
+        (
+            RULE.format("match='*', act=dict(granularty='channel')"),
+            ["'granularty'", "Did you mean 'granularity'?"],
+        ),
+        (
+            RULE.format("match='*', act=dict(granularity='chanel')"),
+            ["'chanel'", 'channel', '.act'],
+        ),
+        (
+            RULE.format("match='*', weight=dict(bits=9)"),
+            ['.weight.bits', '9 is not', 'from 2 to 8', 'skip=True'],
+        ),
+        (
+            RULE.format("match='*', act=dict(bits=1)"),
+            ['.act.bits', '1 is not', 'from 2 to 8'],
+        ),
+        (
+            RULE.format("match='@sten', skip=True"),
+            ["'@sten'", "Did you mean '@stem'?", '@prediction'],
+        ),
+        (
+            RULE.format("match='bbox_head.cls_conv.*', skip=True"),
+            [
+                "'bbox_head.cls_conv.*'",
+                'matches no',
+                'Did you mean',
+                'bbox_head.cls_convs.0.conv',
+            ],
+        ),
+        (RULE.format('match=3'), ["'match' must be"]),
+        (RULE.format("match='*', skip=1"), ['skip=1', 'True or False']),
+        (PASS.format("type='InitRange'"), ["'InitRange'", "'InitRanges'?"]),
+        (
+            PASS.format("type='InitRanges', observr=dict(type='LpObserver')"),
+            ["'observr'", "Did you mean 'observer'?"],
+        ),
+        (
+            PASS.format("type='InitRanges', observer=dict(type='LPObservr')"),
+            ['observer', "'LPObservr'", "Did you mean 'LpObserver'?"],
+        ),
+        (
+            PASS.format(
+                "type='InitRanges', observer=dict(type='LpObserver', stepz=3)"
+            ),
+            ["'stepz'", "Did you mean 'steps'?"],
+        ),
+        (
+            PASS.format(
+                "type='InitRanges', observer=dict(type='LpObserver', p=-1)"
+            ),
+            ['InitRanges.observer', 'p must be positive', '-1'],
+        ),
+        (
+            "quant_cfg = dict(recipe='uniform', bit='w8a8')",
+            ["'bit'", "Did you mean 'bits'?"],
+        ),
+        ("quant_cfg = dict(recipe='uniform')", ['bits', "bits='w8a8'"]),
+        ("quant_cfg = dict(bits='w8a8')", ["'recipe'", "'rules'", 'minmax']),
+        (
+            "quant_cfg = dict(recipe='uniform', calibration=dict(num=3))",
+            ["'num'", 'num_samples'],
+        ),
+        ("quant_cfg = 'uniform'", ['expected a dict', "'uniform'"]),
+        (
+            "quant_cfg = dict(recipe='uniform', bits='w8a8', rules=[dict("
+            "match='*', skip=True)])",
+            ['quantize nothing'],
+        ),
+        ('ptq_cfg = dict(resum=True)', ["'resum'", "Did you mean 'resume'?"]),
+        ('model = undefined', ['edited.py', 'undefined']),
+    ],
+)
 def test_bad_config(ptq, edited, text, says, monkeypatch):
     """Each is found before any image is evaluated."""
-    monkeypatch.setattr('mmengine.runner.TestLoop.run',
-                        lambda *_: pytest.fail('tested the float model'))
+    monkeypatch.setattr(
+        'mmengine.runner.TestLoop.run',
+        lambda *_: pytest.fail('tested the float model'),
+    )
     refused(ptq(config=edited(text)), *says)
 
 
@@ -252,23 +349,47 @@ def test_empty_calibration_folder(ptq, tmp_path):
 
 def test_empty_calibration_dataset(ptq, tiny, edited, tmp_path):
     empty = tmp_path / 'empty.json'
-    empty.write_text(json.dumps(dict(
-        images=[], annotations=[], categories=[dict(id=1, name='dark')])))
+    empty.write_text(
+        json.dumps(
+            dict(
+                images=[], annotations=[], categories=[dict(id=1, name='dark')]
+            )
+        )
+    )
     refused(
-        ptq(*QUICK, config=edited(
-            f"train_dataloader = dict(dataset=dict(ann_file=r'{empty}'))")),
-        'calibration', 'empty')
+        ptq(
+            *QUICK,
+            config=edited(
+                f"train_dataloader = dict(dataset=dict(ann_file=r'{empty}'))"
+            ),
+        ),
+        'calibration',
+        'empty',
+    )
 
 
 def test_missing_annotations(ptq, edited):
     refused(
-        ptq(*QUICK, config=edited(
-            "train_dataloader = dict(dataset=dict(ann_file='gone.json'))")),
-        'calibration dataset', 'gone.json', '--calib-source')
+        ptq(
+            *QUICK,
+            config=edited(
+                "train_dataloader = dict(dataset=dict(ann_file='gone.json'))"
+            ),
+        ),
+        'calibration dataset',
+        'gone.json',
+        '--calib-source',
+    )
     refused(
-        ptq(*QUICK, config=edited(
-            "test_dataloader = dict(dataset=dict(ann_file='gone.json'))")),
-        'test dataset', 'gone.json')
+        ptq(
+            *QUICK,
+            config=edited(
+                "test_dataloader = dict(dataset=dict(ann_file='gone.json'))"
+            ),
+        ),
+        'test dataset',
+        'gone.json',
+    )
 
 
 def test_fewer_images_than_asked(ptq):
@@ -287,8 +408,7 @@ def folder(tiny, tmp_path):
         path.mkdir()
         for i in range(4):
             data = (tiny.root / 'train' / f'{i}.png').read_bytes()
-            (path / f'{i}.png').write_bytes(
-                data[:20] if i in broken else data)
+            (path / f'{i}.png').write_bytes(data[:20] if i in broken else data)
         return path
 
     return make
@@ -307,24 +427,34 @@ def test_unreadable_images_change_nothing(ptq, folder, tmp_path):
     path = folder(1)
     with_broken = ptq('--no-float-eval', '--calib-source', path)
     (path / '1.png').unlink()
-    without = ptq('--no-float-eval', '--calib-source', path,
-                  work=tmp_path / 'without')
-    a, b = (torch.load(r.artefact, weights_only=True)['tensors']
-            for r in (with_broken, without))
+    without = ptq(
+        '--no-float-eval', '--calib-source', path, work=tmp_path / 'without'
+    )
+    a, b = (
+        torch.load(r.artefact, weights_only=True)['tensors']
+        for r in (with_broken, without)
+    )
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_no_readable_image(ptq, folder):
     path = folder(0, 1, 2, 3)
-    refused(ptq('--no-float-eval', '--calib-source', path),
-            'none of the 4 calibration images', str(path))
+    refused(
+        ptq('--no-float-eval', '--calib-source', path),
+        'none of the 4 calibration images',
+        str(path),
+    )
 
 
 def test_class_count_of_data(ptq, edited):
     refused(
-        ptq(*QUICK, config=edited(
-            'model = dict(bbox_head=dict(num_classes=7))')),
-        '3 classes', 'bbox_head.num_classes=7')
+        ptq(
+            *QUICK,
+            config=edited('model = dict(bbox_head=dict(num_classes=7))'),
+        ),
+        '3 classes',
+        'bbox_head.num_classes=7',
+    )
 
 
 # the work dir --------------------------------------------------------------
@@ -332,8 +462,11 @@ def test_class_count_of_data(ptq, edited):
 
 def test_work_dir_not_writable(ptq, tmp_path):
     (tmp_path / 'file').write_text('')
-    refused(ptq(*QUICK, work=tmp_path / 'file' / 'work'), 'not writable',
-            '--work-dir')
+    refused(
+        ptq(*QUICK, work=tmp_path / 'file' / 'work'),
+        'not writable',
+        '--work-dir',
+    )
     refused(ptq(*QUICK, work=tmp_path / 'file'), 'not writable')
 
 
@@ -347,7 +480,7 @@ def full_disk(monkeypatch):
         if Path(path).name != 'quantized.pth':
             return
         data = Path(path).read_bytes()
-        Path(path).write_bytes(data[:len(data) // 2])
+        Path(path).write_bytes(data[: len(data) // 2])
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     return lambda: monkeypatch.setattr(torch, 'save', broken)
@@ -364,8 +497,11 @@ def test_full_disk_keeps_the_old_artefact(ptq, full_disk, monkeypatch):
     monkeypatch.undo()
     assert ptq(checkpoint=first.artefact).code == 0
     # with space again, what was calibrated is not lost
-    monkeypatch.setattr(CalibLoop, '__call__', lambda self, start, after: (
-        pytest.fail('calibrated again')))
+    monkeypatch.setattr(
+        CalibLoop,
+        '__call__',
+        lambda self, start, after: pytest.fail('calibrated again'),
+    )
     assert ptq(*QUICK, '--bits', 'w4a4', '--resume').code == 0
 
 
@@ -381,9 +517,14 @@ def test_file_size_limit(tmp_path, environment):
         'try:\n'
         '    write_atomic(dict(a=torch.zeros(1000000)), sys.argv[1])\n'
         'except Exception as error:\n'
-        '    print(type(error).__name__, error)\n')
-    run = subprocess.run([sys.executable, '-c', code, str(path)],
-                         env=environment, capture_output=True, text=True)
+        '    print(type(error).__name__, error)\n'
+    )
+    run = subprocess.run(
+        [sys.executable, '-c', code, str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert run.stdout.startswith('PTQError cannot save'), run.stderr[-500:]
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ['x.pth']

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The embedded detectors, quantized: real weights on real images."""
+
 import copy
 from pathlib import Path
 
@@ -38,15 +39,20 @@ def test_w8a8_follows_float_and_beats_minmax_at_w4a4(path):
     images = from_config(cfg, Calibration(num_samples=8))
     data = [batch for _, batch in images.batches()]
     example = from_config(
-        cfg, Calibration(num_samples=1, source='test')).first()
+        cfg, Calibration(num_samples=1, source='test')
+    ).first()
     memory: dict = {}
     expected = raw_outputs(model, example, memory)
     found = {}
-    for recipe, bits in (('uniform', 'w8a8'), ('uniform', 'w4a4'),
-                         ('minmax', 'w4a4')):
+    for recipe, bits in (
+        ('uniform', 'w8a8'),
+        ('uniform', 'w4a4'),
+        ('minmax', 'w4a4'),
+    ):
         twin = copy.deepcopy(model)
         session = quantize_detector(
-            twin, copy.deepcopy(data), dict(recipe=recipe, bits=bits))
+            twin, copy.deepcopy(data), dict(recipe=recipe, bits=bits)
+        )
         out = raw_outputs(twin, example, memory)
         found[recipe, bits] = cosine(expected, out)
         assert all(torch.isfinite(t).all() for t in out)

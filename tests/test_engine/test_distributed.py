@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Two processes on CPU find what one finds."""
+
 import os
 import shutil
 import socket
@@ -22,14 +23,27 @@ def two_ranks(tiny, tmp_path, environment, look_at):
             found.bind(('127.0.0.1', 0))
             port = found.getsockname()[1]
         work = tmp_path / 'two'
-        path = os.pathsep.join([str(Path(sys.executable).parent),
-                                environment['PATH']])
+        path = os.pathsep.join(
+            [str(Path(sys.executable).parent), environment['PATH']]
+        )
         done = subprocess.run(
-            ['bash', str(TOOLS / 'dist_ptq.sh'), str(tiny.config[model]),
-             str(tiny.checkpoint[model]), '2', '--work-dir', str(work),
-             '--device', 'cpu', *map(str, arguments)],
+            [
+                'bash',
+                str(TOOLS / 'dist_ptq.sh'),
+                str(tiny.config[model]),
+                str(tiny.checkpoint[model]),
+                '2',
+                '--work-dir',
+                str(work),
+                '--device',
+                'cpu',
+                *map(str, arguments),
+            ],
             env=dict(environment, PATH=path, PORT=str(port)),
-            capture_output=True, text=True, timeout=300)
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         return look_at(done.returncode, work, done.stdout, done.stderr)
 
     return run
@@ -40,8 +54,9 @@ def state(run):
     return {**saved['tensors'], **saved['codes']}
 
 
-@pytest.mark.parametrize(('model', 'recipe'), [
-    ('retinanet', 'minmax'), ('mask_rcnn', 'uniform')])
+@pytest.mark.parametrize(
+    ('model', 'recipe'), [('retinanet', 'minmax'), ('mask_rcnn', 'uniform')]
+)
 def test_two_against_one(ptq, two_ranks, tiny, tmp_path, model, recipe):
     """Five images, one of them broken, so that shares are uneven."""
     folder = tmp_path / 'images'
@@ -76,10 +91,31 @@ def test_slurm_script(tmp_path, environment):
     fake.chmod(0o755)
     path = f'{tmp_path}{os.pathsep}{environment["PATH"]}'
     out = subprocess.run(
-        ['bash', str(TOOLS / 'slurm_ptq.sh'), 'part', 'job', 'c.py', 'c.pth',
-         '--calib-source', 'my images'],
+        [
+            'bash',
+            str(TOOLS / 'slurm_ptq.sh'),
+            'part',
+            'job',
+            'c.py',
+            'c.pth',
+            '--calib-source',
+            'my images',
+        ],
         env=dict(environment, PATH=path, GPUS='2', SRUN_ARGS='--mem 1G'),
-        capture_output=True, text=True, check=True).stdout
-    for word in ('-p', 'part', '--job-name=job', '--ntasks=2', '--mem', '1G',
-                 'c.py', 'c.pth', '--launcher=slurm', 'my images'):
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for word in (
+        '-p',
+        'part',
+        '--job-name=job',
+        '--ntasks=2',
+        '--mem',
+        '1G',
+        'c.py',
+        'c.pth',
+        '--launcher=slurm',
+        'my images',
+    ):
         assert f'<{word}>' in out

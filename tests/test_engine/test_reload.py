@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Saved, loaded, and tested by MMDetection's own tools: the same bits."""
+
 import copy
 import json
 import pickle
@@ -33,9 +34,19 @@ def mmdet_test(monkeypatch, tmp_path):
         count[0] += 1
         work = tmp_path / f'mmdet_test_{count[0]}'
         out = tmp_path / f'out_{count[0]}.pkl'
-        monkeypatch.setattr(sys, 'argv', [
-            'test.py', str(config), str(checkpoint), '--work-dir', str(work),
-            '--out', str(out)])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                'test.py',
+                str(config),
+                str(checkpoint),
+                '--work-dir',
+                str(work),
+                '--out',
+                str(out),
+            ],
+        )
         runpy.run_path(str(TEST), run_name='__main__')
         metrics = json.loads(next(work.glob('*/*.json')).read_text())
         return metrics, pickle.loads(out.read_bytes()), work
@@ -78,9 +89,9 @@ def test_mmdet_test(ptq, tiny, tmp_path, mmdet_test, calibrations, model):
     config.write_text(
         f"_base_ = r'{tiny.config[model]}'\nrunner_type = 'PTQRunner'\n"
         "quant_cfg = dict(recipe='uniform', bits='w4a4', "
-        'calibration=dict(num_samples=4))\n')
-    float_metrics, float_out, work = mmdet_test(
-        config, tiny.checkpoint[model])
+        'calibration=dict(num_samples=4))\n'
+    )
+    float_metrics, float_out, work = mmdet_test(config, tiny.checkpoint[model])
     assert len(calibrations) == 1
     metrics, out, _ = mmdet_test(config, work / 'quantized.pth')
     assert len(calibrations) == 1
@@ -90,13 +101,17 @@ def test_mmdet_test(ptq, tiny, tmp_path, mmdet_test, calibrations, model):
     if model == 'retinanet':  # random masks and classes never hit
         assert any(v > 0 for v in measured(metrics).values())
     # the same by our own tool, whose dumped config mmdet's tool takes
-    run = ptq('--bits', 'w4a4', '--calib-num', 4, '--no-float-eval',
-              model=model)
+    run = ptq(
+        '--bits', 'w4a4', '--calib-num', 4, '--no-float-eval', model=model
+    )
     assert run.artefact.read_bytes() == (work / 'quantized.pth').read_bytes()
     dumped = next(run.work.glob('*.py'))
     again, out, _ = mmdet_test(dumped, run.artefact)
-    assert measured(again) == measured(metrics) == {
-        k: v for k, v in run.result['quantized'].items()}
+    assert (
+        measured(again)
+        == measured(metrics)
+        == {k: v for k, v in run.result['quantized'].items()}
+    )
     assert same(out, float_out)
     assert len(calibrations) == 2
 
@@ -106,8 +121,10 @@ def test_quantization_changes_predictions(tiny, mmdet_test, ptq):
     low = ptq('--bits', 'w4a4', '--no-float-eval')
     high = ptq('--no-float-eval', work=low.work / 'high')
     config = next(low.work.glob('*.py'))
-    assert not same(mmdet_test(config, low.artefact)[1],
-                    mmdet_test(config, high.artefact)[1])
+    assert not same(
+        mmdet_test(config, low.artefact)[1],
+        mmdet_test(config, high.artefact)[1],
+    )
 
 
 @pytest.fixture
@@ -118,8 +135,9 @@ def built(tiny):
         register_all_modules()
         cfg = Config.fromfile(tiny.config[name])
         model = MODELS.build(cfg.model).eval()
-        model.load_state_dict(torch.load(
-            tiny.checkpoint[name], weights_only=True)['state_dict'])
+        model.load_state_dict(
+            torch.load(tiny.checkpoint[name], weights_only=True)['state_dict']
+        )
         dataset = Runner.build_dataloader(cfg.test_dataloader).dataset
         return model, [pseudo_collate([d]) for d in dataset]
 
@@ -128,8 +146,11 @@ def built(tiny):
 
 def predictions(model, batches):
     with torch.no_grad():
-        return [s.pred_instances.to_dict() for b in copy.deepcopy(batches)
-                for s in model.test_step(b)]
+        return [
+            s.pred_instances.to_dict()
+            for b in copy.deepcopy(batches)
+            for s in model.test_step(b)
+        ]
 
 
 @pytest.mark.parametrize('name', ['retinanet', 'mask_rcnn'])
@@ -137,46 +158,62 @@ def test_python_door(built, tmp_path, name):
     model, batches = built(name)
     before = predictions(model, batches)
     session = quantize_detector(
-        model, batches, dict(recipe='uniform', bits='w4a6'))
+        model, batches, dict(recipe='uniform', bits='w4a6')
+    )
     after = predictions(model, batches)
     assert not same(before, after)
     save_quantized(session, tmp_path / 'q.pth')
     fresh, _ = built(name)
-    assert same(predictions(load_quantized(fresh, tmp_path / 'q.pth'),
-                            batches), after)
+    assert same(
+        predictions(load_quantized(fresh, tmp_path / 'q.pth'), batches), after
+    )
     for key, value in model.state_dict().items():
         assert torch.equal(value, fresh.state_dict()[key]), key
 
 
 def test_artefact_of_another_architecture(ptq, built, tiny):
     run = ptq('--no-float-eval', '--recipe', 'minmax')
-    with pytest.raises(CheckpointError, match=r'another .*retina_cls|another '
-                       r'architecture.*bbox_head\.cls_convs'):
+    with pytest.raises(
+        CheckpointError,
+        match=r'another .*retina_cls|another '
+        r'architecture.*bbox_head\.cls_convs',
+    ):
         load_quantized(built('mask_rcnn')[0], run.artefact)
     wrong = ptq(model='mask_rcnn', checkpoint=run.artefact)
     assert wrong.code == 1
     assert 'another architecture' in wrong.err
-    wider = ptq('--cfg-options', 'model.bbox_head.feat_channels=24',
-                checkpoint=run.artefact)
+    wider = ptq(
+        '--cfg-options',
+        'model.bbox_head.feat_channels=24',
+        checkpoint=run.artefact,
+    )
     assert wider.code == 1
     assert 'bbox_head.' in wider.err
-    deeper = ptq('--cfg-options', 'model.bbox_head.stacked_convs=2',
-                 checkpoint=run.artefact)
+    deeper = ptq(
+        '--cfg-options',
+        'model.bbox_head.stacked_convs=2',
+        checkpoint=run.artefact,
+    )
     assert deeper.code == 1
     assert 'bbox_head.cls_convs.1' in deeper.err
 
 
-@pytest.mark.parametrize('damage', [
-    lambda s: s['mmdet_ptq'].pop('layers'),
-    lambda s: s['mmdet_ptq'].update(format=99),
-    lambda s: s['mmdet_ptq'].update(folds={'no.such': 'layer'}),
-    lambda s: s['tensors'].popitem(),
-    lambda s: s['codes'].update(no=torch.zeros(1)),
-], ids=['layers', 'format', 'folds', 'tensors', 'codes'])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda s: s['mmdet_ptq'].pop('layers'),
+        lambda s: s['mmdet_ptq'].update(format=99),
+        lambda s: s['mmdet_ptq'].update(folds={'no.such': 'layer'}),
+        lambda s: s['tensors'].popitem(),
+        lambda s: s['codes'].update(no=torch.zeros(1)),
+    ],
+    ids=['layers', 'format', 'folds', 'tensors', 'codes'],
+)
 def test_damaged_artefact(built, tmp_path, damage):
     model, batches = built('retinanet')
     session = quantize_detector(
-        model, batches[:1], dict(recipe='minmax', bits='w8a8'))
+        model, batches[:1], dict(recipe='minmax', bits='w8a8')
+    )
     save_quantized(session, tmp_path / 'q.pth')
     saved = torch.load(tmp_path / 'q.pth', weights_only=True)
     damage(saved)

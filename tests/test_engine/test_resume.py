@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Whatever stops a run, ``--resume`` ends it as if nothing had been."""
+
 import json
 import signal
 import subprocess
@@ -68,16 +69,28 @@ def images_done(path):
 
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
-def test_stop_in_calibration(ptq, tool, tiny, tmp_path, environment, loads,
-                             tests, how):
+def test_stop_in_calibration(
+    ptq, tool, tiny, tmp_path, environment, loads, tests, how
+):
     work = tmp_path / 'stopped'
     options = ['--device', 'cpu', '--calib-num', '6']
     with subprocess.Popen(
-            [sys.executable, '-c', STUCK, tool.__file__,
-             str(tiny.config['retinanet']),
-             str(tiny.checkpoint['retinanet']), '--work-dir', str(work),
-             *options], env=environment, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True) as process:
+        [
+            sys.executable,
+            '-c',
+            STUCK,
+            tool.__file__,
+            str(tiny.config['retinanet']),
+            str(tiny.checkpoint['retinanet']),
+            '--work-dir',
+            str(work),
+            *options,
+        ],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         deadline = time.monotonic() + 120
         resume_file = work / 'ptq_resume_0.pth'
         while images_done(resume_file) < 3:
@@ -93,8 +106,7 @@ def test_stop_in_calibration(ptq, tool, tiny, tmp_path, environment, loads,
     else:
         assert process.returncode == -signal.SIGKILL
     assert not (work / 'quantized.pth').exists()
-    float_metrics = json.loads(
-        (work / 'ptq_result.json').read_text())['float']
+    float_metrics = json.loads((work / 'ptq_result.json').read_text())['float']
 
     resumed = ptq('--calib-num', 6, '--resume', work=work)
     assert resumed.code == 0
@@ -161,7 +173,8 @@ def test_replanned(ptq, tiny, loads, tests, tmp_path, dropping, at):
         f"_base_ = r'{tiny.config['retinanet']}'\n"
         "quant_cfg = dict(recipe='minmax', bits='w8a8', passes=["
         "dict(type='FoldBatchNorm'), dict(type='InitRanges'), "
-        "dict(type='DropOne')], calibration=dict(num_samples=3))\n")
+        "dict(type='DropOne')], calibration=dict(num_samples=3))\n"
+    )
     whole = ptq('--no-float-eval', config=config, work=tmp_path / 'whole')
     if at == 'test':
         tests.update(runs=0, stop_at=1)
@@ -183,16 +196,25 @@ def test_other_settings_are_not_resumed(ptq, loads, tests):
     assert ptq('--calib-num', 3, '--recipe', 'minmax').code == 130
     tests.update(runs=0, stop_at=None)
     loads.clear()
-    run = ptq('--calib-num', 3, '--recipe', 'minmax', '--bits', 'w4a4',
-              '--resume')
+    run = ptq(
+        '--calib-num', 3, '--recipe', 'minmax', '--bits', 'w4a4', '--resume'
+    )
     assert run.code == 0
     assert tests['runs'] == 2
     assert 'nothing to resume' in run.log
     assert len(loads) == 2 + 3
     tests.update(runs=0)
-    again = ptq('--calib-num', 3, '--recipe', 'minmax', '--bits', 'w4a4',
-                '--resume', '--cfg-options',
-                'test_evaluator.classwise=True')
+    again = ptq(
+        '--calib-num',
+        3,
+        '--recipe',
+        'minmax',
+        '--bits',
+        'w4a4',
+        '--resume',
+        '--cfg-options',
+        'test_evaluator.classwise=True',
+    )
     assert again.code == 0
     assert tests['runs'] == 2
 

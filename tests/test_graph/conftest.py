@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Toy layers and MMDetection's own detectors with random weights."""
+
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,6 @@ CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 
 
 class MatMul(nn.Module):
-
     def forward(self, a, b):
         return a @ b
 
@@ -43,12 +43,14 @@ class ToyWindowMSA(WindowMSA):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         attn = self.qk(q * self.scale, k.transpose(-2, -1))
         bias = self.relative_position_bias_table[
-            self.relative_position_index.view(-1)]
+            self.relative_position_index.view(-1)
+        ]
         attn = attn + bias.view(tokens, tokens, -1).permute(2, 0, 1)[None]
         if mask is not None:
             attn = attn.view(-1, len(mask), self.num_heads, tokens, tokens)
             attn = (attn + mask[:, None]).view(
-                -1, self.num_heads, tokens, tokens)
+                -1, self.num_heads, tokens, tokens
+            )
         attn = self.attn_drop(self.softmax(attn))
         out = self.pv(attn, v).transpose(1, 2).reshape(x.shape)
         return self.proj_drop(self.proj(out))
@@ -63,27 +65,37 @@ class ToyMultiheadAttention(nn.MultiheadAttention):
         self.out_proj.__class__ = nn.Linear
         self.qk, self.pv = MatMul(), MatMul()
 
-    def forward(self, query, key, value, attn_mask=None,
-                key_padding_mask=None):
+    def forward(
+        self, query, key, value, attn_mask=None, key_padding_mask=None
+    ):
         if not self.batch_first:
             query, key, value = (
-                t.transpose(0, 1) for t in (query, key, value))
+                t.transpose(0, 1) for t in (query, key, value)
+            )
         q, k, v = (
             t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for t in (self.q(query), self.k(key), self.v(value)))
-        logits = self.qk(q * q.shape[-1]**-0.5, k.transpose(-2, -1))
+            for t in (self.q(query), self.k(key), self.v(value))
+        )
+        logits = self.qk(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))
         if key_padding_mask is not None:
-            logits = logits.masked_fill(
-                key_padding_mask[:, None, None], -1e4)
+            logits = logits.masked_fill(key_padding_mask[:, None, None], -1e4)
         out = self.pv(torch.softmax(logits, dim=-1), v)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
         return (out if self.batch_first else out.transpose(0, 1)), None
 
 
 LEAVES = {
-    nn.Conv2d, nn.ConvTranspose2d, nn.Linear, wrappers.Conv2d,
-    wrappers.ConvTranspose2d, wrappers.Linear, DeformConv2d, DeformConv2dPack,
-    ModulatedDeformConv2d, ModulatedDeformConv2dPack, MatMul
+    nn.Conv2d,
+    nn.ConvTranspose2d,
+    nn.Linear,
+    wrappers.Conv2d,
+    wrappers.ConvTranspose2d,
+    wrappers.Linear,
+    DeformConv2d,
+    DeformConv2dPack,
+    ModulatedDeformConv2d,
+    ModulatedDeformConv2dPack,
+    MatMul,
 }
 
 
@@ -92,7 +104,7 @@ def is_leaf(module):
 
 
 def ports(module):
-    return ('a', 'b') if isinstance(module, MatMul) else ('input', )
+    return ('a', 'b') if isinstance(module, MatMul) else ('input',)
 
 
 def look(model, forward=None, shape=(1, 3, 16, 16), **kwargs):
@@ -130,10 +142,13 @@ def build(path, edit=None):
 
 def inputs(size):
     side = (size, size)
-    meta = {k: side for k in ('img_shape', 'ori_shape', 'pad_shape',
-                              'batch_input_shape')}
+    meta = {
+        k: side
+        for k in ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
+    }
     sample = DetDataSample(
-        metainfo={**meta, 'scale_factor': (1., 1.), 'img_id': 0})
+        metainfo={**meta, 'scale_factor': (1.0, 1.0), 'img_id': 0}
+    )
     torch.manual_seed(1)
     return torch.rand(1, 3, size, size), [sample]
 
@@ -142,8 +157,14 @@ def inputs(size):
 def kit():
     """The helpers above, since test folders are no packages."""
     return SimpleNamespace(
-        MatMul=MatMul, build=build, inputs=inputs, is_leaf=is_leaf,
-        look=look, ports=ports, with_role=with_role)
+        MatMul=MatMul,
+        build=build,
+        inputs=inputs,
+        is_leaf=is_leaf,
+        look=look,
+        ports=ports,
+        with_role=with_role,
+    )
 
 
 @pytest.fixture(autouse=True, scope='session')

@@ -27,30 +27,56 @@ def shaken(model):
 
 CASES = {
     'conv': (lambda: [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)], (2, 3, 8, 8)),
-    'no_bias': (lambda: [nn.Conv2d(3, 4, 3, bias=False),
-                         nn.BatchNorm2d(4)], (2, 3, 8, 8)),
-    'grouped': (lambda: [nn.Conv2d(4, 8, 3, groups=2), nn.BatchNorm2d(8)],
-                (2, 4, 8, 8)),
-    'not_affine': (lambda: [nn.Conv2d(3, 4, 3),
-                            nn.BatchNorm2d(4, affine=False)], (2, 3, 8, 8)),
-    'transposed': (lambda: [nn.ConvTranspose2d(3, 4, 3, 2),
-                            nn.BatchNorm2d(4)], (2, 3, 8, 8)),
-    'transposed_grouped': (lambda: [
-        nn.ConvTranspose2d(4, 6, 2, 2, groups=2, bias=False),
-        nn.BatchNorm2d(6)], (2, 4, 8, 8)),
+    'no_bias': (
+        lambda: [nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)],
+        (2, 3, 8, 8),
+    ),
+    'grouped': (
+        lambda: [nn.Conv2d(4, 8, 3, groups=2), nn.BatchNorm2d(8)],
+        (2, 4, 8, 8),
+    ),
+    'not_affine': (
+        lambda: [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)],
+        (2, 3, 8, 8),
+    ),
+    'transposed': (
+        lambda: [nn.ConvTranspose2d(3, 4, 3, 2), nn.BatchNorm2d(4)],
+        (2, 3, 8, 8),
+    ),
+    'transposed_grouped': (
+        lambda: [
+            nn.ConvTranspose2d(4, 6, 2, 2, groups=2, bias=False),
+            nn.BatchNorm2d(6),
+        ],
+        (2, 4, 8, 8),
+    ),
     'linear': (lambda: [nn.Linear(5, 7), nn.BatchNorm1d(7)], (6, 5)),
-    'sync_norm': (lambda: [nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4)],
-                  (2, 3, 8, 8)),
-    'identity_between': (lambda: [nn.Conv2d(3, 4, 3), nn.Identity(),
-                                  nn.Dropout(), nn.BatchNorm2d(4)],
-                         (2, 3, 8, 8)),
-    'deformable': (lambda: [ModulatedDeformConv2dPack(3, 4, 3, bias=False),
-                            nn.BatchNorm2d(4)], (2, 3, 8, 8)),
+    'sync_norm': (
+        lambda: [nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4)],
+        (2, 3, 8, 8),
+    ),
+    'identity_between': (
+        lambda: [
+            nn.Conv2d(3, 4, 3),
+            nn.Identity(),
+            nn.Dropout(),
+            nn.BatchNorm2d(4),
+        ],
+        (2, 3, 8, 8),
+    ),
+    'deformable': (
+        lambda: [
+            ModulatedDeformConv2dPack(3, 4, 3, bias=False),
+            nn.BatchNorm2d(4),
+        ],
+        (2, 3, 8, 8),
+    ),
 }
 
 
-@pytest.mark.parametrize('dtype, atol', [(torch.float32, 1e-5),
-                                         (torch.float64, 1e-10)])
+@pytest.mark.parametrize(
+    'dtype, atol', [(torch.float32, 1e-5), (torch.float64, 1e-10)]
+)
 @pytest.mark.parametrize('case', list(CASES))
 def test_fold_is_exact(kit, case, dtype, atol):
     make, shape = CASES[case]
@@ -71,16 +97,28 @@ def test_fold_is_exact(kit, case, dtype, atol):
 
 
 def test_fold_in_conv_module_and_bottleneck(kit):
-    net = shaken(nn.Sequential(
-        ConvModule(3, 8, 3, norm_cfg=dict(type='BN')),
-        Bottleneck(8, 2, downsample=nn.Sequential(
-            nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)))))
+    net = shaken(
+        nn.Sequential(
+            ConvModule(3, 8, 3, norm_cfg=dict(type='BN')),
+            Bottleneck(
+                8,
+                2,
+                downsample=nn.Sequential(
+                    nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+                ),
+            ),
+        )
+    )
     image = torch.randn(1, 3, 8, 8)
     want = net(image)
     graph = kit.look(net, lambda: net(image))
     assert graph.bn_folds == {
-        '0.bn': '0.conv', '1.bn1': '1.conv1', '1.bn2': '1.conv2',
-        '1.bn3': '1.conv3', '1.downsample.1': '1.downsample.0'}
+        '0.bn': '0.conv',
+        '1.bn1': '1.conv1',
+        '1.bn2': '1.conv2',
+        '1.bn3': '1.conv3',
+        '1.downsample.1': '1.downsample.0',
+    }
     fresh = copy.deepcopy(net)
     fold_batch_norms(net, graph.bn_folds)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
@@ -94,7 +132,6 @@ def test_fold_in_conv_module_and_bottleneck(kit):
 
 
 class Net(nn.Module):
-
     def __init__(self, body):
         super().__init__()
         self.conv, self.other = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
@@ -111,23 +148,26 @@ def in_place(net, x):
     return net.bn(y)
 
 
-@pytest.mark.parametrize('body, folds', [
-    (lambda n, x: n.bn(n.conv(x)), {'bn': 'conv'}),
-    # shared by two levels, conv and norm alike
-    (lambda n, x: [n.bn(n.conv(y)) for y in (x, x * 2)], {'bn': 'conv'}),
-    # RTMDet: a conv of all levels with a norm for each
-    (lambda n, x: [b(n.conv(x)) for b in (n.bn, n.bn2)], {}),
-    # NAS-FPN's head: convs of their own under one norm
-    (lambda n, x: [n.bn(c(x)) for c in (n.conv, n.other)], {}),
-    (lambda n, x: (lambda y: n.bn(y) + y)(n.conv(x)), {}),
-    (lambda n, x: (lambda y: (n.bn(y), y))(n.conv(x)), {}),
-    (lambda n, x: (n.bn(n.conv(x)), n.conv(x * 2)), {}),
-    (lambda n, x: (n.bn(n.conv(x)), n.bn(x)), {}),
-    (lambda n, x: n.bn(n.conv(x).relu()), {}),
-    (lambda n, x: n.bn(x), {}),
-    (lambda n, x: n.bn2(n.bn(n.conv(x))), {'bn': 'conv'}),
-    (in_place, {}),
-])
+@pytest.mark.parametrize(
+    'body, folds',
+    [
+        (lambda n, x: n.bn(n.conv(x)), {'bn': 'conv'}),
+        # shared by two levels, conv and norm alike
+        (lambda n, x: [n.bn(n.conv(y)) for y in (x, x * 2)], {'bn': 'conv'}),
+        # RTMDet: a conv of all levels with a norm for each
+        (lambda n, x: [b(n.conv(x)) for b in (n.bn, n.bn2)], {}),
+        # NAS-FPN's head: convs of their own under one norm
+        (lambda n, x: [n.bn(c(x)) for c in (n.conv, n.other)], {}),
+        (lambda n, x: (lambda y: n.bn(y) + y)(n.conv(x)), {}),
+        (lambda n, x: (lambda y: (n.bn(y), y))(n.conv(x)), {}),
+        (lambda n, x: (n.bn(n.conv(x)), n.conv(x * 2)), {}),
+        (lambda n, x: (n.bn(n.conv(x)), n.bn(x)), {}),
+        (lambda n, x: n.bn(n.conv(x).relu()), {}),
+        (lambda n, x: n.bn(x), {}),
+        (lambda n, x: n.bn2(n.bn(n.conv(x))), {'bn': 'conv'}),
+        (in_place, {}),
+    ],
+)
 def test_what_folds(kit, body, folds):
     assert kit.look(Net(body)).bn_folds == folds
 
@@ -144,20 +184,33 @@ def test_norms_without_statistics_or_in_training_do_not_fold(kit):
 
 def test_shared_norm_is_replaced_in_every_parent():
     norm = nn.BatchNorm2d(3)
-    net = nn.ModuleDict({'a': nn.Sequential(nn.Conv2d(3, 3, 1), norm),
-                         'b': nn.ModuleList([norm])}).eval()
+    net = nn.ModuleDict(
+        {
+            'a': nn.Sequential(nn.Conv2d(3, 3, 1), norm),
+            'b': nn.ModuleList([norm]),
+        }
+    ).eval()
     fold_batch_norms(net, {'a.1': 'a.0'})
     assert type(net['a'][1]) is type(net['b'][0]) is nn.Identity
 
 
-@pytest.mark.parametrize('folds, message', [
-    ({'1': '0', '9': '0'}, "no module '9'"),
-    ({'1': '0', '0': '0'}, 'not a batch norm'),
-    ({'1': '0', '3': '2'}, '5 against 4 channels'),
-])
+@pytest.mark.parametrize(
+    'folds, message',
+    [
+        ({'1': '0', '9': '0'}, "no module '9'"),
+        ({'1': '0', '0': '0'}, 'not a batch norm'),
+        ({'1': '0', '3': '2'}, '5 against 4 channels'),
+    ],
+)
 def test_mistakes_change_nothing(folds, message):
-    net = shaken(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4),
-                               nn.Conv2d(4, 4, 1), nn.BatchNorm2d(5)))
+    net = shaken(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 1),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 4, 1),
+            nn.BatchNorm2d(5),
+        )
+    )
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(PTQError, match=message):
         fold_batch_norms(net, folds)

@@ -8,7 +8,6 @@ from mmdet_ptq.structures import NormLink
 
 
 class Net(nn.Module):
-
     def __init__(self, body):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 1)
@@ -24,8 +23,10 @@ class Net(nn.Module):
 
 def test_consumers_of_one_tensor_share(kit):
     graph = kit.look(Net(lambda n, x, t: (n.a(t), n.b(t))))
-    assert graph.shared_ports == [[('conv', 'input')],
-                                  [('a', 'input'), ('b', 'input')]]
+    assert graph.shared_ports == [
+        [('conv', 'input')],
+        [('a', 'input'), ('b', 'input')],
+    ]
 
 
 def test_equal_but_distinct_tensors_do_not_share(kit):
@@ -37,7 +38,6 @@ def test_sharing_is_transitive_over_calls(kit):
     """A head layer on two levels ties what else reads either level."""
 
     class Levels(nn.Module):
-
         def __init__(self):
             super().__init__()
             self.down = nn.Conv2d(3, 3, 1)
@@ -49,14 +49,19 @@ def test_sharing_is_transitive_over_calls(kit):
             return [self.cls(x), self.reg(y), self.cls(y), self.extra(x)]
 
     graph = kit.look(Levels())
-    assert graph.shared_ports == [[('down', 'input'), ('cls', 'input'),
-                                   ('reg', 'input'), ('extra', 'input')]]
+    assert graph.shared_ports == [
+        [
+            ('down', 'input'),
+            ('cls', 'input'),
+            ('reg', 'input'),
+            ('extra', 'input'),
+        ]
+    ]
 
 
 def test_both_ports_of_a_product(kit):
 
     class Gram(nn.Module):
-
         def __init__(self):
             super().__init__()
             self.mm = kit.MatMul()
@@ -67,42 +72,61 @@ def test_both_ports_of_a_product(kit):
             return self.mm(y, y) + self.mm(a=y, b=y.mT)
 
     graph = kit.look(Gram(), shape=(1, 4, 4))
-    assert graph.shared_ports == [[('fc', 'input')],
-                                  [('mm', 'a'), ('mm', 'b')]]
+    assert graph.shared_ports == [
+        [('fc', 'input')],
+        [('mm', 'a'), ('mm', 'b')],
+    ]
 
 
 def swin_like(net, x, t):
     y = net.norm(t)
     y = F.pad(y, (0, 0, 0, 8)).roll(2, 1)
     y = y.view(-1, 8, 4)
-    return t + net.a(y).reshape(1, -1, 4)[:, :t.shape[1]]
+    return t + net.a(y).reshape(1, -1, 4)[:, : t.shape[1]]
 
 
-@pytest.mark.parametrize('body, layers, via, exclusive', [
-    (lambda n, x, t: n.a(n.norm(t)), ('a', ), (), True),
-    (lambda n, x, t: (n.a(n.norm(t)), n.b(t)), ('a', ), (), True),
-    (swin_like, ('a', ), ('pad', 'roll', 'view'), True),
-    (lambda n, x, t: [f(n.norm(t)) for f in (n.a, n.b)], ('a', ), (), True),
-    # post-norm: the residual reads the norm as well
-    (lambda n, x, t: (lambda y: y + n.a(y))(n.norm(t)), ('a', ), (), False),
-    (lambda n, x, t: (lambda y: n.b(n.a(y + 1)) + n.b(y))(n.norm(t)),
-     ('b', ), (), False),
-    # the norm is itself an output
-    (lambda n, x, t: (lambda y: (y, n.a(y)))(n.norm(t)), ('a', ), (), False),
-    # the layer reads something else as well
-    (lambda n, x, t: n.a(n.norm(t)) + n.a(t), ('a', ), (), False),
-    (lambda n, x, t: n.a(torch.cat([n.norm(t), t])), None, (), False),
-    (lambda n, x, t: n.a(n.norm(t).relu()), None, (), False),
-    (lambda n, x, t: n.a(n.gn(x).flatten(2).mT), ('a', ),
-     ('flatten', 'mT'), True),
-])
+@pytest.mark.parametrize(
+    'body, layers, via, exclusive',
+    [
+        (lambda n, x, t: n.a(n.norm(t)), ('a',), (), True),
+        (lambda n, x, t: (n.a(n.norm(t)), n.b(t)), ('a',), (), True),
+        (swin_like, ('a',), ('pad', 'roll', 'view'), True),
+        (lambda n, x, t: [f(n.norm(t)) for f in (n.a, n.b)], ('a',), (), True),
+        # post-norm: the residual reads the norm as well
+        (lambda n, x, t: (lambda y: y + n.a(y))(n.norm(t)), ('a',), (), False),
+        (
+            lambda n, x, t: (lambda y: n.b(n.a(y + 1)) + n.b(y))(n.norm(t)),
+            ('b',),
+            (),
+            False,
+        ),
+        # the norm is itself an output
+        (
+            lambda n, x, t: (lambda y: (y, n.a(y)))(n.norm(t)),
+            ('a',),
+            (),
+            False,
+        ),
+        # the layer reads something else as well
+        (lambda n, x, t: n.a(n.norm(t)) + n.a(t), ('a',), (), False),
+        (lambda n, x, t: n.a(torch.cat([n.norm(t), t])), None, (), False),
+        (lambda n, x, t: n.a(n.norm(t).relu()), None, (), False),
+        (
+            lambda n, x, t: n.a(n.gn(x).flatten(2).mT),
+            ('a',),
+            ('flatten', 'mT'),
+            True,
+        ),
+    ],
+)
 def test_norm_links(kit, body, layers, via, exclusive):
     graph = kit.look(Net(body))
     if layers is None:
         assert graph.norm_links == []
         return
-    link, = graph.norm_links
+    (link,) = graph.norm_links
     if link.layers == ('a', 'b'):  # the case of one norm call for each
         layers = ('a', 'b')
-    assert link == NormLink('gn' if 'mT' in via else 'norm', layers, via,
-                            exclusive)
+    assert link == NormLink(
+        'gn' if 'mT' in via else 'norm', layers, via, exclusive
+    )

@@ -8,15 +8,18 @@ from torch import nn
 from mmdet_ptq.graph.roles import component_roles
 
 
-@pytest.mark.parametrize('name, roles', [
-    ('backbone.conv1', {'backbone'}),
-    ('neck.0.conv', {'neck'}),
-    ('rpn_head.rpn_cls', {'rpn', 'head'}),
-    ('roi_head.bbox_head.fc_cls', {'head'}),
-    ('roi_head.mask_head.1.conv_logits', {'head', 'mask'}),
-    ('detector.backbone.conv1', {'backbone'}),
-    ('decoder.layers.0.backbone', {'head'}),
-])
+@pytest.mark.parametrize(
+    'name, roles',
+    [
+        ('backbone.conv1', {'backbone'}),
+        ('neck.0.conv', {'neck'}),
+        ('rpn_head.rpn_cls', {'rpn', 'head'}),
+        ('roi_head.bbox_head.fc_cls', {'head'}),
+        ('roi_head.mask_head.1.conv_logits', {'head', 'mask'}),
+        ('detector.backbone.conv1', {'backbone'}),
+        ('decoder.layers.0.backbone', {'head'}),
+    ],
+)
 def test_component_roles(name, roles):
     assert component_roles(name) == roles
 
@@ -51,14 +54,18 @@ def test_stem_goes_through_norms_and_shapes(kit):
 def test_prediction_through_pointwise_and_shape_ops(kit):
 
     def tail(net, feats):
-        boxes = [net.reg(f).permute(0, 2, 3, 1).exp().flatten(1, 2)
-                 for f in feats]
-        return {'c': [net.cls(f).sigmoid() for f in feats],
-                'b': torch.cat(boxes, 1)}
+        boxes = [
+            net.reg(f).permute(0, 2, 3, 1).exp().flatten(1, 2) for f in feats
+        ]
+        return {
+            'c': [net.cls(f).sigmoid() for f in feats],
+            'b': torch.cat(boxes, 1),
+        }
 
     graph = kit.look(Detector(tail))
     assert kit.with_role(graph, 'prediction') == ['cls', 'reg'] or (
-        kit.with_role(graph, 'prediction') == ['reg', 'cls'])
+        kit.with_role(graph, 'prediction') == ['reg', 'cls']
+    )
 
 
 def test_features_beside_predictions_are_none(kit):
@@ -67,8 +74,9 @@ def test_features_beside_predictions_are_none(kit):
 
 
 def test_norm_stops_the_walk(kit):
-    graph = kit.look(Detector(
-        lambda net, f: net.norm(f[0].flatten(2).transpose(1, 2))))
+    graph = kit.look(
+        Detector(lambda net, f: net.norm(f[0].flatten(2).transpose(1, 2)))
+    )
     assert kit.with_role(graph, 'prediction') == []
 
 
@@ -97,7 +105,6 @@ def test_boxes_of_roi_align_but_not_its_features(kit):
 
 
 class Attention(nn.Module):
-
     def __init__(self, matmul):
         super().__init__()
         self.embed = nn.Linear(8, 8)
@@ -138,10 +145,13 @@ def test_attention_softmax_gelu(kit, modules):
     net = Attention(kit.MatMul if modules else Product)
     graph = kit.look(net, shape=(2, 5, 8))
     products = ['qk', 'pv'] if modules else []
-    assert kit.with_role(graph, 'attention') == [
-        'qkv', *products, 'proj']
-    arriving = {(n, p): r for n, layer in graph.layers.items()
-                for p, r in layer.port_roles.items() if r}
+    assert kit.with_role(graph, 'attention') == ['qkv', *products, 'proj']
+    arriving = {
+        (n, p): r
+        for n, layer in graph.layers.items()
+        for p, r in layer.port_roles.items()
+        if r
+    }
     want = {('down', 'input'): {'gelu'}}
     if modules:
         want['pv', 'a'] = {'softmax'}
@@ -150,23 +160,23 @@ def test_attention_softmax_gelu(kit, modules):
 
 
 def test_conv_offset_is_a_layer_inside_a_layer(kit):
-    net = nn.Sequential(nn.Conv2d(3, 4, 1),
-                        ModulatedDeformConv2dPack(4, 6, 3, padding=1))
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1), ModulatedDeformConv2dPack(4, 6, 3, padding=1)
+    )
     graph = kit.look(net)
     assert list(graph.layers) == ['0', '1.conv_offset', '1']
     assert kit.with_role(graph, 'offset') == ['1.conv_offset']
-    deform, = graph.layers['1'].calls
-    assert deform.inputs == (graph.ops[0].outputs[0],
-                             graph.ops[1].outputs[0])
-    assert graph.shared_ports == [[('0', 'input')],
-                                  [('1.conv_offset', 'input'),
-                                   ('1', 'input')]]
+    (deform,) = graph.layers['1'].calls
+    assert deform.inputs == (graph.ops[0].outputs[0], graph.ops[1].outputs[0])
+    assert graph.shared_ports == [
+        [('0', 'input')],
+        [('1.conv_offset', 'input'), ('1', 'input')],
+    ]
 
 
 def test_grid_of_grid_sample(kit):
 
     class Net(nn.Module):
-
         def __init__(self):
             super().__init__()
             self.value = nn.Conv2d(3, 4, 1)
@@ -176,12 +186,14 @@ def test_grid_of_grid_sample(kit):
         def forward(self, x):
             grid = self.offsets(x).permute(0, 2, 3, 1).tanh()
             return self.last(
-                F.grid_sample(self.value(x), grid, align_corners=False))
+                F.grid_sample(self.value(x), grid, align_corners=False)
+            )
 
     graph = kit.look(Net())
     assert kit.with_role(graph, 'offset') == ['offsets']
     assert kit.with_role(graph, 'stem') == ['value', 'offsets'] or (
-        kit.with_role(graph, 'stem') == ['offsets', 'value'])
+        kit.with_role(graph, 'stem') == ['offsets', 'value']
+    )
     assert kit.with_role(graph, 'prediction') == ['last']
 
 
@@ -189,13 +201,11 @@ def test_locations_of_fused_deformable_attention(kit):
     """What mmcv calls on a GPU; on a CPU it samples with grid_sample."""
 
     class MultiScaleDeformableAttnFunction(torch.autograd.Function):
-
         @staticmethod
         def forward(ctx, value, shapes, starts, locations, weights, step):
             return value.new_zeros(value.shape) + locations.sum()
 
     class Net(nn.Module):
-
         def __init__(self):
             super().__init__()
             self.value, self.offsets = nn.Linear(8, 8), nn.Linear(8, 4)
@@ -203,9 +213,16 @@ def test_locations_of_fused_deformable_attention(kit):
 
         def forward(self, x):
             sizes = torch.tensor([[1, 5]])
-            return self.out(MultiScaleDeformableAttnFunction.apply(
-                self.value(x), sizes, sizes[0, :1], self.offsets(x) + 0.5,
-                self.weights(x).softmax(-1), 64))
+            return self.out(
+                MultiScaleDeformableAttnFunction.apply(
+                    self.value(x),
+                    sizes,
+                    sizes[0, :1],
+                    self.offsets(x) + 0.5,
+                    self.weights(x).softmax(-1),
+                    64,
+                )
+            )
 
     graph = kit.look(Net(), shape=(2, 5, 8))
     assert kit.with_role(graph, 'offset') == ['offsets']

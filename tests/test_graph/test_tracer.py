@@ -54,7 +54,8 @@ def test_expected_graph(kit):
 
 def test_uncalled_and_called_twice(kit):
     graph = kit.look(
-        Net(lambda net, x: [net.conv(x), net.conv(x[..., ::2, ::2])]))
+        Net(lambda net, x: [net.conv(x), net.conv(x[..., ::2, ::2])])
+    )
     assert len(graph.layers['conv'].calls) == 2
     assert graph.uncalled == ['conv2']
 
@@ -72,13 +73,16 @@ def test_inplace_relu_makes_a_new_value(kit):
     assert conv2.inputs == relu.outputs
 
 
-@pytest.mark.parametrize('write, name', [
-    (lambda y, z: y.add_(z), 'add'),
-    (lambda y, z: y.__iadd__(z), 'add'),
-    (lambda y, z: y.__setitem__(slice(None), z), 'setitem'),
-    (lambda y, z: y.copy_(z), 'copy'),
-    (lambda y, z: torch.mul(y, z, out=y), 'mul'),
-])
+@pytest.mark.parametrize(
+    'write, name',
+    [
+        (lambda y, z: y.add_(z), 'add'),
+        (lambda y, z: y.__iadd__(z), 'add'),
+        (lambda y, z: y.__setitem__(slice(None), z), 'setitem'),
+        (lambda y, z: y.copy_(z), 'copy'),
+        (lambda y, z: torch.mul(y, z, out=y), 'mul'),
+    ],
+)
 def test_writes_relabel_the_same_tensor(kit, write, name):
 
     def body(net, x):
@@ -108,7 +112,8 @@ def test_write_into_a_view_reaches_its_base(kit):
 
 def test_identities_are_no_ops(kit):
     body = lambda net, x: net.conv2(  # noqa: E731
-        net.drop(F.dropout(net.conv(x), training=False)).contiguous())
+        net.drop(F.dropout(net.conv(x), training=False)).contiguous()
+    )
     conv, conv2 = kit.look(Net(body)).ops
     assert conv2.inputs == conv.outputs
 
@@ -122,8 +127,9 @@ def test_constants_and_shapes_are_left_out(kit):
 
     graph = kit.look(Net(body))
     assert names(graph) == ['Conv2d', 'add', 'add']
-    assert all(graph.values[op.inputs[1]].producer == -1
-               for op in graph.ops[1:])
+    assert all(
+        graph.values[op.inputs[1]].producer == -1 for op in graph.ops[1:]
+    )
 
 
 def test_ops_of_extensions_are_seen(kit):
@@ -135,15 +141,21 @@ def test_ops_of_extensions_are_seen(kit):
         rois = torch.cat([y.new_zeros(2, 1), boxes], 1)
         nms(rois[:, 1:], rois[:, 1], 0.5)
         offset = y.mean() + y.new_zeros(1, 18, 16, 16)
-        return (roi_align(y, rois, 7), deform_conv2d(
-            y, offset, weight, 1, 1, 1, 1, 1))
+        return (
+            roi_align(y, rois, 7),
+            deform_conv2d(y, offset, weight, 1, 1, 1, 1, 1),
+        )
 
     graph = kit.look(Net(body))
     by_name = {op.name: op for op in graph.ops}
     conv = graph.ops[0].outputs[0]
     assert by_name['RoIAlignFunction'].inputs[0] == conv
     assert graph.values[by_name['RoIAlignFunction'].outputs[0]].shape == (
-        2, 4, 7, 7)
+        2,
+        4,
+        7,
+        7,
+    )
     assert by_name['DeformConv2dFunction'].inputs[0] == conv
     assert not graph.values[by_name['NMSop'].outputs[0]].floating
     assert len(graph.outputs) == 2
@@ -158,12 +170,14 @@ def test_nothing_is_left_behind(kit, fail):
         y = net.relu(net.conv(x))
         if fail:
             raise ArithmeticError('stop')
-        return roi_align(y, torch.tensor([[0., 1, 1, 9, 9]]), 7)
+        return roi_align(y, torch.tensor([[0.0, 1, 1, 9, 9]]), 7)
 
     net = Net(body)
     net.conv.register_forward_hook(lambda *a: seen.append(1))
-    before = [(dict(m._forward_hooks), dict(m._forward_pre_hooks),
-               sorted(vars(m))) for m in net.modules()]
+    before = [
+        (dict(m._forward_hooks), dict(m._forward_pre_hooks), sorted(vars(m)))
+        for m in net.modules()
+    ]
     function = RoIAlignFunction.__dict__['forward']
     image = torch.rand(1, 3, 16, 16)
     if fail:
@@ -175,8 +189,10 @@ def test_nothing_is_left_behind(kit, fail):
         kit.look(net, lambda: got.append(net(image)))
         assert torch.equal(got[0], want)
     assert len(seen) == 2 - fail
-    assert before == [(dict(m._forward_hooks), dict(m._forward_pre_hooks),
-                       sorted(vars(m))) for m in net.modules()]
+    assert before == [
+        (dict(m._forward_hooks), dict(m._forward_pre_hooks), sorted(vars(m)))
+        for m in net.modules()
+    ]
     assert RoIAlignFunction.__dict__['forward'] is function
     assert torch.overrides._get_current_function_mode_stack() == []
     assert vars(image) == {}
@@ -238,6 +254,7 @@ def test_image_by_argument_or_by_first_layer(kit):
     # the model's own call is bypassed
     for images in (None, [image]):
         graph = kit.look(net, lambda: net.forward(image * 1), images=images)
-        assert [v.shape for v in graph.values.values()
-                if v.is_input] == [(1, 3, 8, 8)]
+        assert [v.shape for v in graph.values.values() if v.is_input] == [
+            (1, 3, 8, 8)
+        ]
         assert kit.with_role(graph, 'stem') == ['conv']

@@ -14,7 +14,6 @@ def conv(*args):
 
 
 class Block(nn.Module):
-
     def __init__(self, inner=None, down=False, inplace=False):
         super().__init__()
         self.a, self.b = conv(4, 4, 3), inner or conv(4, 4, 3)
@@ -35,8 +34,9 @@ class Plain(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b = (nn.Sequential(conv(4, 4, 3), conv(4, 4, 3))
-                          for _ in range(2))
+        self.a, self.b = (
+            nn.Sequential(conv(4, 4, 3), conv(4, 4, 3)) for _ in range(2)
+        )
 
     def forward(self, x):
         return self.a(x) + self.b(x)
@@ -46,13 +46,14 @@ def units_of(graph):
     return {u.name: u.layers for u in graph.units}
 
 
-@pytest.mark.parametrize('block', [
-    Block(), Block(inplace=True), Block(down=True)])
+@pytest.mark.parametrize(
+    'block', [Block(), Block(inplace=True), Block(down=True)]
+)
 def test_residual_block(kit, block):
     net = nn.Sequential(conv(3, 4, 3), block, conv(4, 4, 3))
-    want = {'0': ('0', ), '1': ('1.a', '1.b'), '2': ('2', )}
+    want = {'0': ('0',), '1': ('1.a', '1.b'), '2': ('2',)}
     if block.down is not None:
-        want['1'] += ('1.down', )
+        want['1'] += ('1.down',)
     got = units_of(kit.look(net))
     assert got == want and list(got) == ['0', '1', '2']
 
@@ -60,7 +61,9 @@ def test_residual_block(kit, block):
 def test_nested_blocks_merge_into_the_outer(kit):
     net = nn.Sequential(conv(3, 4, 3), Block(inner=Block()))
     assert units_of(kit.look(net)) == {
-        '0': ('0', ), '1': ('1.a', '1.b.a', '1.b.b')}
+        '0': ('0',),
+        '1': ('1.a', '1.b.a', '1.b.b'),
+    }
 
 
 def test_blocks_side_by_side_stay_apart(kit):
@@ -77,14 +80,13 @@ def test_partition_with_a_block_called_twice(kit):
     block = Block()
     net = nn.Sequential(conv(3, 4, 3), block, block)
     graph = kit.look(net)
-    assert units_of(graph) == {'0': ('0', ), '1': ('1.a', '1.b')}
+    assert units_of(graph) == {'0': ('0',), '1': ('1.a', '1.b')}
 
 
 def test_skip_handed_in_from_outside(kit):
     """mmcv's FFN adds an identity that it gets beside its input."""
 
     class Layer(nn.Module):
-
         def __init__(self):
             super().__init__()
             self.norm = nn.LayerNorm(8)
@@ -94,14 +96,14 @@ def test_skip_handed_in_from_outside(kit):
             return self.ffn(self.norm(x), identity=x)
 
     net = nn.Sequential(nn.Linear(8, 8), Layer(), FFN(8, 16))
-    assert {n: len(v) for n, v in units_of(
-        kit.look(net, shape=(1, 5, 8))).items()} == {'0': 1, '1': 2, '2': 2}
+    assert {
+        n: len(v) for n, v in units_of(kit.look(net, shape=(1, 5, 8))).items()
+    } == {'0': 1, '1': 2, '2': 2}
 
 
 def test_position_added_again_is_no_residual(kit):
 
     class Layer(nn.Module):
-
         def __init__(self):
             super().__init__()
             self.mix, self.ffn = FFN(8, 16), FFN(8, 16)
@@ -111,7 +113,6 @@ def test_position_added_again_is_no_residual(kit):
             return self.ffn(self.shift[0](self.mix(x + pos), pos))
 
     class Shift(nn.Module):
-
         def __init__(self):
             super().__init__()
             self.drop = nn.Sequential(nn.Dropout())
@@ -120,7 +121,6 @@ def test_position_added_again_is_no_residual(kit):
             return self.drop(x + pos)
 
     class Net(nn.Module):
-
         def __init__(self):
             super().__init__()
             self.fc, self.layer = nn.Linear(8, 8), Layer()
@@ -136,14 +136,16 @@ def test_position_added_again_is_no_residual(kit):
 def test_parts_of_mmdetection(kit):
 
     class Detector(nn.Module):
-
         def __init__(self):
             super().__init__()
-            self.backbone = nn.ModuleList([
-                conv(3, 8, 3), Bottleneck(8, 2),
-                HourglassModule(1, [8, 8], [1, 1])])
-            self.neck = nn.ModuleList(
-                [FPN([8, 8], 8, 2), PAFPN([8, 8], 8, 2)])
+            self.backbone = nn.ModuleList(
+                [
+                    conv(3, 8, 3),
+                    Bottleneck(8, 2),
+                    HourglassModule(1, [8, 8], [1, 1]),
+                ]
+            )
+            self.neck = nn.ModuleList([FPN([8, 8], 8, 2), PAFPN([8, 8], 8, 2)])
             self.bbox_head = SwinBlock(8, 2, 16, window_size=4)
 
         def forward(self, x):
@@ -155,8 +157,11 @@ def test_parts_of_mmdetection(kit):
             low = pair[0]
             return self.bbox_head(low.flatten(2).mT, low.shape[2:])
 
-    sizes = {n: len(v) for n, v in units_of(kit.look(Detector())).items()
-             if len(v) > 1}
+    sizes = {
+        n: len(v)
+        for n, v in units_of(kit.look(Detector())).items()
+        if len(v) > 1
+    }
     assert sizes == {
         'backbone.1': 3,
         'backbone.2.up1.0': 2,

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Decomposed attention computes what the original computes."""
+
 import copy
 
 import pytest
@@ -34,7 +35,8 @@ def split_copy(module):
 def test_multihead_attention(batch_first, bias, dims, mask):
     torch.manual_seed(0)
     mha = nn.MultiheadAttention(
-        16, 4, bias=bias, batch_first=batch_first, **dims).eval()
+        16, 4, bias=bias, batch_first=batch_first, **dims
+    ).eval()
     if bias:
         nn.init.normal_(mha.in_proj_bias)
         nn.init.normal_(mha.out_proj.bias)
@@ -83,8 +85,9 @@ def test_state_dict_keys_stay(dims):
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert not twin.load_state_dict(other.state_dict()).missing_keys
     close(
-        twin.v_proj.weight, other.v_proj_weight
-        if dims else other.in_proj_weight[32:])
+        twin.v_proj.weight,
+        other.v_proj_weight if dims else other.in_proj_weight[32:],
+    )
 
 
 def test_projections_are_called_as_modules():
@@ -98,11 +101,16 @@ def test_projections_are_called_as_modules():
     for name, module in attention.named_modules():
         if type(module) in (nn.Linear, MatMul):
             module.register_forward_hook(
-                lambda *_, name=name: called.append(name))
+                lambda *_, name=name: called.append(name)
+            )
     close(attention(x), expected)
     assert called == [
-        'attn.q_proj', 'attn.k_proj', 'attn.v_proj', 'attn.matmul_qk',
-        'attn.matmul_pv', 'attn.out_proj'
+        'attn.q_proj',
+        'attn.k_proj',
+        'attn.v_proj',
+        'attn.matmul_qk',
+        'attn.matmul_pv',
+        'attn.out_proj',
     ]
 
 
@@ -116,8 +124,7 @@ def test_refuses_bias_kv():
 @pytest.mark.parametrize('size', [(14, 14), (9, 16)])
 def test_window_attention(shift, size):
     torch.manual_seed(0)
-    swin = ShiftWindowMSA(
-        24, 3, window_size=7, shift_size=shift).eval()
+    swin = ShiftWindowMSA(24, 3, window_size=7, shift_size=shift).eval()
     nn.init.normal_(swin.w_msa.relative_position_bias_table)
     x = torch.randn(2, size[0] * size[1], 24)
     keys = list(swin.state_dict())

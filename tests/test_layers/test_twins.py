@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Twins: same output in float mode, hand-quantized output otherwise."""
+
 import copy
 
 import pytest
@@ -18,12 +19,12 @@ from mmdet_ptq.quantizers import UniformQuantizer
 
 
 def conv_inputs(channels=8):
-    return (torch.randn(2, channels, 9, 11), )
+    return (torch.randn(2, channels, 9, 11),)
 
 
 def deform_inputs(mask):
     x = torch.randn(1, 8, 9, 11)
-    extra = (torch.randn(1, 18, 9, 11), )
+    extra = (torch.randn(1, 18, 9, 11),)
     return (x, *extra, torch.rand(1, 9, 9, 11)) if mask else (x, *extra)
 
 
@@ -32,20 +33,26 @@ LAYERS = {
     'conv_dilated': (nn.Conv2d(8, 6, 3, 2, 2, 2, bias=False), conv_inputs()),
     'conv_grouped': (nn.Conv2d(8, 4, 3, groups=2), conv_inputs()),
     'conv_depthwise': (nn.Conv2d(8, 16, 3, groups=8), conv_inputs()),
-    'conv_reflect': (nn.Conv2d(8, 6, 3, padding=1, padding_mode='reflect'),
-                     conv_inputs()),
+    'conv_reflect': (
+        nn.Conv2d(8, 6, 3, padding=1, padding_mode='reflect'),
+        conv_inputs(),
+    ),
     'conv_mmcv': (wrappers.Conv2d(8, 6, 1), conv_inputs()),
     'deconv': (nn.ConvTranspose2d(8, 6, 2, 2), conv_inputs()),
     'deconv_grouped': (nn.ConvTranspose2d(8, 6, 3, groups=2), conv_inputs()),
     'deconv_mmcv': (wrappers.ConvTranspose2d(8, 6, 2), conv_inputs()),
-    'linear': (nn.Linear(8, 5), (torch.randn(3, 7, 8), )),
-    'linear_mmcv': (wrappers.Linear(8, 5), (torch.randn(3, 8), )),
+    'linear': (nn.Linear(8, 5), (torch.randn(3, 7, 8),)),
+    'linear_mmcv': (wrappers.Linear(8, 5), (torch.randn(3, 8),)),
     'deform': (DeformConv2d(8, 4, 3, padding=1), deform_inputs(False)),
-    'deform_v2': (ModulatedDeformConv2d(8, 4, 3, padding=1),
-                  deform_inputs(True)),
+    'deform_v2': (
+        ModulatedDeformConv2d(8, 4, 3, padding=1),
+        deform_inputs(True),
+    ),
     'deform_pack': (DeformConv2dPack(8, 4, 3, padding=1), conv_inputs()),
-    'deform_v2_pack': (ModulatedDeformConv2dPack(8, 4, 3, padding=1),
-                       conv_inputs()),
+    'deform_v2_pack': (
+        ModulatedDeformConv2dPack(8, 4, 3, padding=1),
+        conv_inputs(),
+    ),
 }
 
 
@@ -56,8 +63,7 @@ def twin_of(layer):
 
 
 def quantizer(role, x, axis, bits=4, granularity='tensor'):
-    q = UniformQuantizer(
-        bits, granularity=granularity, axis=axis, role=role)
+    q = UniformQuantizer(bits, granularity=granularity, axis=axis, role=role)
     rows = q.granularity.rows(x)
     q.set_range(rows.amin(1), rows.amax(1))
     return q
@@ -65,7 +71,8 @@ def quantizer(role, x, axis, bits=4, granularity='tensor'):
 
 def attach(twin, x):
     twin.weight_quantizer = quantizer(
-        'weight', twin.weight, twin.weight_axis, granularity='channel')
+        'weight', twin.weight, twin.weight_axis, granularity='channel'
+    )
     twin.act_quantizers['input'] = quantizer('act', x, twin.act_axis)
 
 
@@ -128,7 +135,6 @@ def test_shared_module_stays_one_object():
 
 def test_unknown_subclass_is_left_alone():
     class Scaled(nn.Conv2d):
-
         def forward(self, x):
             return 2 * super().forward(x)
 
@@ -152,7 +158,6 @@ def test_weights_only_and_activations_only():
 
 
 class Levels(nn.Module):
-
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(4, 4, 1)

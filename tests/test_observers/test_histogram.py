@@ -37,16 +37,19 @@ def test_exponent_is_the_smallest_that_fits(low, high, half):
     e = exponents(torch.tensor([low]), torch.tensor([high]), half).item()
 
     def fits(e):
-        return (math.floor(low / 2.0**e) >= -half
-                and math.floor(high / 2.0**e) < half)
+        return (
+            math.floor(low / 2.0**e) >= -half
+            and math.floor(high / 2.0**e) < half
+        )
 
     assert fits(e)
     assert e == MIN_EXPONENT or not fits(e - 1)
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
-@given(st.lists(st.lists(floats, min_size=1, max_size=9), min_size=1,
-                max_size=5))
+@given(
+    st.lists(st.lists(floats, min_size=1, max_size=9), min_size=1, max_size=5)
+)
 def test_against_a_loop(batches):
     observer = LpObserver()
     for values in batches:
@@ -63,7 +66,7 @@ def test_against_a_loop(batches):
 def test_rows_have_their_own_exponents():
     observer = LpObserver()
     observer.bind(Granularity('channel', 1))
-    scale = torch.tensor([1e-4, 1., 300.])[:, None]
+    scale = torch.tensor([1e-4, 1.0, 300.0])[:, None]
     observer.observe(torch.randn(7, 3, 50) * scale)
     observer.observe(torch.randn(7, 3, 50) * scale * 9)
     spread = (observer.counts[0] > 0).sum(1)
@@ -75,14 +78,17 @@ def test_rows_have_their_own_exponents():
 def test_coarsen_by_hand():
     counts = torch.arange(1, 9)[None].repeat(4, 1)  # bins -4 .. 3
     got = coarsen(counts, torch.tensor([0, 1, 2, 70]))
-    assert got.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8],
-                            [0, 0, 3, 7, 11, 15, 0, 0],
-                            [0, 0, 0, 10, 26, 0, 0, 0],
-                            [0, 0, 0, 10, 26, 0, 0, 0]]
+    assert got.tolist() == [
+        [1, 2, 3, 4, 5, 6, 7, 8],
+        [0, 0, 3, 7, 11, 15, 0, 0],
+        [0, 0, 0, 10, 26, 0, 0, 0],
+        [0, 0, 0, 10, 26, 0, 0, 0],
+    ]
 
 
-@pytest.mark.parametrize('rows, bins', [(1, 1 << 14), (256, 2048),
-                                        (4096, 1024)])
+@pytest.mark.parametrize(
+    'rows, bins', [(1, 1 << 14), (256, 2048), (4096, 1024)]
+)
 def test_memory_is_bounded(rows, bins):
     observer = LpObserver()
     observer.bind(Granularity('channel', 1))
@@ -93,13 +99,19 @@ def test_memory_is_bounded(rows, bins):
 def layouts(x):
     yield x.contiguous(memory_format=torch.channels_last)
     yield x.transpose(2, 3).contiguous().transpose(2, 3)
-    yield torch.cat([x, x], 3)[..., :x.shape[3]]
+    yield torch.cat([x, x], 3)[..., : x.shape[3]]
     yield torch.stack([x, x], -1)[..., 1]
 
 
-@pytest.mark.parametrize('grain', [
-    Granularity(), Granularity('channel', 1), Granularity('group', 1, 4),
-    Granularity('channel', -1)])
+@pytest.mark.parametrize(
+    'grain',
+    [
+        Granularity(),
+        Granularity('channel', 1),
+        Granularity('group', 1, 4),
+        Granularity('channel', -1),
+    ],
+)
 def test_strides_change_nothing(grain):
     x = torch.randn(2, 8, 160, 170)
     want, weight = sample_rows(x, grain)
@@ -128,7 +140,7 @@ def test_sample_meets_no_column_more_often(period):
     share = torch.bincount(index % period, minlength=period)
     assert share.min() > 0
     expected = len(index) / period
-    assert (share - expected).abs().max() < max(5 * expected**.5, 3)
+    assert (share - expected).abs().max() < max(5 * expected**0.5, 3)
 
 
 def test_samples_weigh_what_they_stand_for():
@@ -136,10 +148,10 @@ def test_samples_weigh_what_they_stand_for():
     observer.observe(torch.randn(1, 3, 400, 500).relu())
     observer.observe(torch.randn(1, 3, 4, 5))
     assert int(observer.counts.sum()) == pytest.approx(600_060, rel=1e-3)
-    assert int(observer.zeros) == pytest.approx(300_000, rel=.02)
+    assert int(observer.zeros) == pytest.approx(300_000, rel=0.02)
 
 
-@pytest.mark.parametrize('percentile', [.9, .99, .9999, 1.])
+@pytest.mark.parametrize('percentile', [0.9, 0.99, 0.9999, 1.0])
 def test_percentile_against_numpy(percentile):
     torch.manual_seed(0)
     batch = [torch.randn(30_000) * 2 + 1 for _ in range(2)]
@@ -148,7 +160,7 @@ def test_percentile_against_numpy(percentile):
         observer.observe(x)
     low, high = observer.ranges(UniformQuantizer())
     x = torch.cat(batch)
-    width = 2.0**int(observer.exponent)
+    width = 2.0 ** int(observer.exponent)
     # within a bin of the neighbouring order statistics
     order = x.sort().values
     for got, q in ((low, 1 - percentile), (high, percentile)):
@@ -159,8 +171,8 @@ def test_percentile_against_numpy(percentile):
 
 
 def test_percentile_is_within_the_data():
-    observer = PercentileObserver(.9)
-    observer.observe(torch.tensor([2., 2., 2., 3.]))
+    observer = PercentileObserver(0.9)
+    observer.observe(torch.tensor([2.0, 2.0, 2.0, 3.0]))
     low, high = observer.ranges(UniformQuantizer())
     assert 2 <= low.item() <= high.item() <= 3
 
@@ -168,8 +180,11 @@ def test_percentile_is_within_the_data():
 def test_growth_by_many_octaves(monkeypatch):
     monkeypatch.setattr(module, 'MOST_BINS', 1024)
     a, b = LpObserver(), LpObserver()
-    values = [torch.tensor([s * 10.0**k]) for k in range(-38, 39, 4)
-              for s in (-1., 1.)]
+    values = [
+        torch.tensor([s * 10.0**k])
+        for k in range(-38, 39, 4)
+        for s in (-1.0, 1.0)
+    ]
     for x in values:
         a.observe(x)
     for x in reversed(values):

@@ -23,42 +23,51 @@ def data(name):
     elif name == 'silu':
         x = 2 * x / (1 + np.exp(-2 * x))
     elif name == 'outlier':
-        x[:4] = [9., -14., 30., 6.]
+        x[:4] = [9.0, -14.0, 30.0, 6.0]
     return x.astype(np.float32)
 
 
 def true_error(x, low, high, bits, p, symmetric=False):
     """Mean error in float64, from the formulas of the specification."""
     n = 2**bits - 1
-    low, high = np.minimum(low, 0.), np.maximum(high, 0.)
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     if symmetric:
         s = max(np.maximum(-low, high) / (n / 2), 1e-8)
-        q = np.clip(np.round(x / s), -2**(bits - 1), 2**(bits - 1) - 1) * s
+        q = (
+            np.clip(np.round(x / s), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+            * s
+        )
     else:
         s = max((high - low) / n, 1e-8)
         z = np.clip(-np.round(low / s), 0, n)
         q = (np.clip(np.round(x / s) + z, 0, n) - z) * s
-    return float((np.abs(q - x)**p).mean())
+    return float((np.abs(q - x) ** p).mean())
 
 
 def exhaustive(x, bits, p):
     """Least error over a product grid of both ends, then refined."""
     x = x.astype(np.float64)
-    low, high = min(x.min(), 0.), max(x.max(), 0.)
-    few = np.linspace(0, 1, 33)[1:]**2
-    lows = low * np.append(few, 0.) if low < 0 else [0.]
-    highs = high * np.append(few, 0.) if high > 0 else [0.]
+    low, high = min(x.min(), 0.0), max(x.max(), 0.0)
+    few = np.linspace(0, 1, 33)[1:] ** 2
+    lows = low * np.append(few, 0.0) if low < 0 else [0.0]
+    highs = high * np.append(few, 0.0) if high > 0 else [0.0]
     some = np.concatenate([x[::4], [low, high]])
-    ranked = sorted((true_error(some, a, b, bits, p), a, b)
-                    for a in lows for b in highs)[:8]
-    around = (.96, .98, 1., 1.02, 1.04)
-    return min(true_error(x, a * u, b * v, bits, p) for _, a, b in ranked
-               for u in around for v in around)
+    ranked = sorted(
+        (true_error(some, a, b, bits, p), a, b) for a in lows for b in highs
+    )[:8]
+    around = (0.96, 0.98, 1.0, 1.02, 1.04)
+    return min(
+        true_error(x, a * u, b * v, bits, p)
+        for _, a, b in ranked
+        for u in around
+        for v in around
+    )
 
 
-@pytest.mark.parametrize('p', [2., 2.4])
-@pytest.mark.parametrize('name', ['gauss', 'laplace', 'relu', 'negative',
-                                  'silu', 'outlier'])
+@pytest.mark.parametrize('p', [2.0, 2.4])
+@pytest.mark.parametrize(
+    'name', ['gauss', 'laplace', 'relu', 'negative', 'silu', 'outlier']
+)
 def test_as_good_as_an_exhaustive_search(name, p):
     x = data(name)
     observer = LpObserver(p)
@@ -94,17 +103,17 @@ def test_two_ends_help_lopsided_data():
     observer = {s: LpObserver(search=s) for s in ('1d', '2d', 'auto')}
     errors = {}
     x = data('silu')
-    x[0] = -12.
+    x[0] = -12.0
     for name, each in observer.items():
         each.observe(torch.from_numpy(x))
         low, high = (r.item() for r in each.ranges(UniformQuantizer(3)))
         errors[name] = true_error(x.astype(np.float64), low, high, 3, 2.4)
-    assert errors['2d'] == errors['auto'] < .7 * errors['1d']
+    assert errors['2d'] == errors['auto'] < 0.7 * errors['1d']
 
 
 def test_many_rows_and_levels():
     torch.manual_seed(0)
-    scale = 10**torch.linspace(-2, 2, 24)
+    scale = 10 ** torch.linspace(-2, 2, 24)
     x = torch.randn(8, 24, 20, 20) * scale.view(1, -1, 1, 1)
     x[:, 12:] = x[:, 12:].relu()
     for bits in (3, 8):
@@ -116,13 +125,15 @@ def test_many_rows_and_levels():
         low, high = observer.ranges(q)
         rows = observer.granularity.rows(x).double().numpy()
         for k in (0, 7, 12, 23):
-            got = true_error(rows[k], low[0, k].item(), high[0, k].item(),
-                             bits, 2.4)
+            got = true_error(
+                rows[k], low[0, k].item(), high[0, k].item(), bits, 2.4
+            )
             best = exhaustive(rows[k], bits, 2.4)
             assert got <= best * 1.04
-            twice = true_error(rows[k] * 2, low[1, k].item(),
-                               high[1, k].item(), bits, 2.4)
-            assert twice / 2**2.4 == pytest.approx(got, rel=.02)
+            twice = true_error(
+                rows[k] * 2, low[1, k].item(), high[1, k].item(), bits, 2.4
+            )
+            assert twice / 2**2.4 == pytest.approx(got, rel=0.02)
 
 
 def test_zeros_do_not_count_as_half_a_bin():
@@ -130,44 +141,52 @@ def test_zeros_do_not_count_as_half_a_bin():
     observer = LpObserver()
     observer.observe(x)
     share = observer._points(8, 0)[1]
-    assert float(share.sum()) < .01
+    assert float(share.sum()) < 0.01
     got = observer.ranges(UniformQuantizer(2))
     sparse = LpObserver()
     sparse.observe(x[x > 0])
     assert got[1].item() == pytest.approx(
-        sparse.ranges(UniformQuantizer(2))[1].item(), rel=.05)
+        sparse.ranges(UniformQuantizer(2))[1].item(), rel=0.05
+    )
 
 
-@pytest.mark.parametrize('p', [1., 2., 2.4, .5])
+@pytest.mark.parametrize('p', [1.0, 2.0, 2.4, 0.5])
 def test_power(p):
-    x = torch.tensor([-3., -0., 0., 1e-20, 2.5])
-    want = x.abs().double()**p
-    assert torch.allclose(power_(x.clone(), p).double(), want, rtol=1e-5,
-                          atol=1e-30)
+    x = torch.tensor([-3.0, -0.0, 0.0, 1e-20, 2.5])
+    want = x.abs().double() ** p
+    assert torch.allclose(
+        power_(x.clone(), p).double(), want, rtol=1e-5, atol=1e-30
+    )
 
 
-@pytest.mark.parametrize('kind, size, shape', [
-    ('channel', None, (12, 5, 3, 3)),
-    ('channel', None, (3, 200, 3, 3)),
-    ('group', 15, (6, 5, 3, 3)),
-    ('tensor', None, (9, 7)),
-])
+@pytest.mark.parametrize(
+    'kind, size, shape',
+    [
+        ('channel', None, (12, 5, 3, 3)),
+        ('channel', None, (3, 200, 3, 3)),
+        ('group', 15, (6, 5, 3, 3)),
+        ('tensor', None, (9, 7)),
+    ],
+)
 @pytest.mark.parametrize('symmetric', [False, True])
-@pytest.mark.parametrize('p', [2., 2.4])
-def test_weights_against_a_loop(kind, size, shape, symmetric, p,
-                                monkeypatch):
+@pytest.mark.parametrize('p', [2.0, 2.4])
+def test_weights_against_a_loop(kind, size, shape, symmetric, p, monkeypatch):
     # long rows are sampled
     monkeypatch.setattr(lp, 'WEIGHT_SAMPLE', 510)
     torch.manual_seed(0)
-    w = torch.randn(shape) * 10**torch.randn(shape[0], *[1] * (len(shape) - 1))
+    w = torch.randn(shape) * 10 ** torch.randn(
+        shape[0], *[1] * (len(shape) - 1)
+    )
     for bits in (2, 4, 8):
-        q = UniformQuantizer(bits, symmetric, kind, group_size=size,
-                             role='weight')
+        q = UniformQuantizer(
+            bits, symmetric, kind, group_size=size, role='weight'
+        )
         low, high = search_weight_range(w, q, p)
         rows = q.granularity.rows(w).double().numpy()
         assert low.shape == high.shape == (len(rows),)
-        fractions = (np.arange(1, 101) / 100)**2
+        fractions = (np.arange(1, 101) / 100) ** 2
         for k, row in enumerate(rows):
+
             def error(a, b, row=row, bits=bits):
                 return true_error(row, a, b, bits, p, symmetric)
 
@@ -184,25 +203,41 @@ def test_weights_against_a_loop(kind, size, shape, symmetric, p,
 def test_long_rows_are_sampled_and_checked_exactly(monkeypatch):
     torch.manual_seed(0)
     w = torch.randn(600, 2000)
-    w[::3] = w[::3]**3
+    w[::3] = w[::3] ** 3
     q = UniformQuantizer(3, granularity='channel', role='weight')
     low, high = search_weight_range(w, q)
     x = w.double().numpy()
-    errors = np.array([[true_error(r, a, b, 3, 2.), true_error(
-        r, r.min(), r.max(), 3, 2.)] for r, a, b in zip(
-            x, low.tolist(), high.tolist(), strict=True)])
+    errors = np.array(
+        [
+            [
+                true_error(r, a, b, 3, 2.0),
+                true_error(r, r.min(), r.max(), 3, 2.0),
+            ]
+            for r, a, b in zip(x, low.tolist(), high.tolist(), strict=True)
+        ]
+    )
     assert (errors[:, 0] <= errors[:, 1] * (1 + 1e-6)).all()
     monkeypatch.setattr(lp, 'WEIGHT_SAMPLE', 10**6)
     low, high = search_weight_range(w, q)
-    whole = np.mean([true_error(r, a, b, 3, 2.) for r, a, b in zip(
-        x, low.tolist(), high.tolist(), strict=True)])
+    whole = np.mean(
+        [
+            true_error(r, a, b, 3, 2.0)
+            for r, a, b in zip(x, low.tolist(), high.tolist(), strict=True)
+        ]
+    )
     assert errors[:, 0].mean() <= whole * 1.05
 
 
 def test_weights_that_are_odd():
     q = UniformQuantizer(4, granularity='channel', role='weight')
-    for w in (torch.zeros(3, 2), torch.ones(3, 2), torch.empty(0, 4),
-              torch.empty(3, 0), -torch.ones(2, 1000), torch.ones(1).half()):
+    for w in (
+        torch.zeros(3, 2),
+        torch.ones(3, 2),
+        torch.empty(0, 4),
+        torch.empty(3, 0),
+        -torch.ones(2, 1000),
+        torch.ones(1).half(),
+    ):
         low, high = search_weight_range(w, q)
         assert len(low) == len(high) == len(w)
         assert (low <= high).all() and torch.isfinite(high - low).all()

@@ -17,10 +17,12 @@ from mmdet_ptq.quantizers import Granularity, UniformQuantizer
 from mmdet_ptq.registry import OBSERVERS, build_from
 
 ALL = dict(
-    minmax=MinMaxObserver, moving=MovingAverageObserver,
+    minmax=MinMaxObserver,
+    moving=MovingAverageObserver,
     average=AverageMinMaxObserver,
-    percentile=lambda: PercentileObserver(.99),
-    lp=lambda: LpObserver(steps=20))
+    percentile=lambda: PercentileObserver(0.99),
+    lp=lambda: LpObserver(steps=20),
+)
 ORDERLESS = [name for name in ALL if name != 'moving']
 GRAINS = [('tensor', None), ('channel', None), ('group', 2)]
 grains = pytest.mark.parametrize('kind, size', GRAINS)
@@ -29,15 +31,17 @@ grains = pytest.mark.parametrize('kind, size', GRAINS)
 def new(name, kind='tensor', size=None, levels=1):
     observer = ALL[name]()
     observer.bind(Granularity(kind, 1, size), levels)
-    quantizer = UniformQuantizer(4, False, kind, group_size=size,
-                                 per_level=True)
+    quantizer = UniformQuantizer(
+        4, False, kind, group_size=size, per_level=True
+    )
     return observer, quantizer
 
 
 def images(count=6, seed=0):
     torch.manual_seed(seed)
-    return [torch.randn(1, 4, 9, 5 + i) * 10.0**(i - 3) + i
-            for i in range(count)]
+    return [
+        torch.randn(1, 4, 9, 5 + i) * 10.0 ** (i - 3) + i for i in range(count)
+    ]
 
 
 def feed(observer, batch, level=0):
@@ -48,8 +52,7 @@ def feed(observer, batch, level=0):
 
 
 def same_state(a, b):
-    return a.keys() == b.keys() and all(
-        torch.equal(a[k], b[k]) for k in a)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @grains
@@ -82,15 +85,15 @@ def test_merge_is_a_single_process(name, kind, size):
 
 def test_moving_average_by_hand_and_merge():
     a, q = new('moving')
-    a.observe(torch.tensor([-1., 2.]))
-    a.observe(torch.tensor([-3., 1.]))  # same image: -3 .. 2
+    a.observe(torch.tensor([-1.0, 2.0]))
+    a.observe(torch.tensor([-3.0, 1.0]))  # same image: -3 .. 2
     a.end_image()
-    a.observe(torch.tensor([-1., 12.]))
+    a.observe(torch.tensor([-1.0, 12.0]))
     a.end_image()
     low, high = a.ranges(q)
     assert low.item() == pytest.approx(-2.8)
-    assert high.item() == pytest.approx(3.)
-    b = feed(new('moving')[0], [torch.tensor([-4., 6.])])
+    assert high.item() == pytest.approx(3.0)
+    b = feed(new('moving')[0], [torch.tensor([-4.0, 6.0])])
     states = a.state_dict(), b.state_dict()
     a.merge([states[1]])
     b.merge([states[0]])
@@ -102,9 +105,9 @@ def test_moving_average_by_hand_and_merge():
 
 def test_average_by_hand():
     observer, q = new('average')
-    feed(observer, [torch.tensor([-1., 2.]), torch.tensor([-3., 3.])])
-    observer.observe(torch.tensor([-5., 4.]))  # its end is implied
-    assert [r.item() for r in observer.ranges(q)] == [-3., 3.]
+    feed(observer, [torch.tensor([-1.0, 2.0]), torch.tensor([-3.0, 3.0])])
+    observer.observe(torch.tensor([-5.0, 4.0]))  # its end is implied
+    assert [r.item() for r in observer.ranges(q)] == [-3.0, 3.0]
 
 
 @grains
@@ -140,8 +143,8 @@ def test_state_round_trip(name, kind, size):
 @pytest.mark.parametrize('name', ALL)
 def test_levels_without_data_take_the_union(name):
     observer, q = new(name, levels=4)
-    feed(observer, [torch.tensor([-1., 0., 2.])] * 2, 0)
-    feed(observer, [torch.tensor([-3., 0., 1.])] * 2, 2)
+    feed(observer, [torch.tensor([-1.0, 0.0, 2.0])] * 2, 0)
+    feed(observer, [torch.tensor([-3.0, 0.0, 1.0])] * 2, 2)
     low, high = observer.ranges(q)
     assert low.shape == high.shape == (4, 1)
     for empty in (1, 3):
@@ -152,9 +155,20 @@ def test_levels_without_data_take_the_union(name):
 
 
 @pytest.mark.parametrize('name', ALL)
-@pytest.mark.parametrize('values', [
-    [0.], [3.], [-3.], [0., 0.], [5., 5.], [-1e-42, 1e-42], [3e38, -3e38],
-    [1e-30] * 9, [-4., -2.]])
+@pytest.mark.parametrize(
+    'values',
+    [
+        [0.0],
+        [3.0],
+        [-3.0],
+        [0.0, 0.0],
+        [5.0, 5.0],
+        [-1e-42, 1e-42],
+        [3e38, -3e38],
+        [1e-30] * 9,
+        [-4.0, -2.0],
+    ],
+)
 def test_degenerate_data(name, values):
     observer, q = new(name)
     observer.observe(torch.empty(0, 4))
@@ -213,21 +227,29 @@ def test_mistakes_in_use():
         observer.bind(Granularity(), 0)
 
 
-@pytest.mark.parametrize('cls, kwargs, message', [
-    (MovingAverageObserver, dict(momentum=0.), 'momentum'),
-    (PercentileObserver, dict(percentile=.5), 'percentile'),
-    (PercentileObserver, dict(percentile=1.01), 'percentile'),
-    (LpObserver, dict(p=0.), 'p must'),
-    (LpObserver, dict(steps=1), 'steps'),
-    (LpObserver, dict(search='3d'), 'auto, 1d, 2d'),
-])
+@pytest.mark.parametrize(
+    'cls, kwargs, message',
+    [
+        (MovingAverageObserver, dict(momentum=0.0), 'momentum'),
+        (PercentileObserver, dict(percentile=0.5), 'percentile'),
+        (PercentileObserver, dict(percentile=1.01), 'percentile'),
+        (LpObserver, dict(p=0.0), 'p must'),
+        (LpObserver, dict(steps=1), 'steps'),
+        (LpObserver, dict(search='3d'), 'auto, 1d, 2d'),
+    ],
+)
 def test_wrong_arguments(cls, kwargs, message):
     with pytest.raises(ValueError, match=message):
         cls(**kwargs)
 
 
 def test_registered():
-    for name in ('MinMaxObserver', 'MovingAverageObserver',
-                 'AverageMinMaxObserver', 'PercentileObserver', 'LpObserver'):
+    for name in (
+        'MinMaxObserver',
+        'MovingAverageObserver',
+        'AverageMinMaxObserver',
+        'PercentileObserver',
+        'LpObserver',
+    ):
         build_from(OBSERVERS, dict(type=name))
-    assert build_from(OBSERVERS, dict(type='LpObserver', p=2.)).p == 2.
+    assert build_from(OBSERVERS, dict(type='LpObserver', p=2.0)).p == 2.0

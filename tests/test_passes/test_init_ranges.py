@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The calibration pass against extremes computed by hand."""
+
 import pytest
 import torch
 from mmengine.model import BaseModel
@@ -16,10 +17,14 @@ class Tiny(BaseModel):
         super().__init__()
         torch.manual_seed(0)
         self.backbone = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8),
-            nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8, padding=1))
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, groups=8, padding=1),
+        )
         self.bbox_head = nn.Sequential(
-            nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+            nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)
+        )
         self.side = nn.Conv2d(8, 4, 1)
         with torch.no_grad():
             self.backbone[1].running_mean.normal_()
@@ -38,8 +43,11 @@ class Tiny(BaseModel):
 def batches(n=4):
     generator = torch.Generator().manual_seed(1)
     return [
-        dict(inputs=[torch.randn(3, 8, 8, generator=generator)],
-             data_samples=[None]) for _ in range(n)
+        dict(
+            inputs=[torch.randn(3, 8, 8, generator=generator)],
+            data_samples=[None],
+        )
+        for _ in range(n)
     ]
 
 
@@ -47,14 +55,15 @@ RULES = [dict(match='*', weight=dict(granularity='channel'), act={})]
 MINMAX = dict(type='MinMaxObserver')
 PASSES = [
     dict(type='FoldBatchNorm'),
-    dict(type='InitRanges', observer=MINMAX, weight_observer=MINMAX)
+    dict(type='InitRanges', observer=MINMAX, weight_observer=MINMAX),
 ]
 
 
 def inputs_of(model, name, data, mode):
     seen = []
     handle = model.get_submodule(name).register_forward_pre_hook(
-        lambda _, args: seen.append(args[0].detach().clone()))
+        lambda _, args: seen.append(args[0].detach().clone())
+    )
     with torch.no_grad():
         for batch in data:
             model(**batch, mode=mode)
@@ -64,15 +73,21 @@ def inputs_of(model, name, data, mode):
 
 def test_minmax_ranges_by_hand():
     data, reference = batches(), Tiny().eval()
-    x = torch.cat([t.flatten() for t in inputs_of(
-        reference, 'bbox_head.0', data, 'predict')])
+    x = torch.cat(
+        [
+            t.flatten()
+            for t in inputs_of(reference, 'bbox_head.0', data, 'predict')
+        ]
+    )
     model = Tiny().eval()
     session = quantize_detector(
-        model, data, dict(bits='w8a8', rules=RULES, passes=PASSES))
+        model, data, dict(bits='w8a8', rules=RULES, passes=PASSES)
+    )
     quantizer = model.bbox_head[0].act_quantizers['input']
     low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-    torch.testing.assert_close(quantizer.scale,
-                               ((high - low) / 255).reshape(1, 1))
+    torch.testing.assert_close(
+        quantizer.scale, ((high - low) / 255).reshape(1, 1)
+    )
     assert session.folds == {'backbone.1': 'backbone.0'}
     assert isinstance(model.backbone[1], nn.Identity)
     # what feeds the head at level 0 also feeds the side branch
@@ -82,17 +97,19 @@ def test_minmax_ranges_by_hand():
 def test_ranges_for_each_level_and_group():
     data, reference = batches(), Tiny().eval()
     seen = inputs_of(reference, 'bbox_head.0', data, 'predict')
-    rules = [*RULES,
-             dict(match='@grouped', act=dict(granularity='group')),
-             dict(match='*', act=dict(per_level=True))]
+    rules = [
+        *RULES,
+        dict(match='@grouped', act=dict(granularity='group')),
+        dict(match='*', act=dict(per_level=True)),
+    ]
     model = Tiny().eval()
-    quantize_detector(model, data,
-                      dict(bits='w8a8', rules=rules, passes=PASSES))
+    quantize_detector(
+        model, data, dict(bits='w8a8', rules=rules, passes=PASSES)
+    )
     scale = model.bbox_head[0].act_quantizers['input'].scale
     for level in (0, 1):
         x = torch.cat([t.flatten() for t in seen[level::2]])
-        torch.testing.assert_close(
-            scale[level, 0], (x.max() - x.min()) / 255)
+        torch.testing.assert_close(scale[level, 0], (x.max() - x.min()) / 255)
     assert scale[1, 0] < scale[0, 0] / 50
     assert model.backbone[3].act_quantizers['input'].scale.shape == (1, 8)
 
@@ -102,9 +119,14 @@ def test_layer_that_prediction_skips_gets_data_from_the_raw_mode():
     rules = [*RULES, dict(match='bbox_head.*', skip=True)]
     model = Tiny().eval()
     session = quantize_detector(
-        model, data, dict(bits='w8a8', rules=rules, passes=PASSES))
-    x = torch.cat([t.flatten() for t in inputs_of(
-        Tiny().eval(), 'side', data[:2], 'tensor')])
+        model, data, dict(bits='w8a8', rules=rules, passes=PASSES)
+    )
+    x = torch.cat(
+        [
+            t.flatten()
+            for t in inputs_of(Tiny().eval(), 'side', data[:2], 'tensor')
+        ]
+    )
     scale = model.side.act_quantizers['input'].scale.reshape(())
     torch.testing.assert_close(scale, (x.max() - x.min()) / 255)
     assert session.plan.layers['bbox_head.0'].why_float
@@ -113,7 +135,8 @@ def test_layer_that_prediction_skips_gets_data_from_the_raw_mode():
 def test_no_float_forward_is_left_quantized_or_tapped():
     model = Tiny().eval()
     session = quantize_detector(
-        model, batches(), dict(bits='w4a4', rules=RULES, passes=PASSES))
+        model, batches(), dict(bits='w4a4', rules=RULES, passes=PASSES)
+    )
     for layer in session.layers.values():
         assert layer.tap is None and layer.quantize_act and layer.baked
 
@@ -123,16 +146,18 @@ def test_nan_activation_names_the_layer(value):
     data = batches()
     data[2]['inputs'][0][0, 0, 0] = value
     with pytest.raises(NumericError, match=r'backbone\.0'):
-        quantize_detector(Tiny().eval(), data,
-                          dict(bits='w8a8', rules=RULES, passes=PASSES))
+        quantize_detector(
+            Tiny().eval(), data, dict(bits='w8a8', rules=RULES, passes=PASSES)
+        )
 
 
 def test_nan_weight_names_the_layer():
     model = Tiny().eval()
     model.bbox_head[2].weight.data[0, 0] = float('nan')
     with pytest.raises(NumericError, match=r'bbox_head\.2'):
-        quantize_detector(model, batches(),
-                          dict(bits='w8a8', rules=RULES, passes=PASSES))
+        quantize_detector(
+            model, batches(), dict(bits='w8a8', rules=RULES, passes=PASSES)
+        )
 
 
 def test_bias_correction_takes_the_mean_error_away():
@@ -141,16 +166,22 @@ def test_bias_correction_takes_the_mean_error_away():
     reference = Tiny().eval()
     x = torch.cat(inputs_of(reference, 'bbox_head.0', data, 'predict')[::2])
     passes = [PASSES[0], dict(PASSES[1], correct_bias=True)]
-    rules = [dict(match='bbox_head.*', weight=dict(granularity='tensor')),
-             dict(match='backbone.3', weight={})]
+    rules = [
+        dict(match='bbox_head.*', weight=dict(granularity='tensor')),
+        dict(match='backbone.3', weight={}),
+    ]
     errors = {}
     for corrected, chosen in ((False, PASSES), (True, passes)):
         model = Tiny().eval()
         # one level only: then E[x] is the mean of x
-        model.forward = lambda inputs, data_samples=None, mode='tensor', \
-            m=model: m.bbox_head(m.backbone(torch.stack(list(inputs))))
-        quantize_detector(model, data,
-                          dict(bits='w2a8', rules=rules, passes=chosen))
+        model.forward = (
+            lambda inputs, data_samples=None, mode='tensor', m=model: (
+                m.bbox_head(m.backbone(torch.stack(list(inputs))))
+            )
+        )
+        quantize_detector(
+            model, data, dict(bits='w2a8', rules=rules, passes=chosen)
+        )
         with torch.no_grad():
             error = model.bbox_head[0](x) - reference.bbox_head[0](x)
         errors[corrected] = error.mean((0, 2, 3)).abs().max().item()
@@ -161,15 +192,21 @@ def test_bias_correction_takes_the_mean_error_away():
 
 def test_mean_output_is_what_a_constant_image_gives():
     from mmdet_ptq.passes.bias import mean_output
+
     torch.manual_seed(0)
     mean = torch.randn(8).double()
-    for layer in (nn.Conv2d(8, 6, 3), nn.Conv2d(8, 4, 3, groups=2),
-                  nn.Conv2d(8, 16, 3, groups=8)):
+    for layer in (
+        nn.Conv2d(8, 6, 3),
+        nn.Conv2d(8, 4, 3, groups=2),
+        nn.Conv2d(8, 16, 3, groups=8),
+    ):
         layer = layer.double()
         image = mean[None, :, None, None].expand(1, 8, 5, 5)
         expected = layer(image)[0, :, 1, 1] - layer.bias
         torch.testing.assert_close(
-            mean_output(layer, layer.weight, mean), expected)
+            mean_output(layer, layer.weight, mean), expected
+        )
     linear = nn.Linear(8, 3, bias=False).double()
     torch.testing.assert_close(
-        mean_output(linear, linear.weight, mean), linear(mean))
+        mean_output(linear, linear.weight, mean), linear(mean)
+    )

@@ -4,6 +4,7 @@
 A new quantizer joins by adding factories to ``FACTORIES``: functions of the
 bit-width that give a new, unset quantizer for tensors of shape [2, 6, ...].
 """
+
 import copy
 import io
 
@@ -26,10 +27,15 @@ def factory(name):
 for _sym in (False, True):
     for _role in ('act', 'weight'):
         for _kind in ('tensor', 'channel', 'group'):
-            _args = dict(symmetric=_sym, granularity=_kind, role=_role,
-                         group_size=2 if _kind == 'group' else None)
-            FACTORIES[f'uniform-{"sym" if _sym else "aff"}-{_role}-{_kind}'
-                      ] = lambda bits, a=_args: UniformQuantizer(bits, **a)
+            _args = dict(
+                symmetric=_sym,
+                granularity=_kind,
+                role=_role,
+                group_size=2 if _kind == 'group' else None,
+            )
+            FACTORIES[
+                f'uniform-{"sym" if _sym else "aff"}-{_role}-{_kind}'
+            ] = lambda bits, a=_args: UniformQuantizer(bits, **a)
 
 
 @st.composite
@@ -38,15 +44,18 @@ def tensors(draw):
     shape = (2, 6, draw(st.integers(0, 4)), draw(st.sampled_from([2, 4])))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     x = torch.randn(shape, generator=generator)
-    x *= 10.0**draw(st.integers(-12, 12))
-    kind = draw(st.sampled_from(
-        ['plain', 'relu', 'negative', 'constant', 'zero', 'outlier']))
+    x *= 10.0 ** draw(st.integers(-12, 12))
+    kind = draw(
+        st.sampled_from(
+            ['plain', 'relu', 'negative', 'constant', 'zero', 'outlier']
+        )
+    )
     if kind == 'relu':
         x = x.relu()
     elif kind == 'negative':
         x = -x.abs()
     elif kind == 'constant':
-        x = torch.full(shape, float(x.flatten()[0]) if x.numel() else 1.)
+        x = torch.full(shape, float(x.flatten()[0]) if x.numel() else 1.0)
     elif kind == 'zero':
         x = torch.zeros(shape)
     elif kind == 'outlier' and x.numel():
@@ -61,7 +70,7 @@ def tensors(draw):
     return x
 
 
-def fit(quantizer, x, shrink=1.):
+def fit(quantizer, x, shrink=1.0):
     """Sets the range from the tensor, as a calibration would."""
     rows = quantizer.granularity.rows(x)
     if rows.shape[1] == 0:
@@ -70,7 +79,7 @@ def fit(quantizer, x, shrink=1.):
     return quantizer.eval()
 
 
-def check_all(make, bits, x, shrink=1.):
+def check_all(make, bits, x, shrink=1.0):
     q = fit(make(bits), x, shrink)
     with torch.no_grad():
         y = q(x)

@@ -24,7 +24,7 @@ def test_rows_and_expand_agree(grain, shape, rows):
     got = grain.rows(x)
     assert got.shape == (rows, x.numel() // rows)
     assert torch.equal(grain.unrows(got, shape), x)
-    param = torch.arange(1., rows + 1)
+    param = torch.arange(1.0, rows + 1)
     scaled = x * grain.expand(param, shape)
     assert torch.equal(grain.rows(scaled), got * param[:, None])
 
@@ -32,10 +32,16 @@ def test_rows_and_expand_agree(grain, shape, rows):
 def test_group_rows_by_hand():
     x = torch.arange(8).view(1, 4, 2)
     assert Granularity('group', 1, 2).rows(x).tolist() == [
-        [0, 1, 2, 3], [4, 5, 6, 7]]
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+    ]
     w = torch.arange(8).view(2, 4)
     assert Granularity('group', 0, 2, within=True).rows(w).tolist() == [
-        [0, 1], [2, 3], [4, 5], [6, 7]]
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6, 7],
+    ]
 
 
 def test_rows_is_a_view_where_it_can_be():
@@ -43,13 +49,16 @@ def test_rows_is_a_view_where_it_can_be():
     assert Granularity('channel', 0).rows(x).data_ptr() == x.data_ptr()
 
 
-@pytest.mark.parametrize('args, message', [
-    (('row',), 'tensor, channel, group'),
-    (('channel', 1.5), 'axis must be an int'),
-    (('group', 1), 'needs a group_size'),
-    (('group', 1, 0), 'needs a group_size'),
-    (('channel', 1, 4), 'only for'),
-])
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (('row',), 'tensor, channel, group'),
+        (('channel', 1.5), 'axis must be an int'),
+        (('group', 1), 'needs a group_size'),
+        (('group', 1, 0), 'needs a group_size'),
+        (('channel', 1, 4), 'only for'),
+    ],
+)
 def test_wrong_arguments(args, message):
     with pytest.raises(ValueError, match=message):
         Granularity(*args)

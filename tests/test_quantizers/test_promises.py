@@ -12,10 +12,17 @@ each = pytest.mark.parametrize('make', FACTORIES.values(), ids=FACTORIES)
 
 
 @each
-@settings(max_examples=40, deadline=None, derandomize=True,
-          suppress_health_check=[HealthCheck.too_slow])
-@given(x=tensors(), bits=st.integers(2, 8),
-       shrink=st.sampled_from([1., 0.3, 0.]))
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(
+    x=tensors(),
+    bits=st.integers(2, 8),
+    shrink=st.sampled_from([1.0, 0.3, 0.0]),
+)
 def test_promises(make, x, bits, shrink):
     check_all(make, bits, x, shrink)
 

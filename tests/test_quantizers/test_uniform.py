@@ -16,27 +16,30 @@ def make(low, high, bits=2, **kwargs):
 
 
 def test_affine_by_hand():
-    q = make([-1.], [2.])  # s = 1, z = 1, values -1 0 1 2
-    assert q.scale.tolist() == [1.] and q.zero_point.tolist() == [1]
-    x = torch.tensor([-9., -1., -.5, -.4, 0., .5, .6, 1.5, 2.5, 9.])
+    q = make([-1.0], [2.0])  # s = 1, z = 1, values -1 0 1 2
+    assert q.scale.tolist() == [1.0] and q.zero_point.tolist() == [1]
+    x = torch.tensor([-9.0, -1.0, -0.5, -0.4, 0.0, 0.5, 0.6, 1.5, 2.5, 9.0])
     assert q.encode(x).tolist() == [0, 0, 1, 1, 1, 1, 2, 3, 3, 3]
     assert q(x).tolist() == [-1, -1, 0, 0, 0, 0, 1, 2, 2, 2]
 
 
 def test_symmetric_by_hand():
-    q = make([-3.], [1.], symmetric=True)  # s = 3 / 1.5 = 2
-    assert q.scale.tolist() == [2.] and q.zero_point.tolist() == [0]
-    x = torch.tensor([-9., -3., -1., 0., 1., 1.1, 9.])
+    q = make([-3.0], [1.0], symmetric=True)  # s = 3 / 1.5 = 2
+    assert q.scale.tolist() == [2.0] and q.zero_point.tolist() == [0]
+    x = torch.tensor([-9.0, -3.0, -1.0, 0.0, 1.0, 1.1, 9.0])
     assert q.encode(x).tolist() == [-2, -2, 0, 0, 0, 1, 1]
     assert q(x).tolist() == [-4, -4, 0, 0, 0, 2, 2]
 
 
-@pytest.mark.parametrize('low, high, scale, zero', [
-    (1., 3., 1., 0),  # widened to hold zero
-    (-3., -1., 1., 3),
-    (0., 0., 1e-8, 0),
-    (-1.5, 1.5, 1., 2),  # 1.5 rounds to even
-])
+@pytest.mark.parametrize(
+    'low, high, scale, zero',
+    [
+        (1.0, 3.0, 1.0, 0),  # widened to hold zero
+        (-3.0, -1.0, 1.0, 3),
+        (0.0, 0.0, 1e-8, 0),
+        (-1.5, 1.5, 1.0, 2),  # 1.5 rounds to even
+    ],
+)
 def test_grids(low, high, scale, zero):
     q = make([low], [high])
     assert q.scale.item() == pytest.approx(scale)
@@ -50,27 +53,39 @@ def test_equals_the_fused_kernels(symmetric, bits, block, monkeypatch):
     monkeypatch.setattr(kernels_module, 'BLOCK', block)
     torch.manual_seed(0)
     for kind, k in (('tensor', 1), ('channel', 6), ('group', 3)):
-        q = UniformQuantizer(bits, symmetric, kind,
-                             group_size=2 if kind == 'group' else None)
+        q = UniformQuantizer(
+            bits, symmetric, kind, group_size=2 if kind == 'group' else None
+        )
         q.set_range(-torch.rand(k), torch.rand(k))
-        s, z = (t.repeat_interleave(2 if kind == 'group' else 1)
-                for t in (q.scale, q.zero_point))
+        s, z = (
+            t.repeat_interleave(2 if kind == 'group' else 1)
+            for t in (q.scale, q.zero_point)
+        )
         x = torch.randn(2, 6, 5, 7)
         # every tie, and its neighbours
-        ties = torch.randint(-300, 300, x.shape) + .5
+        ties = torch.randint(-300, 300, x.shape) + 0.5
         ties = ties * (s if kind == 'tensor' else s.view(1, 6, 1, 1))
         for v in (x, ties, ties * (1 + 6e-8), ties * (1 - 6e-8)):
-            for y in (v, v.to(memory_format=torch.channels_last), v[:, :, 1:],
-                      v.transpose(2, 3), v[:1].expand(2, 6, 5, 7)):
+            for y in (
+                v,
+                v.to(memory_format=torch.channels_last),
+                v[:, :, 1:],
+                v.transpose(2, 3),
+                v[:1].expand(2, 6, 5, 7),
+            ):
                 if kind == 'tensor':
                     want = torch.fake_quantize_per_tensor_affine(
-                        y, s, z, q.qmin, q.qmax)
+                        y, s, z, q.qmin, q.qmax
+                    )
                 else:
                     want = torch.fake_quantize_per_channel_affine(
-                        y, s, z, 1, q.qmin, q.qmax)
+                        y, s, z, 1, q.qmin, q.qmax
+                    )
                 got = q(y)
-                assert torch.equal(got.contiguous().view(torch.int32),
-                                   want.contiguous().view(torch.int32))
+                assert torch.equal(
+                    got.contiguous().view(torch.int32),
+                    want.contiguous().view(torch.int32),
+                )
                 assert got.stride() == torch.empty_like(y).stride()
 
 
@@ -87,12 +102,12 @@ def test_ranges_as_wide_as_float32():
     for symmetric in (False, True):
         for bits in (2, 8):
             q = make([-big], [big], bits, symmetric=symmetric)
-            y = q(torch.tensor([-big, 0., big]))
+            y = q(torch.tensor([-big, 0.0, big]))
             assert torch.isfinite(y).all() and torch.equal(q(y), y)
 
 
 def test_nan_is_not_hidden():
-    assert torch.isnan(make([-1.], [1.])(torch.tensor([math.nan]))).all()
+    assert torch.isnan(make([-1.0], [1.0])(torch.tensor([math.nan]))).all()
 
 
 def test_half_saturates():
@@ -100,23 +115,23 @@ def test_half_saturates():
 
 
 def test_scalars_and_empties():
-    q = make([-1.], [2.])
-    assert q(torch.tensor(.7)).item() == 1.
+    q = make([-1.0], [2.0])
+    assert q(torch.tensor(0.7)).item() == 1.0
     assert q(torch.empty(0, 3)).shape == (0, 3)
-    q = make([-1.] * 3, [2.] * 3, granularity='channel')
+    q = make([-1.0] * 3, [2.0] * 3, granularity='channel')
     assert q(torch.empty(0, 3)).shape == (0, 3)
     assert q.encode(torch.empty(0, 3)).shape == (0, 3)
 
 
 def test_levels():
-    q = make([[0.], [0.]], [[3.], [6.]], per_level=True)
-    x = torch.tensor([2.])
-    assert q(x, 0).item() == 2. and q(x, level=1).item() == 2.
-    assert q(torch.tensor([9.]), 1).item() == 6.
+    q = make([[0.0], [0.0]], [[3.0], [6.0]], per_level=True)
+    x = torch.tensor([2.0])
+    assert q(x, 0).item() == 2.0 and q(x, level=1).item() == 2.0
+    assert q(torch.tensor([9.0]), 1).item() == 6.0
     with pytest.raises(IndexError, match='level 2'):
         q(x, 2)
-    assert make([[0.]], [[3.]])(x, 4).item() == 2.  # shared by all levels
-    assert make([0.], [3.])(x, 4).item() == 2.
+    assert make([[0.0]], [[3.0]])(x, 4).item() == 2.0  # shared by all levels
+    assert make([0.0], [3.0])(x, 4).item() == 2.0
     fresh = UniformQuantizer(2, per_level=True)
     fresh.load_state_dict(q.state_dict())
     assert fresh.scale.shape == (2, 1) and fresh.num_levels() == 2
@@ -129,7 +144,7 @@ def test_storage_bits():
     assert q.storage_bits(shape) == 288 * 4 + 8 * 32
     q = UniformQuantizer(3, False, 'group', group_size=6, role='weight')
     assert q.storage_bits(shape) == 288 * 3 + 48 * (32 + 3)
-    q = make([[0.], [0.]], [[3.], [6.]], bits=4, per_level=True)
+    q = make([[0.0], [0.0]], [[3.0], [6.0]], bits=4, per_level=True)
     assert q.storage_bits(shape) == 288 * 4 + 2 * (32 + 4)
 
 
@@ -138,7 +153,7 @@ def test_storage_bits():
 def test_learned_step_gradient(symmetric, kind, k):
     torch.manual_seed(0)
     q = UniformQuantizer(3, symmetric, kind)
-    q.set_range(-torch.rand(k) - .2, torch.rand(k) + .2)
+    q.set_range(-torch.rand(k) - 0.2, torch.rand(k) + 0.2)
     x = torch.randn(2, 3, 4)
     before = q(x)
     q.learn_step()
@@ -148,7 +163,7 @@ def test_learned_step_gradient(symmetric, kind, k):
     assert [name for name, _ in q.named_parameters()] == ['scale']
     weight = torch.randn(2, 3, 4)
     (y * weight).sum().backward()
-    want = [0.] * k
+    want = [0.0] * k
     qmax = 3 if symmetric else 7
     for i in range(2):
         for c in range(3):
@@ -158,16 +173,18 @@ def test_learned_step_gradient(symmetric, kind, k):
                 r = x[i, c, j].item() / s
                 code = round(r) + z
                 if q.qmin <= code <= q.qmax:
-                    slope, through = round(r) - r, 1.
+                    slope, through = round(r) - r, 1.0
                 else:
                     slope = min(max(code, q.qmin), q.qmax) - z
-                    through = 0.
+                    through = 0.0
                 want[row] += slope * weight[i, c, j].item()
                 assert x.grad[i, c, j].item() == pytest.approx(
-                    weight[i, c, j].item() * through)
+                    weight[i, c, j].item() * through
+                )
     factor = 1 / math.sqrt(24 / k * qmax)
     assert q.scale.grad.tolist() == pytest.approx(
-        [g * factor for g in want], rel=1e-4, abs=1e-5)
+        [g * factor for g in want], rel=1e-4, abs=1e-5
+    )
 
 
 def test_learned_step_group_levels_and_dtype():
@@ -182,51 +199,57 @@ def test_learned_step_group_levels_and_dtype():
 
 
 def test_learned_step_stays_positive():
-    q = make([-1.], [1.], 4)
+    q = make([-1.0], [1.0], 4)
     q.learn_step()
-    for value in (-.25, 0.):
+    for value in (-0.25, 0.0):
         q.scale.data.fill_(value)
-        y = q(torch.tensor([.3]))
-        assert torch.equal(y, q.decode(q.encode(torch.tensor([.3]))))
+        y = q(torch.tensor([0.3]))
+        assert torch.equal(y, q.decode(q.encode(torch.tensor([0.3]))))
         assert q.scale.item() == pytest.approx(max(abs(value), 1e-8))
     q.learn_step(False)
     assert not list(q.parameters()) and 'scale' in q.state_dict()
-    other = make([-1.], [1.], 4)
+    other = make([-1.0], [1.0], 4)
     other.learn_step()
     other.load_state_dict(q.state_dict())
     assert torch.equal(other.scale, q.scale)
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(bits=1), '2 to 8'),
-    (dict(bits=9), '2 to 8'),
-    (dict(bits=4.0), '2 to 8'),
-    (dict(bits=True), '2 to 8'),
-    (dict(role='bias'), 'act, weight'),
-    (dict(granularity='layer'), 'tensor, channel, group'),
-    (dict(granularity='group'), 'group_size'),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(bits=1), '2 to 8'),
+        (dict(bits=9), '2 to 8'),
+        (dict(bits=4.0), '2 to 8'),
+        (dict(bits=True), '2 to 8'),
+        (dict(role='bias'), 'act, weight'),
+        (dict(granularity='layer'), 'tensor, channel, group'),
+        (dict(granularity='group'), 'group_size'),
+    ],
+)
 def test_wrong_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         UniformQuantizer(**kwargs)
 
 
-@pytest.mark.parametrize('low, high, message', [
-    ([0.], [1., 2.], 'shape'),
-    ([[[0.]]], [[[1.]]], 'shape'),
-    ([], [], 'empty'),
-    ([0., 0.], [1., 1.], '1 row'),
-    ([[0.], [0.]], [[1.], [1.]], 'per_level'),
-    ([math.nan], [1.], 'NaN'),
-    ([0.], [math.inf], 'Inf'),
-    ([1.], [0.], 'above'),
-])
+@pytest.mark.parametrize(
+    'low, high, message',
+    [
+        ([0.0], [1.0, 2.0], 'shape'),
+        ([[[0.0]]], [[[1.0]]], 'shape'),
+        ([], [], 'empty'),
+        ([0.0, 0.0], [1.0, 1.0], '1 row'),
+        ([[0.0], [0.0]], [[1.0], [1.0]], 'per_level'),
+        ([math.nan], [1.0], 'NaN'),
+        ([0.0], [math.inf], 'Inf'),
+        ([1.0], [0.0], 'above'),
+    ],
+)
 def test_wrong_ranges(low, high, message):
     with pytest.raises(ValueError, match=message):
         make(low, high)
 
 
 def test_wrong_number_of_channels():
-    q = make([0.] * 3, [1.] * 3, granularity='channel')
+    q = make([0.0] * 3, [1.0] * 3, granularity='channel')
     with pytest.raises(ValueError, match='3 scales do not fit'):
         q(torch.randn(1, 4))

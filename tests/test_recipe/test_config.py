@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The grammar of quant_cfg, without a model."""
+
 import pytest
 
 from mmdet_ptq.errors import QuantConfigError
@@ -17,16 +18,24 @@ RULE = dict(match='*', weight=dict(type='UniformQuantizer'))
 PASSES = [dict(type='FoldBatchNorm'), dict(type='InitRanges')]
 
 
-@pytest.mark.parametrize(('text', 'bits', 'back'), [
-    ('w4a4', (4, 4, 4), 'w4a4'), ('w4a8', (4, 8, 8), 'w4a8'),
-    ('W2A3S8', (2, 3, 8), 'w2a3s8'), ('w4a8s8', (4, 8, 8), 'w4a8')])
+@pytest.mark.parametrize(
+    ('text', 'bits', 'back'),
+    [
+        ('w4a4', (4, 4, 4), 'w4a4'),
+        ('w4a8', (4, 8, 8), 'w4a8'),
+        ('W2A3S8', (2, 3, 8), 'w2a3s8'),
+        ('w4a8s8', (4, 8, 8), 'w4a8'),
+    ],
+)
 def test_bits(text, bits, back):
     assert parse_bits(text) == Bits(*bits)
     assert str(parse_bits(text)) == back
 
 
-@pytest.mark.parametrize('text', [
-    'w1a8', 'w8a9', 'w4a4s1', 'a4w4', 'w4', 'w4a4 ', '', 8, None, 'w-4a4'])
+@pytest.mark.parametrize(
+    'text',
+    ['w1a8', 'w8a9', 'w4a4s1', 'a4w4', 'w4', 'w4a4 ', '', 8, None, 'w-4a4'],
+)
 def test_bad_bits(text):
     with pytest.raises(QuantConfigError, match='bit'):
         parse_bits(text)
@@ -59,14 +68,17 @@ def test_passes_beside_a_recipe_replace_its_own():
 
 def test_recipe_file(tmp_path):
     path = tmp_path / 'mine.py'
-    path.write_text(f"rules = [{RULE!r}]\npasses = {PASSES!r}\n"
-                    "bits = 'w3a3'\ncalibration = dict(num_samples=7)\n")
-    config = parse_quant_cfg(dict(
-        recipe=str(path), calibration=dict(seed=3)))
+    path.write_text(
+        f'rules = [{RULE!r}]\npasses = {PASSES!r}\n'
+        "bits = 'w3a3'\ncalibration = dict(num_samples=7)\n"
+    )
+    config = parse_quant_cfg(dict(recipe=str(path), calibration=dict(seed=3)))
     assert (config.recipe, str(config.bits)) == ('mine', 'w3a3')
     assert (config.calibration.num_samples, config.calibration.seed) == (7, 3)
-    assert str(parse_quant_cfg(
-        dict(recipe=str(path), bits='w8a8')).bits) == 'w8a8'
+    assert (
+        str(parse_quant_cfg(dict(recipe=str(path), bits='w8a8')).bits)
+        == 'w8a8'
+    )
     path.write_text('rulez = []')
     with pytest.raises(QuantConfigError, match=r"'rulez'.*'rules'"):
         load_recipe(str(path))
@@ -79,31 +91,48 @@ def test_input_is_not_changed():
     assert given['rules'] == [dict(match='*', act=dict())]
 
 
-@pytest.mark.parametrize(('quant_cfg', 'says'), [
-    ([], 'expected a dict'),
-    (dict(recipe=3), 'recipe.*expected a str'),
-    (dict(rules='*', passes=PASSES), 'rules.*expected a list'),
-    (dict(rules=[RULE], passes=dict(type='InitRanges')), 'passes.*a list'),
-    (dict(rules=['*'], passes=PASSES), r"rules\[0\].*expected a dict"),
-    (dict(rules=[RULE], passes=['InitRanges']), r'passes\[0\]'),
-    (dict(rules=[RULE]), "'rules' and 'passes'"),
-    (dict(rules=[dict(weight={})], passes=PASSES), r'rules\[0\].*match'),
-    (dict(rules=[dict(match=[], skip=True)], passes=PASSES), 'match'),
-    (dict(rules=[dict(match=['*', 3])], passes=PASSES), 'match'),
-    (dict(rules=[dict(match='*', weight=4)], passes=PASSES),
-     r'rules\[0\]\.weight.*4'),
-    (dict(rules=[dict(match='*', act=dict(bits=4.0))], passes=PASSES),
-     r'act\.bits: 4\.0'),
-    (dict(rules=[dict(match='*', act=dict(bits=True))], passes=PASSES),
-     r'act\.bits: True'),
-    (dict(recipe='uniform', calibration=[1]), 'calibration.*a dict'),
-    (dict(recipe='uniform', calibration=dict(num_samples=0)), 'num_samples'),
-    (dict(recipe='uniform', calibration=dict(num_samples=True)), 'True'),
-    (dict(recipe='uniform', calibration=dict(seed=-1)), 'seed'),
-    (dict(recipe='uniform', calibration=dict(source=4)), 'source'),
-    (dict(rules=[dict(match='*', weight=dict(group_size=0))],
-          passes=PASSES), 'group_size'),
-])
+@pytest.mark.parametrize(
+    ('quant_cfg', 'says'),
+    [
+        ([], 'expected a dict'),
+        (dict(recipe=3), 'recipe.*expected a str'),
+        (dict(rules='*', passes=PASSES), 'rules.*expected a list'),
+        (dict(rules=[RULE], passes=dict(type='InitRanges')), 'passes.*a list'),
+        (dict(rules=['*'], passes=PASSES), r'rules\[0\].*expected a dict'),
+        (dict(rules=[RULE], passes=['InitRanges']), r'passes\[0\]'),
+        (dict(rules=[RULE]), "'rules' and 'passes'"),
+        (dict(rules=[dict(weight={})], passes=PASSES), r'rules\[0\].*match'),
+        (dict(rules=[dict(match=[], skip=True)], passes=PASSES), 'match'),
+        (dict(rules=[dict(match=['*', 3])], passes=PASSES), 'match'),
+        (
+            dict(rules=[dict(match='*', weight=4)], passes=PASSES),
+            r'rules\[0\]\.weight.*4',
+        ),
+        (
+            dict(rules=[dict(match='*', act=dict(bits=4.0))], passes=PASSES),
+            r'act\.bits: 4\.0',
+        ),
+        (
+            dict(rules=[dict(match='*', act=dict(bits=True))], passes=PASSES),
+            r'act\.bits: True',
+        ),
+        (dict(recipe='uniform', calibration=[1]), 'calibration.*a dict'),
+        (
+            dict(recipe='uniform', calibration=dict(num_samples=0)),
+            'num_samples',
+        ),
+        (dict(recipe='uniform', calibration=dict(num_samples=True)), 'True'),
+        (dict(recipe='uniform', calibration=dict(seed=-1)), 'seed'),
+        (dict(recipe='uniform', calibration=dict(source=4)), 'source'),
+        (
+            dict(
+                rules=[dict(match='*', weight=dict(group_size=0))],
+                passes=PASSES,
+            ),
+            'group_size',
+        ),
+    ],
+)
 def test_refused(quant_cfg, says):
     with pytest.raises(QuantConfigError, match=says):
         parse_quant_cfg(quant_cfg)
@@ -114,7 +143,6 @@ def toy():
     """A second quantizer, with an argument of its own."""
 
     class ToyQuantizer(UniformQuantizer):
-
         def __init__(self, bits=8, knob=1, role='act', axis=None):
             super().__init__(bits, role=role, axis=axis)
 
@@ -134,9 +162,17 @@ def test_arguments_of_an_earlier_type(toy):
         parse_quant_cfg(dict(rules=[typed, wrong], passes=PASSES))
 
 
-@pytest.mark.parametrize('act', [
-    dict(granularity='group'), dict(granularity='group', group_size=4),
-    dict(group_size=4), dict(per_level=True), dict(symmetric=True)])
+@pytest.mark.parametrize(
+    'act',
+    [
+        dict(granularity='group'),
+        dict(granularity='group', group_size=4),
+        dict(group_size=4),
+        dict(per_level=True),
+        dict(symmetric=True),
+    ],
+)
 def test_accepted(act):
-    parse_quant_cfg(dict(
-        recipe='uniform', rules=[dict(match='*', act=act, weight=None)]))
+    parse_quant_cfg(
+        dict(recipe='uniform', rules=[dict(match='*', act=act, weight=None)])
+    )

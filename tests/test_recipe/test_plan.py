@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Rules on hand-made graphs, against plans written by hand."""
+
 import pytest
 from torch import nn
 
@@ -13,15 +14,30 @@ U = 'UniformQuantizer'
 BOTH = dict(match='*', weight=dict(type=U), act=dict(type=U))
 
 
-def node(name, reads, roles=(), groups=1, ports=('input', ), port_roles=None,
-         params=1):
+def node(
+    name,
+    reads,
+    roles=(),
+    groups=1,
+    ports=('input',),
+    port_roles=None,
+    params=1,
+):
     """A layer that reads these values, one tuple a call."""
-    calls = [Op(i, 'conv2d', name, '', tuple(values), (100 + i, ))
-             for i, values in enumerate(reads)]
+    calls = [
+        Op(i, 'conv2d', name, '', tuple(values), (100 + i,))
+        for i, values in enumerate(reads)
+    ]
     return LayerNode(
-        name, nn.Conv2d, calls, ports, frozenset(roles),
-        {k: frozenset(v) for k, v in (port_roles or {}).items()}, groups,
-        params)
+        name,
+        nn.Conv2d,
+        calls,
+        ports,
+        frozenset(roles),
+        {k: frozenset(v) for k, v in (port_roles or {}).items()},
+        groups,
+        params,
+    )
 
 
 def graph(*nodes, shared=None):
@@ -36,13 +52,18 @@ def small():
     return graph(
         node('backbone.conv1', [[1]], ['stem', 'backbone']),
         node('backbone.conv2', [[2]], ['backbone'], groups=8),
-        node('head.cls', [[3], [4]], ['head', 'prediction']))
+        node('head.cls', [[3], [4]], ['head', 'prediction']),
+    )
 
 
 def plan(graph, *rules, bits='w4a6', uncovered=None):
-    config = parse_quant_cfg(dict(
-        rules=list(rules), passes=[dict(type='InitRanges')],
-        **(dict(bits=bits) if bits else {})))
+    config = parse_quant_cfg(
+        dict(
+            rules=list(rules),
+            passes=[dict(type='InitRanges')],
+            **(dict(bits=bits) if bits else {}),
+        )
+    )
     return make_plan(config, graph, uncovered or {})
 
 
@@ -58,22 +79,34 @@ def test_defaults(small):
 
 def test_later_rule_changes_only_what_it_says(small):
     found = plan(
-        small, dict(match='*', weight=dict(type=U, granularity='channel'),
-                    act=dict(type=U, symmetric=True)),
+        small,
+        dict(
+            match='*',
+            weight=dict(type=U, granularity='channel'),
+            act=dict(type=U, symmetric=True),
+        ),
         dict(match='backbone.*', weight=dict(bits=8)),
-        dict(match='backbone.conv2', act=dict(symmetric=False, bits=3)))
+        dict(match='backbone.conv2', act=dict(symmetric=False, bits=3)),
+    )
     assert found.layers['backbone.conv2'].weight == QuantSpec(
-        U, 8, dict(granularity='channel'))
+        U, 8, dict(granularity='channel')
+    )
     assert found.layers['backbone.conv1'].acts['input'] == QuantSpec(
-        U, 6, dict(symmetric=True))
+        U, 6, dict(symmetric=True)
+    )
     assert found.layers['backbone.conv2'].acts['input'] == QuantSpec(
-        U, 3, dict(symmetric=False))
+        U, 3, dict(symmetric=False)
+    )
     assert found.layers['head.cls'].weight.bits == 4
 
 
 def test_last_rule_wins(small):
-    found = plan(small, BOTH, dict(match='backbone.*', weight=dict(bits=8)),
-                 dict(match='*', weight=dict(bits=5)))
+    found = plan(
+        small,
+        BOTH,
+        dict(match='backbone.*', weight=dict(bits=8)),
+        dict(match='*', weight=dict(bits=5)),
+    )
     assert {p.weight.bits for p in found.layers.values()} == {5}
 
 
@@ -85,38 +118,52 @@ def test_another_type_drops_arguments_but_not_bits(small):
     QUANTIZERS.register_module(module=OtherQuantizer)
     try:
         found = plan(
-            small, dict(match='*', weight=dict(
-                type=U, granularity='channel', bits=3)),
+            small,
+            dict(
+                match='*', weight=dict(type=U, granularity='channel', bits=3)
+            ),
             dict(match='head.*', weight=dict(type='OtherQuantizer')),
-            dict(match='@backbone', weight=dict(type=U)))
+            dict(match='@backbone', weight=dict(type=U)),
+        )
     finally:
         QUANTIZERS.module_dict.pop('OtherQuantizer')
     assert found.layers['head.cls'].weight == QuantSpec('OtherQuantizer', 3)
     assert found.layers['backbone.conv1'].weight == QuantSpec(
-        U, 3, dict(granularity='channel'))
+        U, 3, dict(granularity='channel')
+    )
 
 
 def test_roles(small):
-    found = plan(small, BOTH,
-                 dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
-                 dict(match='@grouped', act=dict(granularity='group')),
-                 dict(match=['@prediction', '@offset'], skip=True))
+    found = plan(
+        small,
+        BOTH,
+        dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
+        dict(match='@grouped', act=dict(granularity='group')),
+        dict(match=['@prediction', '@offset'], skip=True),
+    )
     stem = found.layers['backbone.conv1']
     assert (stem.weight.bits, stem.acts['input'].bits) == (8, 8)
     # the size of a convolution's own groups is known only to the layer
     assert found.layers['backbone.conv2'].acts['input'] == QuantSpec(
-        U, 6, dict(granularity='group', group_size='conv'))
+        U, 6, dict(granularity='group', group_size='conv')
+    )
     last = found.layers['head.cls']
     assert last.weight is None
     assert last.acts == dict(input=None)
     assert last.why_float == 'rule @prediction: skip'
     assert [g[0][0] for g in found.groups] == [
-        'backbone.conv1', 'backbone.conv2']
+        'backbone.conv1',
+        'backbone.conv2',
+    ]
 
 
 def test_skip_can_be_undone(small):
-    found = plan(small, BOTH, dict(match='*', skip=True),
-                 dict(match='head.*', weight=dict(type=U)))
+    found = plan(
+        small,
+        BOTH,
+        dict(match='*', skip=True),
+        dict(match='head.*', weight=dict(type=U)),
+    )
     assert found.layers['head.cls'].weight == QuantSpec(U, 4)
     assert found.layers['head.cls'].acts == dict(input=None)
     assert found.layers['head.cls'].why_float == ''
@@ -140,28 +187,44 @@ def test_unmatched_layer_stays_float(small):
 def test_softmax_bits():
     attention = graph(
         node('qk', [[1, 2]], ['attention'], ports=('a', 'b'), params=0),
-        node('pv', [[3, 4]], ['attention'], ports=('a', 'b'), params=0,
-             port_roles=dict(a=['softmax'])))
+        node(
+            'pv',
+            [[3, 4]],
+            ['attention'],
+            ports=('a', 'b'),
+            params=0,
+            port_roles=dict(a=['softmax']),
+        ),
+    )
     found = plan(attention, BOTH, bits='w4a4s8')
     assert {p: s.bits for p, s in found.layers['pv'].acts.items()} == dict(
-        a=8, b=4)
+        a=8, b=4
+    )
     assert {s.bits for s in found.layers['qk'].acts.values()} == {4}
     assert found.layers['pv'].weight is None
     # a rule on the port alone, which leaves the other port as it is
-    found = plan(attention, BOTH, dict(match='@softmax', act=dict(bits=3)),
-                 bits='w4a4s8')
+    found = plan(
+        attention,
+        BOTH,
+        dict(match='@softmax', act=dict(bits=3)),
+        bits='w4a4s8',
+    )
     assert found.layers['pv'].acts == dict(
-        a=QuantSpec(U, 3), b=QuantSpec(U, 4))
-    found = plan(attention, BOTH, dict(match='@softmax', skip=True),
-                 bits='w4a4s8')
+        a=QuantSpec(U, 3), b=QuantSpec(U, 4)
+    )
+    found = plan(
+        attention, BOTH, dict(match='@softmax', skip=True), bits='w4a4s8'
+    )
     assert found.layers['pv'].acts == dict(a=None, b=QuantSpec(U, 4))
     assert found.layers['pv'].why_float == ''
 
 
-def shared_graph(reads_b=((1, ), )):
+def shared_graph(reads_b=((1,),)):
     return graph(
-        node('a', [[1]]), node('b', reads_b),
-        shared=[[('a', 'input'), ('b', 'input')]])
+        node('a', [[1]]),
+        node('b', reads_b),
+        shared=[[('a', 'input'), ('b', 'input')]],
+    )
 
 
 def test_shared_tensors_share_a_quantizer():
@@ -169,9 +232,13 @@ def test_shared_tensors_share_a_quantizer():
     assert found.groups == [[('a', 'input'), ('b', 'input')]]
 
 
-@pytest.mark.parametrize('rule', [
-    dict(match='b', act=dict(bits=3)),
-    dict(match='b', act=dict(symmetric=True))])
+@pytest.mark.parametrize(
+    'rule',
+    [
+        dict(match='b', act=dict(bits=3)),
+        dict(match='b', act=dict(symmetric=True)),
+    ],
+)
 def test_other_specs_do_not_share(rule):
     found = plan(shared_graph(), BOTH, rule)
     assert found.groups == [[('a', 'input')], [('b', 'input')]]
@@ -190,7 +257,9 @@ def test_levels_share_only_call_by_call():
     # the second reads the levels in another order: its level 0 is another
     head[1] = node('reg', [[2], [1]])
     assert plan(graph(*head, shared=shared), rule).groups == [
-        [('cls', 'input')], [('reg', 'input')]]
+        [('cls', 'input')],
+        [('reg', 'input')],
+    ]
     assert plan(graph(*head, shared=shared), BOTH).groups == shared
 
 
@@ -211,12 +280,18 @@ def test_no_bits_anywhere(small):
 
 def test_uncovered_is_kept(small):
     assert plan(small, BOTH, uncovered=dict(x='no twin')).uncovered == dict(
-        x='no twin')
+        x='no twin'
+    )
 
 
 def test_globs(small):
-    config = parse_quant_cfg(dict(recipe='minmax', rules=[
-        dict(match=['backbone.*', 'head.cl'], skip=True)]))
-    with pytest.raises(QuantConfigError,
-                       match=r"'head\.cl'.*Did you mean 'head\.cls'"):
+    config = parse_quant_cfg(
+        dict(
+            recipe='minmax',
+            rules=[dict(match=['backbone.*', 'head.cl'], skip=True)],
+        )
+    )
+    with pytest.raises(
+        QuantConfigError, match=r"'head\.cl'.*Did you mean 'head\.cls'"
+    ):
         check_globs(config, small.layers)

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Generated pages are what their commands make now."""
+
 import re
 import subprocess
 import sys
@@ -11,7 +12,10 @@ ROOT = Path(__file__).parents[2]
 def test_quant_cfg_page_is_up_to_date():
     out = subprocess.run(
         [sys.executable, 'tools/make_quant_cfg_doc.py', '--check'],
-        cwd=ROOT, capture_output=True, text=True)
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert out.returncode == 0, out.stdout + out.stderr
 
 

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The sweep survives what single families do, and compares fairly."""
+
 import importlib.util
 import os
 import sys
@@ -17,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope='module')
 def sweep():
     spec = importlib.util.spec_from_file_location(
-        'sweep_configs', ROOT / 'tools' / 'sweep_configs.py')
+        'sweep_configs', ROOT / 'tools' / 'sweep_configs.py'
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules['sweep_configs'] = module
     spec.loader.exec_module(module)
@@ -49,15 +51,15 @@ def test_examine_reports_where_a_family_fails(sweep, tmp_path):
 
 
 def test_cosine():
-    a = [torch.tensor([3., 4.]), torch.tensor([1., 0.])]
-    b = [torch.tensor([6., 8.]), torch.tensor([1., 1.])]
+    a = [torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0])]
+    b = [torch.tensor([6.0, 8.0]), torch.tensor([1.0, 1.0])]
     assert cosine(a, b) == pytest.approx(0.5**0.5)
     assert cosine(a, b[:1]) == -1
     assert cosine([torch.zeros(2)], [torch.zeros(2)]) == 1
 
 
 def test_selections_replays_choices_on_other_numbers():
-    x, y = torch.tensor([1., 3., 2.]), torch.tensor([5., 4., 6.])
+    x, y = torch.tensor([1.0, 3.0, 2.0]), torch.tensor([5.0, 4.0, 6.0])
     with Selections() as first:
         assert x.topk(2)[1].tolist() == [1, 2]
         assert torch.argsort(x).tolist() == [0, 2, 1]
@@ -69,10 +71,22 @@ def test_selections_replays_choices_on_other_numbers():
 
 
 def test_markdown_counts(sweep):
-    row = dict(config='a.py', built=True, float_ok=True, quantized=True,
-               predicts=True, layers=3, left_float={'why': 2}, cosine=0.995,
-               seconds=1.0, why='')
-    rows = {'good': row, 'bad': dict(row, cosine=0.5),
-            'no': dict(row, float_ok=False)}
+    row = dict(
+        config='a.py',
+        built=True,
+        float_ok=True,
+        quantized=True,
+        predicts=True,
+        layers=3,
+        left_float={'why': 2},
+        cosine=0.995,
+        seconds=1.0,
+        why='',
+    )
+    rows = {
+        'good': row,
+        'bad': dict(row, cosine=0.5),
+        'no': dict(row, float_ok=False),
+    }
     text = sweep.to_markdown(rows, 'cmd', (8, 8))
     assert '**2** of 3' in text and '**1** of these (50.0 %)' in text
