@@ -271,8 +271,9 @@ def _same_choices(rpn: nn.Module | None, memory: dict) -> Iterator[None]:
         return kept.pop(0) if kept else found
 
     def predict(*args: Any, **kwargs: Any) -> Any:
-        found = original(*args, **kwargs)
-        return copy.deepcopy(memory.setdefault('proposals', found))
+        if 'proposals' not in memory:
+            memory['proposals'] = original(*args, **kwargs)
+        return copy.deepcopy(memory['proposals'])
 
     original = getattr(rpn, 'predict', None)
     if original is not None:

@@ -28,7 +28,9 @@ DETECTORS = {
     'YOLOF R50': 'yolof/yolof_r50-c5_8xb8-1x_coco.py',
     'Faster R-CNN R50': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
     'Mask R-CNN Swin-T': 'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
-    'Cascade Mask R-CNN R50': 'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',
+    'Cascade Mask R-CNN R50': (
+        'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py'
+    ),
     'DETR R50': 'detr/detr_r50_8xb2-150e_coco.py',
 }
 
@@ -127,8 +129,8 @@ def main() -> int:
                     settings={
                         k: v for k, v in vars(args).items() if k != 'out'
                     },
-                    machine=f'{platform.machine()}, {os.cpu_count()} cores, torch '
-                    f'{torch.__version__}',
+                    machine=f'{platform.machine()}, {os.cpu_count()} cores, '
+                    f'torch {torch.__version__}',
                     detectors=found,
                 ),
                 indent=1,

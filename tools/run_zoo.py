@@ -140,7 +140,8 @@ def main() -> int:
                 json.dumps(
                     dict(
                         command='python tools/run_zoo.py',
-                        machine=f'{platform.machine()} CPU, {os.cpu_count()} cores',
+                        machine=f'{platform.machine()} CPU, '
+                        f'{os.cpu_count()} cores',
                         cells=ordered,
                     ),
                     indent=1,

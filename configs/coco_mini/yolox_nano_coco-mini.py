@@ -11,14 +11,19 @@ train_dataloader = dict(
         dataset=dict(
             data_root=data_root,
             ann_file='instances_train.json',
-            data_prefix=dict(img='train/'))))
+            data_prefix=dict(img='train/'),
+        )
+    ),
+)
 val_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
     dataset=dict(
         data_root=data_root,
         ann_file='instances_val.json',
-        data_prefix=dict(img='val/')))
+        data_prefix=dict(img='val/'),
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'instances_val.json')
 test_evaluator = val_evaluator

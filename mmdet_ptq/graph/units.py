@@ -85,11 +85,20 @@ def _blocks(walker: Walker) -> set[str]:
             _Path(walker, v, around[0]).layers for v in op.inputs[:2]
         ):
             continue
+        if not _is_last(walker, op, around[0]):
+            around = around[:1]
         for span in around:
             if _is_residual(walker, op, span):
                 blocks.add(span.name)
                 break
     return blocks
+
+
+def _is_last(walker: Walker, add: Op, span: Span) -> bool:
+    # a skip handed in from outside is added at the end; reference points,
+    # to which attention adds offsets, are handed in too but used inside
+    ends = walker.ahead(add.outputs, ('shape', 'pointwise'))
+    return all(op.index >= span.stop for op, _ in ends)
 
 
 def _is_residual(walker: Walker, add: Op, span: Span) -> bool:

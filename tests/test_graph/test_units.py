@@ -133,6 +133,34 @@ def test_position_added_again_is_no_residual(kit):
     assert list(units) == ['fc', 'layer.mix', 'layer.ffn']
 
 
+def test_reference_points_are_no_skip(kit):
+
+    class Sampler(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.offsets, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x, points):
+            return self.out(self.offsets(x) + points)
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([Sampler(), Sampler()])
+
+        def forward(self, x):
+            points = x.sigmoid()
+            for layer in self.layers:
+                x = layer(x, points)
+            return x
+
+    net = nn.Sequential(nn.Linear(8, 8), Encoder())
+    assert all(
+        len(layers) == 1
+        for layers in units_of(kit.look(net, shape=(1, 5, 8))).values()
+    )
+
+
 def test_parts_of_mmdetection(kit):
 
     class Detector(nn.Module):
