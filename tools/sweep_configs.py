@@ -227,7 +227,7 @@ def in_child(path: Path, size: tuple[int, int], limit: float) -> dict:
 
 
 def to_markdown(
-    rows: dict[str, dict], command: str, size: tuple[int, int]
+    rows: dict[str, dict], total: int, command: str, size: tuple[int, int]
 ) -> str:
     """The support matrix as a page."""
     usable = {n: r for n, r in rows.items() if r['float_ok']}
@@ -248,8 +248,8 @@ def to_markdown(
         f'Made by `{command}` on {platform.machine()} CPU, torch '
         f'{torch.__version__}.',
         '',
-        f'**{len(usable)}** of {len(rows)} families build and predict in '
-        f'float here; **{len(good)}** of these '
+        f'{len(rows)} of {total} families were run. **{len(usable)}** build '
+        f'and predict in float here; **{len(good)}** of these '
         f'({100 * len(good) / max(1, len(usable)):.1f} %) quantize and '
         'predict with finite output and cosine >= 0.99.',
         '',
@@ -326,10 +326,13 @@ def main() -> int:
         )
         store.parent.mkdir(parents=True, exist_ok=True)
         store.write_text(json.dumps(rows, indent=1, sort_keys=True))
-    rows = dict(sorted(rows.items()))
-    Path(args.out).write_text(
-        to_markdown(rows, 'python tools/sweep_configs.py', tuple(args.size))
-    )
+        page = to_markdown(
+            dict(sorted(rows.items())),
+            len(todo),
+            'python tools/sweep_configs.py',
+            tuple(args.size),
+        )
+        Path(args.out).write_text(page)
     return 0
 
 

@@ -21,7 +21,6 @@ from ..errors import CalibrationError, PTQError
 from ..graph import survey
 from ..layers import convert, decompose, is_leaf, ports_of, quant_layers
 from ..recipe import QuantConfig, check_globs, make_plan
-from ..registry import QUANT_LAYERS
 from ..structures import LayerGraph
 
 
@@ -234,10 +233,5 @@ def uncovered_modules(model: nn.Module) -> dict[str, str]:
         if is_leaf(module) or not isinstance(weight, torch.Tensor):
             continue
         if weight.dim() >= 2 and not isinstance(module, nn.Embedding):
-            offsets = type(module) in QUANT_LAYERS
-            found[name] = (
-                'sampling offsets stay float'
-                if offsets
-                else f'no twin for {type(module).__name__}'
-            )
+            found[name] = f'no twin for {type(module).__name__}'
     return found

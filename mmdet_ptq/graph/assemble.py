@@ -2,15 +2,18 @@
 """From one forward to a LayerGraph."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..structures import LayerGraph, LayerNode
 from . import roles
 from .fold import find_bn_folds
 from .links import norm_links, shared_ports
-from .tracer import trace
+from .record import Trace, tensors_in
+from .tracer import Recorder
 from .units import find_units
 from .walk import Walker
 
@@ -88,3 +91,51 @@ def _layers(
             params=sum(p.numel() for p in module.parameters(recurse=False)),
         )
     return nodes
+
+
+def trace(
+    model: nn.Module,
+    forward: Callable[[], Any],
+    images: Sequence[Tensor] | None,
+    is_leaf: Callable[[nn.Module], bool],
+) -> Trace:
+    """Runs ``forward`` once and records it.
+
+    Args:
+        model (nn.Module): The model, in eval mode.
+        forward (Callable): Runs the model; called once without gradients.
+        images (Sequence[Tensor], optional): The image batches. By default
+            the 4-D floating tensors that the model is called with.
+        is_leaf (Callable): Whether a module is a quantizable leaf.
+
+    Returns:
+        Trace: The record.
+    """
+    recorder = Recorder(model, is_leaf)
+    for tensor in images or ():
+        recorder.mark_image(tensor)
+    with torch.no_grad(), recorder.watching():
+        result = forward()
+    record = recorder.trace
+    record.outputs = tuple(
+        dict.fromkeys(
+            number
+            for number in map(recorder.id_of, tensors_in(result))
+            if number is not None and record.values[number].producer >= 0
+        )
+    )
+    _ensure_image(record)
+    return record
+
+
+def _ensure_image(record: Trace) -> None:
+    # when `forward` does not go through `model.__call__`, the first layer
+    # is taken to read the images
+    if any(v.is_input for v in record.values.values()):
+        return
+    for op in record.ops:
+        for number in op.inputs[:1]:
+            value = record.values[number]
+            if value.producer < 0 and len(value.shape) == 4:
+                record.values[number] = replace(value, is_input=True)
+                return

@@ -33,18 +33,11 @@ def decompose(model: nn.Module) -> dict[str, str]:
 def convert(model: nn.Module) -> None:
     """Swaps every layer that has a twin for that twin, in place.
 
-    The twins quantize nothing until quantizers are attached. The offset
-    branch inside a deformable pack is left alone: offsets stay float.
+    The twins quantize nothing until quantizers are attached.
     """
-    packs = [
-        name
-        for name, m in model.named_modules()
-        if type(m) in QUANT_LAYERS and any(True for _ in m.children())
-    ]
-    for name, module in list(model.named_modules()):
-        inside = any(name.startswith(p + '.') for p in packs)
+    for module in list(model.modules()):
         twin = QUANT_LAYERS.get(type(module))
-        if twin is not None and not inside:
+        if twin is not None:
             module.__class__ = twin
             module.init_twin()
     model.register_forward_pre_hook(_reset_levels)

@@ -188,3 +188,16 @@ def test_gradient_reaches_weight_through_quantizer():
     twin(*inputs).sum().backward()
     assert twin.weight.grad is not None and twin.weight.grad.abs().sum() > 0
     assert 'weight' not in twin.__dict__
+
+
+def test_offset_branch_of_a_pack_is_a_layer_of_its_own():
+    layer, inputs = LAYERS['deform_v2_pack']
+    twin = twin_of(layer)
+    assert isinstance(twin.conv_offset, QuantLayer)
+    expected = twin(*inputs)
+    attach(twin.conv_offset, inputs[0])
+    nn.init.normal_(twin.conv_offset.weight)
+    quantized = twin(*inputs)
+    assert not torch.equal(quantized, expected)
+    with float_mode(twin):
+        assert not torch.equal(twin(*inputs), quantized)

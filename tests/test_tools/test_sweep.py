@@ -88,5 +88,8 @@ def test_markdown_counts(sweep):
         'bad': dict(row, cosine=0.5),
         'no': dict(row, float_ok=False),
     }
-    text = sweep.to_markdown(rows, 'cmd', (8, 8))
-    assert '**2** of 3' in text and '**1** of these (50.0 %)' in text
+    text = sweep.to_markdown(rows, 7, 'cmd', (8, 8))
+    assert (
+        '3 of 7 families were run. **2** build' in text
+        and '**1** of these (50.0 %)' in text
+    )
