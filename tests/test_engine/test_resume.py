@@ -17,7 +17,9 @@ from mmdet_ptq.registry import PASSES
 # tools/ptq.py, standing still before calibration image number 3; one image
 # is read to check quant_cfg, one for the survey
 STUCK = """
-import runpy, sys, time
+import runpy, signal, sys, time
+# a shell starts background jobs with Ctrl-C ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from mmdet_ptq.calibration import CalibrationImages
 load, count = CalibrationImages.load, [0]
 def stuck(self, i):
