@@ -530,8 +530,11 @@ def test_file_size_limit(tmp_path, environment):
     assert os.listdir(tmp_path) == ['x.pth']
 
 
-def test_interrupt(ptq, monkeypatch):
+def test_interrupt(ptq, monkeypatch, request):
     """Ctrl-C in the middle: exit code 130, and --resume goes on from there."""
+    # pytest may itself run where a shell has Ctrl-C ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     whole = ptq('--no-float-eval', '--calib-num', 6)
     load, images = CalibrationImages.load, []
 
