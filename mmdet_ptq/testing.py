@@ -2,6 +2,7 @@
 """Detectors with random weights, images, and outputs to compare."""
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,12 @@ def random_detector(path: str | Path) -> nn.Module:
     torch.manual_seed(0)
     model = MODELS.build(model_cfg)
     if hasattr(model, 'backbone'):
-        model.backbone.init_weights()
+        # MMEngine logs a line for each parameter
+        logging.disable(logging.INFO)
+        try:
+            model.backbone.init_weights()
+        finally:
+            logging.disable(logging.NOTSET)
     _calm(model)
     return model.eval()
 
