@@ -102,11 +102,16 @@ def main():
         '--epochs', type=int, help="epochs in place of the config's"
     )
     parser.add_argument('--bf16', action='store_true')
+    parser.add_argument(
+        '--train-data', help="folder of the training set, not the config's"
+    )
     args = parser.parse_args()
     cfg = Config.fromfile(args.config)
     cfg.work_dir = args.work_dir
     if args.init:
         cfg.load_from = merge(args.init, Path(args.work_dir) / 'init.pth')
+    if args.train_data:
+        cfg.train_dataloader.dataset.data_root = args.train_data
     if args.epochs:
         cfg.train_cfg.max_epochs = args.epochs
         cfg.param_scheduler[-1].update(end=args.epochs, T_max=args.epochs)

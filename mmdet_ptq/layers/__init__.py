@@ -3,10 +3,13 @@ from .attention import SplitMultiheadAttention, SplitWindowMSA
 from .base import QuantLayer, float_mode, quant_layers
 from .convert import convert, decompose
 from .matmul import MatMul
+from .standardized import PlainConvAWS2d, PlainConvWS2d
 from .twins import is_leaf, ports_of
 
 __all__ = [
     'MatMul',
+    'PlainConvAWS2d',
+    'PlainConvWS2d',
     'QuantLayer',
     'SplitMultiheadAttention',
     'SplitWindowMSA',
