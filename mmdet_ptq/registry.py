@@ -24,6 +24,12 @@ OBSERVERS = Registry(
     'observer', scope=_SCOPE, locations=['mmdet_ptq.observers']
 )
 PASSES = Registry('pass', scope=_SCOPE, locations=['mmdet_ptq.passes'])
+LEARNERS = Registry(
+    'learner', scope=_SCOPE, locations=['mmdet_ptq.passes.reconstruct']
+)
+LOSSES = Registry(
+    'loss', scope=_SCOPE, locations=['mmdet_ptq.passes.reconstruct']
+)
 
 T = TypeVar('T', bound=type)
 

@@ -1,8 +1,11 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Plain data that the rooms of the package hand to one another."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 Port = tuple[str, str]
 """(layer name, port name); a port is one quantizable input of a layer:
@@ -190,3 +193,37 @@ class LayerGraph:
     units: list[Unit]
     uncalled: list[str]
     outputs: tuple[int, ...]
+
+
+@dataclass
+class DetectionOutputs:
+    """Raw outputs of one head on one image, aligned by index.
+
+    Row i is the same anchor, cell, proposal or query in the float and in
+    the quantized detector. Nothing is detached: gradients flow.
+
+    Attributes:
+        name (str): Of the head, e.g. ``'bbox_head'``, ``'rpn_head'``,
+            ``'roi_head.bbox_head.1'``.
+        logits (Tensor): Shape (N, C), before sigmoid or softmax; softmax
+            heads have their background column among the C.
+        activation (str): ``'sigmoid'`` or ``'softmax'``.
+        background (int, optional): Column of the background; None for
+            sigmoid heads.
+        boxes (Tensor, optional): Raw regression outputs as the head was
+            trained to give them, shape (N, 4), or (N, K, 4) where each of
+            K classes has a box of its own; None without a box branch.
+        decode (Callable, optional): ``decode(boxes[rows], rows)`` gives
+            differentiable corner boxes (x1, y1, x2, y2), shape (M, 4), from
+            raw outputs of shape (M, 4) and the indices (M, ) of their rows.
+        levels (Tensor, optional): int64 (N, ), pyramid level of each row;
+            None if there is one level.
+    """
+
+    name: str
+    logits: Tensor
+    activation: str
+    background: int | None = None
+    boxes: Tensor | None = None
+    decode: Callable[[Tensor, Tensor], Tensor] | None = None
+    levels: Tensor | None = None

@@ -67,7 +67,8 @@ class InitRanges:
             weight = layers[name].weight.detach()
             if not torch.isfinite(weight).all():
                 raise NumericError(f'{name}: the weight has NaN or Inf values')
-            quantizer.set_range(*self._weight_range(weight, quantizer))
+            if not quantizer.fit(weight):
+                quantizer.set_range(*self._weight_range(weight, quantizer))
 
     def _weight_range(
         self, weight: Tensor, quantizer: BaseQuantizer

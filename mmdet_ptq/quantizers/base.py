@@ -89,6 +89,54 @@ class BaseQuantizer(nn.Module, ABC):
     def decode(self, codes: Tensor, level: int = 0) -> Tensor:
         """Float32 values that the codes stand for."""
 
+    def fit(self, x: Tensor) -> bool:
+        """Finds its parameters from the tensor it is to quantize.
+
+        Args:
+            x (Tensor): A float weight.
+
+        Returns:
+            bool: False if this quantizer takes a range instead.
+        """
+        return False
+
+    def lower_codes(self, x: Tensor) -> Tensor:
+        """Codes of the values next below ``x``, for soft rounding.
+
+        Codes are numbered in the order of their values, so the next value
+        above is that of the code plus one. Where ``x`` is clipped, the
+        outermost two codes.
+
+        Args:
+            x (Tensor): Any shape and float type.
+
+        Returns:
+            Tensor: int32 of its shape; both the code and the code plus one
+            are valid for :meth:`values`.
+
+        Raises:
+            NotImplementedError: If this quantizer cannot be rounded softly.
+        """
+        raise NotImplementedError(
+            f'{type(self).__name__} has no soft rounding'
+        )
+
+    def values(self, codes: Tensor) -> Tensor:
+        """:meth:`decode`, differentiable in learned parameters.
+
+        Args:
+            codes (Tensor): int32.
+
+        Returns:
+            Tensor: float32 of its shape.
+
+        Raises:
+            NotImplementedError: If this quantizer cannot be rounded softly.
+        """
+        raise NotImplementedError(
+            f'{type(self).__name__} has no soft rounding'
+        )
+
     @abstractmethod
     def parameter_bits(self, rows: int) -> int:
         """Bits that the parameters of ``rows`` scales take."""

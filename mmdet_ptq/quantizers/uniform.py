@@ -203,6 +203,20 @@ class UniformQuantizer(BaseQuantizer):
             y = grain.unrows(y, shape)
         return to_dtype(y, x.dtype)
 
+    def lower_codes(self, x: Tensor) -> Tensor:
+        """See :meth:`BaseQuantizer.lower_codes`."""
+        scale, zero = self.parameters_of()
+        inverse = self.granularity.expand(scale.detach().reciprocal(), x.shape)
+        codes = torch.floor(x.detach().to(torch.float32) * inverse)
+        codes += self.granularity.expand(zero, x.shape)
+        return codes.clamp_(self.qmin, self.qmax - 1).to(torch.int32)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """See :meth:`BaseQuantizer.values`."""
+        scale, zero = self.parameters_of()
+        steps = codes - self.granularity.expand(zero, codes.shape)
+        return steps * self.granularity.expand(scale, codes.shape)
+
     def learn_step(self, enabled: bool = True) -> None:
         """Makes ``scale`` a parameter with LSQ's gradient, or a buffer."""
         scale = self.scale.detach().abs().clamp_(MIN_SCALE, MAX_SCALE)
