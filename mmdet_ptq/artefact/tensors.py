@@ -24,6 +24,11 @@ def restore_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             shape.
     """
     left = dict(tensors)
+    device = next(model.parameters()).device
+    for name, layer in quant_layers(model).items():
+        # it is there only after a bias correction
+        shift = left.get(f'{name}.bias_shift')
+        layer.bias_shift = None if shift is None else shift.to(device)
     names = {id(m): n for n, m in model.named_modules()}
     done: set[int] = set()
     for layer in quant_layers(model).values():

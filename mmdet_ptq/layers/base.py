@@ -41,6 +41,8 @@ class QuantLayer(nn.Module):
     def init_twin(self) -> None:
         """Adds the state of a twin to a module that just became one."""
         self.weight_quantizer: BaseQuantizer | None = None
+        # what a quantized weight asks of the bias; float mode is without it
+        self.register_buffer('bias_shift', None, persistent=False)
         self.act_quantizers = nn.ModuleDict()
         self.quantize_weight = True
         self.quantize_act = True
@@ -60,14 +62,17 @@ class QuantLayer(nn.Module):
             return super().forward(*inputs, *args[len(inputs) :], **kwargs)
 
     def operands(self) -> dict[str, Any]:
-        """Attributes to replace during the forward: the weight, if any."""
+        """Attributes to replace during the forward: weight and bias."""
         if (
             self.weight_quantizer is None
             or self.baked
             or (not self.quantize_weight)
         ):
             return {}
-        return {'weight': self.weight_quantizer(self.weight)}
+        found = {'weight': self.weight_quantizer(self.weight)}
+        if self.bias_shift is not None:
+            found['bias'] = self.bias + self.bias_shift
+        return found
 
     @contextmanager
     def shadow(self, attributes: dict[str, Any]) -> Iterator[None]:
@@ -101,9 +106,12 @@ class QuantLayer(nn.Module):
 
     @torch.no_grad()
     def bake(self) -> None:
-        """Replaces the weight by its quantized value, for good."""
+        """Replaces weight and bias by what the forward used, for good."""
         if self.weight_quantizer is not None and not self.baked:
             self.weight.copy_(self.weight_quantizer(self.weight))
+            if self.bias_shift is not None:
+                self.bias += self.bias_shift
+                self.bias_shift = None
         self.baked = True
 
 

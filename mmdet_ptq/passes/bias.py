@@ -72,16 +72,15 @@ class ChannelMeans:
 
     @torch.no_grad()
     def correct(self) -> None:
-        """Takes the mean output error out of each bias."""
+        """Has each bias take the mean output error away."""
         for name, layer in self.layers.items():
             if name not in self.sums:
                 continue
             mean = self.sums[name].double() / _UNIT / self.counts[name]
             weight = layer.weight
             error = layer.weight_quantizer(weight).double() - weight.double()
-            layer.bias -= mean_output(layer, error, mean.to(weight.device)).to(
-                layer.bias.dtype
-            )
+            shift = mean_output(layer, error, mean.to(weight.device))
+            layer.bias_shift = -shift.to(layer.bias.dtype)
 
 
 def mean_output(layer: nn.Module, weight: Tensor, mean: Tensor) -> Tensor:

@@ -201,3 +201,19 @@ def test_offset_branch_of_a_pack_is_a_layer_of_its_own():
     assert not torch.equal(quantized, expected)
     with float_mode(twin):
         assert not torch.equal(twin(*inputs), quantized)
+
+
+def test_bias_shift_is_of_the_quantized_weight_only():
+    layer = nn.Linear(3, 2)
+    twin = twin_of(layer)
+    twin.weight_quantizer = UniformQuantizer(4, role='weight')
+    twin.weight_quantizer.set_range(torch.tensor([-1.0]), torch.tensor([1.0]))
+    x = torch.randn(4, 3)
+    plain = twin(x)
+    twin.bias_shift = torch.tensor([0.5, -2.0])
+    torch.testing.assert_close(twin(x), plain + twin.bias_shift)
+    with float_mode(twin):
+        assert torch.equal(twin(x), layer(x))
+    shifted = twin(x)
+    twin.bake()
+    assert twin.bias_shift is None and torch.equal(twin(x), shifted)
