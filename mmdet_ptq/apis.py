@@ -24,6 +24,12 @@ class _Feed:
         self.batches = batches
         self.total = len(batches)
 
+    def batch(self, i: int) -> dict:
+        return {
+            k: list(v) if isinstance(v, list) else v
+            for k, v in self.batches[i].items()
+        }
+
     @torch.no_grad()
     def __call__(
         self, start: int = 0, after: Callable[[int], None] = lambda _: None

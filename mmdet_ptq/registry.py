@@ -30,6 +30,10 @@ LEARNERS = Registry(
 LOSSES = Registry(
     'loss', scope=_SCOPE, locations=['mmdet_ptq.passes.reconstruct']
 )
+#: Detector adapters, chosen by the class of the head and never by a name in
+#: a config. To teach the package a new head, register a subclass of
+#: ``mmdet_ptq.detectors.Adapter``; its docstring says what to write.
+ADAPTERS = Registry('adapter', scope=_SCOPE, locations=['mmdet_ptq.detectors'])
 
 T = TypeVar('T', bound=type)
 

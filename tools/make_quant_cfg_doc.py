@@ -16,7 +16,13 @@ from mmdet_ptq.recipe.config import (
     ROLES,
     Calibration,
 )
-from mmdet_ptq.registry import OBSERVERS, PASSES, QUANTIZERS
+from mmdet_ptq.registry import (
+    LEARNERS,
+    LOSSES,
+    OBSERVERS,
+    PASSES,
+    QUANTIZERS,
+)
 
 HEAD = """# quant_cfg
 
@@ -71,12 +77,12 @@ def section(title: str, registry: Registry) -> str:
         args = _args(cls)
         if args:
             lines += ['| argument | meaning | default |', '|---|---|---|']
-            lines += [f'| `{n}` | {m} | `{d!r}` |' for n, m, d in args]
+            lines += [f'| `{n}` | {m} | {d} |' for n, m, d in args]
             lines.append('')
     return '\n'.join(lines) + '\n'
 
 
-def _args(cls: type) -> list[tuple[str, str, object]]:
+def _args(cls: type) -> list[tuple[str, str, str]]:
     meanings = _documented(inspect.getdoc(cls) or '')
     found = []
     for p in inspect.signature(cls.__init__).parameters.values():
@@ -84,7 +90,8 @@ def _args(cls: type) -> list[tuple[str, str, object]]:
             continue
         if p.name in ('axis', 'role') and 'Quantizer' in cls.__name__:
             continue
-        found.append((p.name, meanings.get(p.name, ''), p.default))
+        default = 'needed' if p.default is p.empty else f'`{p.default!r}`'
+        found.append((p.name, meanings.get(p.name, ''), default))
     return found
 
 
@@ -128,6 +135,8 @@ def document() -> str:
     return (
         text
         + section('passes', PASSES)
+        + section('learners of Reconstruct', LEARNERS)
+        + section('losses of Reconstruct', LOSSES)
         + section('quantizers', QUANTIZERS)
         + section('observers', OBSERVERS)
     ).rstrip() + '\n'

@@ -9,17 +9,14 @@ from .artefact import (
 )
 from .attach import attach
 from .packing import pack, unpack
-from .tensors import named_tensors, restore_tensors
 
 __all__ = [
     'attach',
     'is_artefact',
     'load_artefact',
-    'named_tensors',
     'pack',
     'plan_of',
     'plan_to_dict',
-    'restore_tensors',
     'save_artefact',
     'storage_mb',
     'unpack',

@@ -12,12 +12,17 @@ from torch import Tensor, nn
 from ..calibration.store import write_atomic
 from ..errors import CheckpointError, PTQError
 from ..graph import restore_folds
-from ..layers import convert, decompose, quant_layers
+from ..layers import (
+    convert,
+    decompose,
+    named_tensors,
+    quant_layers,
+    restore_tensors,
+)
 from ..structures import LayerPlan, QuantPlan, QuantSpec
 from ..version import __version__
 from .attach import attach
 from .packing import pack, unpack
-from .tensors import named_tensors, restore_tensors
 
 KEY = 'mmdet_ptq'
 FORMAT = 1

@@ -25,6 +25,7 @@ def attach(model: nn.Module, plan: QuantPlan, levels: dict[str, int]) -> None:
     for layer in layers.values():
         layer.weight_quantizer = None
         layer.act_quantizers.clear()
+        layer.rounded = layer.bias_shift = None
     for name, layer_plan in plan.layers.items():
         layer = layers[name]
         layer.levels = levels.get(name, 1)

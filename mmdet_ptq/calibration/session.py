@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ class Session:
         config (QuantConfig): The checked configuration.
         feed (Callable): ``feed(start, after)`` runs this rank's
             calibration images from index ``start`` through the model and
-            calls ``after(i)`` after each; ``feed.total`` is how many.
+            calls ``after(i)`` after each; ``feed.total`` is how many, and
+            ``feed.batch(i)`` gives one, None if it cannot be read.
         extra_feed (Callable): ``extra_feed(n)`` runs the first ``n``
             images in raw ``'tensor'`` mode, which also reaches layers that
             a prediction skips when nothing is detected.
@@ -40,6 +42,8 @@ class Session:
         seconds (dict[str, float]): Time spent in each stage.
         notes (list[str]): Sentences for the report.
         folds (dict[str, str]): Batch norms folded so far.
+        records (list[dict]): What was done to each unit, plain JSON types.
+        work_dir (Path): Where passes may put files for a while.
     """
 
     model: nn.Module
@@ -54,6 +58,8 @@ class Session:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     folds: dict[str, str] = field(default_factory=dict)
+    records: list[dict] = field(default_factory=list)
+    work_dir: Path = Path('.')
 
     @property
     def layers(self) -> dict[str, QuantLayer]:

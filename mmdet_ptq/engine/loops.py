@@ -45,6 +45,10 @@ class CalibLoop(BaseLoop):
         """How many images there are."""
         return len(self.dataloader)
 
+    def batch(self, i: int) -> dict | None:
+        """Image ``i`` as the model takes it, None if it cannot be read."""
+        return self.dataloader.load(i)
+
     @torch.no_grad()
     def run(
         self, start: int = 0, after: Callable[[int], None] = lambda _: None

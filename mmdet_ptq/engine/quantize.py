@@ -2,6 +2,7 @@
 """The order of a quantization. It knows no algorithm and no detector."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,15 +12,21 @@ from torch import nn
 
 from ..artefact import (
     attach,
-    named_tensors,
     plan_of,
     plan_to_dict,
-    restore_tensors,
 )
 from ..calibration import ResumeStore, Session
 from ..errors import CalibrationError, PTQError
 from ..graph import survey
-from ..layers import convert, decompose, is_leaf, ports_of, quant_layers
+from ..layers import (
+    convert,
+    decompose,
+    is_leaf,
+    named_tensors,
+    ports_of,
+    quant_layers,
+    restore_tensors,
+)
 from ..recipe import QuantConfig, check_globs, make_plan
 from ..structures import LayerGraph
 
@@ -34,6 +41,7 @@ def run_quantization(
     store: ResumeStore | None = None,
     resume: bool = False,
     on_session: Callable[[Session], None] = lambda _: None,
+    work_dir: str | Path = '.',
 ) -> Session:
     """Quantizes a float detector in place.
 
@@ -47,6 +55,7 @@ def run_quantization(
         store (ResumeStore, optional): Where progress is kept.
         resume (bool): Whether to go on from what the store holds.
         on_session (Callable): Given the session before the first pass.
+        work_dir (str | Path): Where passes may put files for a while.
 
     Returns:
         Session: The finished session; its model is frozen.
@@ -55,6 +64,7 @@ def run_quantization(
         PTQError: One of its subclasses, on whatever is wrong.
     """
     session = prepare(model, config, example, feed, extra_feed, progress)
+    session.work_dir = Path(work_dir)
     on_session(session)
     _run_passes(session, store, resume)
     with session.stage('freeze'):
@@ -148,6 +158,7 @@ def _run_passes(
                 },
                 plan=plan_to_dict(session.plan),
                 notes=list(session.notes),
+                records=list(session.records),
             )
             store.save(
                 dict(done=i + 1, finished=finished, skipped=list(skipped))
@@ -160,6 +171,7 @@ def _restore(session: Session, finished: dict) -> None:
     """Puts back what finished passes did; they may have replanned."""
     session.plan = plan_of(finished['plan'])
     session.notes[:] = finished['notes']
+    session.records[:] = finished['records']
     attach(session.model, session.plan, session.levels)
     restore_tensors(session.model, finished['tensors'])
 

@@ -101,6 +101,7 @@ class Result:
             ),
             storage_mb=dict(float=round(full, 4), quantized=round(packed, 4)),
             notes=session.notes,
+            reconstruction=session.records,
         )
         self.seconds.update(session.seconds)
 

@@ -252,6 +252,7 @@ class PTQRunner(Runner):
             on_session=self._keep_session,
             store=store,
             resume=self.options['resume'],
+            work_dir=self.work_dir,
         )
 
     def _keep_session(self, session: Session) -> None:

@@ -4,6 +4,7 @@ from .base import QuantLayer, float_mode, quant_layers
 from .convert import convert, decompose
 from .matmul import MatMul
 from .standardized import PlainConvAWS2d, PlainConvWS2d
+from .state import named_tensors, restore_tensors
 from .twins import is_leaf, ports_of
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     'decompose',
     'float_mode',
     'is_leaf',
+    'named_tensors',
     'ports_of',
     'quant_layers',
+    'restore_tensors',
 ]

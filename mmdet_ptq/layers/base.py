@@ -32,6 +32,17 @@ class QuantLayer(nn.Module):
         weight_axis (int, optional): Output channel axis of the weight;
             None if the layer has no weight.
         act_axis (int): Channel axis of the inputs.
+        rounded (Tensor, optional): Quantized weight where it is not the
+            nearest value, set by reconstruction.
+        bias_shift (Tensor, optional): What the quantized weight asks of the
+            bias, shape (out_channels, ).
+        weight_source (Callable, optional): Gives the quantized weight while
+            it is being learned.
+        keep_rate (float): Share of the elements of the inputs that are
+            quantized, the others stay float (QDrop); 1 but in
+            reconstruction. Drawn from ``generator``.
+        levels (int): Calls in one forward of the detector.
+        level (int): Which of them comes next.
     """
 
     ports: ClassVar[tuple[str, ...]] = ('input',)
@@ -41,19 +52,23 @@ class QuantLayer(nn.Module):
     def init_twin(self) -> None:
         """Adds the state of a twin to a module that just became one."""
         self.weight_quantizer: BaseQuantizer | None = None
-        # what a quantized weight asks of the bias; float mode is without it
+        # float mode is without these two
+        self.register_buffer('rounded', None, persistent=False)
         self.register_buffer('bias_shift', None, persistent=False)
+        self.weight_source: Callable[[], Tensor] | None = None
+        self.keep_rate = 1.0
+        self.generator: torch.Generator | None = None
         self.act_quantizers = nn.ModuleDict()
         self.quantize_weight = True
         self.quantize_act = True
         self.baked = False
         self.tap: Tap | None = None
         self.levels = 1
-        self._level = 0
+        self.level = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the replaced class's forward on quantized operands."""
-        level = self._next_level()
+        level = self._take_level()
         inputs = [
             self._input(port, level, x)
             for port, x in zip(self.ports, args, strict=False)
@@ -69,10 +84,18 @@ class QuantLayer(nn.Module):
             or (not self.quantize_weight)
         ):
             return {}
-        found = {'weight': self.weight_quantizer(self.weight)}
+        found = {'weight': self.quantized_weight()}
         if self.bias_shift is not None:
             found['bias'] = self.bias + self.bias_shift
         return found
+
+    def quantized_weight(self) -> Tensor:
+        """The weight as the quantized forward uses it."""
+        if self.weight_source is not None:
+            return self.weight_source()
+        if self.rounded is not None:
+            return self.rounded
+        return self.weight_quantizer(self.weight)
 
     @contextmanager
     def shadow(self, attributes: dict[str, Any]) -> Iterator[None]:
@@ -88,27 +111,33 @@ class QuantLayer(nn.Module):
             for name in attributes:
                 del self.__dict__[name]
 
-    def _next_level(self) -> int:
-        level = self._level
-        self._level = (level + 1) % self.levels
+    def _take_level(self) -> int:
+        level = self.level
+        self.level = (level + 1) % self.levels
         return level
 
     def reset_level(self) -> None:
         """Starts a new forward: the next call is pyramid level 0."""
-        self._level = 0
+        self.level = 0
 
     def _input(self, port: str, level: int, x: Tensor) -> Tensor:
         if self.tap is not None:
             self.tap(port, level, x)
         if not self.quantize_act or port not in self.act_quantizers:
             return x
-        return self.act_quantizers[port](x, level)
+        quantized = self.act_quantizers[port](x, level)
+        if self.keep_rate == 1:
+            return quantized
+        # drawn on the CPU: the same numbers whatever the device
+        drawn = torch.rand(x.shape, generator=self.generator).to(x.device)
+        return torch.where(drawn < self.keep_rate, quantized, x)
 
     @torch.no_grad()
     def bake(self) -> None:
         """Replaces weight and bias by what the forward used, for good."""
         if self.weight_quantizer is not None and not self.baked:
-            self.weight.copy_(self.weight_quantizer(self.weight))
+            self.weight.copy_(self.quantized_weight())
+            self.rounded = None
             if self.bias_shift is not None:
                 self.bias += self.bias_shift
                 self.bias_shift = None

@@ -1,5 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 from .fold_bn import FoldBatchNorm
 from .init_ranges import InitRanges
+from .reconstruct import Reconstruct
 
-__all__ = ['FoldBatchNorm', 'InitRanges']
+__all__ = ['FoldBatchNorm', 'InitRanges', 'Reconstruct']

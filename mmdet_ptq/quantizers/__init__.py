@@ -3,6 +3,18 @@
 
 from .base import BaseQuantizer
 from .granularity import Granularity
+from .llaq import LLAQuantizer
+from .llaq_export import ShiftForm, lut, shift_form
+from .subset import SubsetQuantizer
 from .uniform import UniformQuantizer
 
-__all__ = ['BaseQuantizer', 'Granularity', 'UniformQuantizer']
+__all__ = [
+    'BaseQuantizer',
+    'Granularity',
+    'LLAQuantizer',
+    'ShiftForm',
+    'SubsetQuantizer',
+    'UniformQuantizer',
+    'lut',
+    'shift_form',
+]

@@ -130,6 +130,11 @@ def _fused(
     )
 
 
+def ste_round(x: Tensor) -> Tensor:
+    """Rounds half to even; the gradient passes unchanged."""
+    return x + (x.round() - x).detach()
+
+
 class UniformFunction(torch.autograd.Function):
     """:func:`fake_quantize` with gradients for x and for a learned scale.
 

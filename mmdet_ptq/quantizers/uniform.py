@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..registry import QUANTIZERS
 from .base import BaseQuantizer, to_dtype
-from .kernels import UniformFunction, fake_quantize
+from .kernels import UniformFunction, fake_quantize, ste_round
 
 MIN_SCALE = 1e-8
 # 1 / scale has to be a normal float32.
@@ -175,6 +175,8 @@ class UniformQuantizer(BaseQuantizer):
         scale, zero = self.parameters_of(level)
         if x.numel() == 0:
             return x.clone()
+        if 'low' in self._parameters:
+            return to_dtype(self._by_ends(x.to(torch.float32), level), x.dtype)
         grain, shape = self.granularity, x.shape
         y = x.to(torch.float32)
         axis: int | None = None
@@ -227,6 +229,42 @@ class UniformQuantizer(BaseQuantizer):
             self.scale = nn.Parameter(scale)
         else:
             self.register_buffer('scale', scale)
+
+    def learn_ends(self, enabled: bool = True) -> None:
+        """Makes both ends of the range parameters, ``low`` and ``high``.
+
+        Gradients pass the rounding of codes and of the zero point straight
+        through (AdaQuant, 2021). Ending it fixes the grid of the ends.
+        """
+        if enabled == ('low' in self._parameters):
+            return
+        if enabled:
+            scale, zero = self.scale.detach(), self.zero_point
+            self.low = nn.Parameter((self.qmin - zero) * scale)
+            self.high = nn.Parameter((self.qmax - zero) * scale)
+        else:
+            low, high = self.low.detach(), self.high.detach()
+            del self.low, self.high
+            self.set_range(low.clamp(max=0), high.clamp(min=0))
+
+    def _by_ends(self, x: Tensor, level: int) -> Tensor:
+        low, high = self.low.clamp(max=0), self.high.clamp(min=0)
+        if low.dim() == 2:
+            at = level if low.shape[0] > 1 else 0
+            low, high = low[at], high[at]
+        levels = 2**self.bits - 1
+        if self.symmetric:
+            scale = torch.maximum(-low, high) / (levels / 2)
+            zero = torch.zeros_like(scale)
+        else:
+            scale = (high - low) / levels
+        scale = scale.clamp(MIN_SCALE, MAX_SCALE)
+        if not self.symmetric:
+            zero = ste_round(-low / scale).clamp(0, levels)
+        s = self.granularity.expand(scale, x.shape)
+        z = self.granularity.expand(zero, x.shape)
+        codes = (ste_round(x / s) + z).clamp(self.qmin, self.qmax)
+        return (codes - z) * s
 
     def parameter_bits(self, rows: int) -> int:
         """32 bits a scale and, if affine, ``bits`` a zero point."""

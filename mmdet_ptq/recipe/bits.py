@@ -1,5 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""Bit-widths as the papers write them: ``w4a4``, ``w4a8``, ``w4a4s8``."""
+"""Bit-widths as the papers write them (``w4a4s8``), and sizes of memory."""
 
 import re
 from typing import NamedTuple
@@ -7,6 +7,8 @@ from typing import NamedTuple
 from ..errors import QuantConfigError
 
 MIN_BITS, MAX_BITS = 2, 8
+_UNITS = {'': 1, 'KIB': 2**10, 'MIB': 2**20, 'GIB': 2**30, 'TIB': 2**40}
+_UNITS |= {'B': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'TB': 10**12}
 
 
 class Bits(NamedTuple):
@@ -70,3 +72,19 @@ def check_bits(bits: object, where: str) -> int:
             'weight=None, act=None) in a rule to keep a layer float.'
         )
     return bits
+
+
+def parse_bytes(text: str | int, where: str = 'cache') -> int:
+    """Reads a size such as ``'4GiB'`` or ``1000000``.
+
+    Raises:
+        QuantConfigError: If it is no size.
+    """
+    found = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*', str(text))
+    unit = found and _UNITS.get(found[2].upper())
+    if isinstance(text, bool) or not found or unit is None:
+        raise QuantConfigError(
+            f"{where}: {text!r} is no size; write e.g. '4GiB', '500MB' or a "
+            'number of bytes'
+        )
+    return int(float(found[1]) * unit)

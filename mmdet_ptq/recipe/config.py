@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from ..errors import QuantConfigError, unknown
 from ..registry import PASSES, QUANTIZERS, build_from
-from .bits import MAX_BITS, Bits, check_bits, parse_bits
+from .bits import MAX_BITS, Bits, check_bits, parse_bits, parse_bytes
 
 RECIPE_DIR = Path(__file__).parent.parent / 'recipes'
 ROLES = (
@@ -40,12 +40,24 @@ class Calibration:
     Attributes:
         num_samples (int): How many images. Defaults to 32.
         source (str): ``'train'``, ``'test'`` or a folder of images.
-        seed (int): Seed of the choice of images. Defaults to 0.
+        seed (int): Seed of the choice of images, and of passes that draw.
+            Defaults to 0.
+        cache (str | int): How much memory activations may take, e.g.
+            ``'4GiB'``; the rest goes to the work dir. Defaults to 4 GiB.
+        cache_dtype (str): ``'float32'`` or ``'float16'``, which halves it.
+            Defaults to ``'float32'``.
     """
 
     num_samples: int = 32
     source: str = 'train'
     seed: int = 0
+    cache: str | int = '4GiB'
+    cache_dtype: str = 'float32'
+
+    @property
+    def cache_bytes(self) -> int:
+        """``cache`` as a number."""
+        return parse_bytes(self.cache, 'calibration.cache')
 
     def __post_init__(self) -> None:
         for name, low in (('num_samples', 1), ('seed', 0)):
@@ -55,6 +67,13 @@ class Calibration:
                     f'calibration.{name}: {value!r} is not a whole number '
                     f'of at least {low}'
                 )
+        if not self.cache_bytes:
+            raise QuantConfigError('calibration.cache: must be above 0')
+        if self.cache_dtype not in ('float32', 'float16'):
+            raise QuantConfigError(
+                'calibration.cache_dtype: '
+                + unknown('dtype', self.cache_dtype, ['float32', 'float16'])
+            )
         if not isinstance(self.source, str):
             raise QuantConfigError(
                 f"calibration.source: {self.source!r} is not 'train', 'test' "

@@ -3,6 +3,8 @@
 
 A new quantizer joins by adding factories to ``FACTORIES``: functions of the
 bit-width that give a new, unset quantizer for tensors of shape [2, 6, ...].
+A factory whose quantizer has fewer widths than 2 to 8 lists them as its
+attribute ``bits``.
 """
 
 import copy
@@ -11,7 +13,11 @@ import io
 import torch
 from hypothesis import strategies as st
 
-from mmdet_ptq.quantizers import UniformQuantizer
+from mmdet_ptq.quantizers import (
+    LLAQuantizer,
+    SubsetQuantizer,
+    UniformQuantizer,
+)
 
 FACTORIES = {}
 
@@ -36,6 +42,38 @@ for _sym in (False, True):
             FACTORIES[
                 f'uniform-{"sym" if _sym else "aff"}-{_role}-{_kind}'
             ] = lambda bits, a=_args: UniformQuantizer(bits, **a)
+
+
+def _subset(**args):
+    def make(bits):
+        return SubsetQuantizer(bits, **args)
+
+    make.bits = (2, 3, 4)
+    return make
+
+
+FACTORIES['subset-tensor'] = _subset(granularity='tensor')
+FACTORIES['subset-channel'] = _subset(granularity='channel')
+FACTORIES['subset-deconv'] = _subset(granularity='channel', axis=1)
+
+
+for _name, _args in {
+    'channel': {},
+    'tensor': dict(granularity='tensor', k_granularity='layer'),
+    'deconv': dict(axis=1, zero=True),
+    'log': dict(rounding='log', zero=False),
+    'layer-log-zero': dict(rounding='log', zero=True, k_granularity='layer'),
+    'median': dict(mu='median'),
+    # keeps them all until it learns: tests/test_quantizers/test_llaq.py
+    'literal': dict(form='paper_literal'),
+    'literal-log': dict(form='paper_literal', rounding='log', zero=False),
+}.items():
+    FACTORIES[f'llaq-{_name}'] = lambda bits, a=_args: LLAQuantizer(bits, **a)
+
+
+def bits_of(make):
+    """The bit-widths that a factory takes: 2 to 8 unless it says less."""
+    return tuple(getattr(make, 'bits', range(2, 9)))
 
 
 @st.composite

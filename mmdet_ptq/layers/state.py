@@ -4,15 +4,17 @@
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..layers import quant_layers
+from .base import quant_layers
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer once, by name, on the CPU.
 
     Unlike ``state_dict`` it passes no hooks and lists shared modules once.
+    The order is that of the names: a parameter that was learned and fixed
+    again has another place in its module.
     """
-    named = [*model.named_parameters(), *model.named_buffers()]
+    named = sorted([*model.named_parameters(), *model.named_buffers()])
     return {name: t.detach().cpu().contiguous() for name, t in named}
 
 
@@ -26,9 +28,10 @@ def restore_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     left = dict(tensors)
     device = next(model.parameters()).device
     for name, layer in quant_layers(model).items():
-        # it is there only after a bias correction
-        shift = left.get(f'{name}.bias_shift')
-        layer.bias_shift = None if shift is None else shift.to(device)
+        # there only after a bias correction or a reconstruction
+        for extra in ('bias_shift', 'rounded'):
+            found = left.get(f'{name}.{extra}')
+            setattr(layer, extra, None if found is None else found.to(device))
     names = {id(m): n for n, m in model.named_modules()}
     done: set[int] = set()
     for layer in quant_layers(model).values():

@@ -1,0 +1,18 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Adapters: raw outputs of a detector, aligned row by row."""
+
+from .base import Adapter, RawAdapter, find_adapter
+from .dense import DenseAdapter, GFLAdapter, YOLOXAdapter
+from .query import QueryAdapter
+from .roi import RoIAdapter
+
+__all__ = [
+    'Adapter',
+    'DenseAdapter',
+    'GFLAdapter',
+    'QueryAdapter',
+    'RawAdapter',
+    'RoIAdapter',
+    'YOLOXAdapter',
+    'find_adapter',
+]

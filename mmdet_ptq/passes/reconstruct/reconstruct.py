@@ -1,0 +1,287 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The pass that adjusts a quantized detector, unit by unit."""
+
+import time
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, get_world_size
+
+from ...calibration import ActivationCache, Session
+from ...detectors import find_adapter
+from ...layers import named_tensors, restore_tensors
+from ...registry import LEARNERS, LOSSES, PASSES, build_from
+from ...structures import Unit
+from .capture import UnitView, frozen
+from .replay import Prefix
+from .samples import Images, collect, gradients, set_quantized, size_of
+from .trainer import Trainer
+
+UNITS = ('block', 'layer')
+
+
+@PASSES.register_module()
+class Reconstruct:
+    """Learns rounding, steps and codebooks so that outputs stay float-like.
+
+    Units are visited in execution order. For each, inputs behind the
+    already quantized layers and outputs of the float model are cached, the
+    learners are optimised by Adam against the losses, hardened, and kept
+    only if the loss on held-out images fell.
+
+    Args:
+        learn (list[dict]): Learners, e.g. ``[dict(type='AdaRound'),
+            dict(type='LearnedSteps')]``.
+        losses (list[dict]): Losses to add up. Defaults to
+            ``[dict(type='L2Loss')]``.
+        unit (str): ``'block'``: residual and transformer blocks, single
+            layers elsewhere; ``'layer'``: single layers.
+        asymmetric (bool): Whether a unit's inputs come from the quantized
+            layers before it; else from the float model.
+        iters (int): Steps for each unit; 0 changes nothing.
+        batch_size (int): Images in a step, on each rank.
+        keep_rate (float): QDrop's probability: share of the elements of a
+            unit's inputs, and of its activations, that are quantized in a
+            step. Defaults to 1.
+        separate_global (bool): Losses on the detector's outputs see the
+            quantized input, not the mixture (PD-Quant). Defaults to False.
+        activations (bool): Whether activations are quantized meanwhile.
+        holdout (float): Share of the images that are held out, at least
+            one if there are two.
+        revert (bool): Whether a unit that got worse is put back.
+
+    Raises:
+        ValueError: If an argument is not among the allowed values.
+    """
+
+    structural = False
+
+    def __init__(
+        self,
+        learn: list[dict],
+        losses: list[dict] | None = None,
+        unit: str = 'block',
+        asymmetric: bool = True,
+        iters: int = 2000,
+        batch_size: int = 2,
+        keep_rate: float = 1.0,
+        separate_global: bool = False,
+        activations: bool = True,
+        holdout: float = 0.125,
+        revert: bool = True,
+    ) -> None:
+        _check(unit in UNITS, f'unit must be one of {UNITS}, got {unit!r}')
+        _check(type(iters) is int and iters >= 0, f'iters: {iters!r} < 0')
+        _check(
+            type(batch_size) is int and batch_size >= 1,
+            f'batch_size must be a whole number from 1, got {batch_size!r}',
+        )
+        _check(
+            0 <= keep_rate <= 1, f'keep_rate must be 0 to 1, got {keep_rate!r}'
+        )
+        _check(
+            0 <= holdout < 1, f'holdout must be 0 to below 1, got {holdout!r}'
+        )
+        self.learn = list(learn)
+        self.losses = list(losses or [dict(type='L2Loss')])
+        self.unit = unit
+        self.asymmetric = asymmetric
+        self.iters = iters
+        self.batch_size = batch_size
+        self.keep_rate = keep_rate
+        self.separate_global = separate_global
+        self.activations = activations
+        self.holdout = holdout
+        self.revert = revert
+        built = [
+            build_from(LEARNERS, cfg, f'Reconstruct.learn[{i}]')
+            for i, cfg in enumerate(self.learn)
+        ]
+        _check(bool(built), 'learn is empty: nothing would be learned')
+        _check(
+            sum(one.weights for one in built) <= 1,
+            'learn has two learners of weights; use one',
+        )
+        for i, cfg in enumerate(self.losses):
+            loss = build_from(LOSSES, cfg, f'Reconstruct.losses[{i}]')
+            if getattr(loss, 'needs_gradient', False):
+                build_from(LOSSES, loss.of, f'Reconstruct.losses[{i}].of')
+
+    def run(self, session: Session) -> None:
+        """Visits every unit; can be resumed after each."""
+        if self.iters == 0:
+            return
+        units = self._units(session)
+        done = self._resume(session)
+        session.state['export'] = lambda: self._export(session)
+        config = session.config.calibration
+        cache = ActivationCache(
+            config.cache_bytes, session.work_dir, config.cache_dtype
+        )
+        losses = [build_from(LOSSES, c, 'Reconstruct') for c in self.losses]
+        fisher = [
+            build_from(LOSSES, loss.of, 'Reconstruct')
+            for loss in losses
+            if getattr(loss, 'needs_gradient', False)
+        ]
+        whole = [one for one in losses if one.scope == 'global']
+        try:
+            with frozen(session.model), session.stage('reconstruction'):
+                adapter = find_adapter(session.model, mask=True)
+                images = Images(session, cache, adapter, [*whole, *fisher])
+                for k, unit in enumerate(units):
+                    session.progress(
+                        'reconstruction', unit.name, k, len(units)
+                    )
+                    if k >= done:
+                        self._one(session, images, units, k, losses, fisher)
+                        session.state['units'] = k + 1
+                        session.save()
+        finally:
+            cache.close()
+        session.state.pop('export')
+
+    def _units(self, session: Session) -> list[Unit]:
+        """Units that have something to learn, in execution order."""
+        units = session.graph.units
+        if self.unit == 'layer':
+            units = [Unit(n, (n,)) for n in session.graph.layers]
+        plans = session.plan.layers
+        return [
+            unit
+            for unit in units
+            if any(not plans[n].why_float for n in unit.layers)
+        ]
+
+    def _export(self, session: Session) -> dict:
+        return dict(
+            units=session.state.get('units', 0),
+            tensors={
+                n: t.clone() for n, t in named_tensors(session.model).items()
+            },
+            records=list(session.records),
+            notes=list(session.notes),
+        )
+
+    def _resume(self, session: Session) -> int:
+        done = session.state.get('units', 0)
+        if done:
+            restore_tensors(session.model, session.state.pop('tensors'))
+            session.records[:] = session.state.pop('records')
+            session.notes[:] = session.state.pop('notes')
+        return done
+
+    def _one(
+        self,
+        session: Session,
+        images: Images,
+        units: list[Unit],
+        k: int,
+        losses: list[Any],
+        fisher: list[Any],
+    ) -> None:
+        """Reconstructs unit ``k``."""
+        start = time.perf_counter()
+        unit, cache = units[k], images.cache
+        before = {n for u in units[:k] for n in u.layers}
+        if not self.asymmetric:
+            before = set()
+        upto = before | set(unit.layers)
+        acts = upto if self.activations else set()
+
+        def prefix_only() -> Any:
+            return set_quantized(
+                session, before, before if self.activations else set()
+            )
+
+        view = UnitView(session.model, session.graph, unit)
+        acts_of_unit = self._own_quantizers(session, units, k)
+        prefix = None
+        if fisher or any(one.scope == 'global' for one in losses):
+            with prefix_only():
+                prefix = Prefix(
+                    session.model, view, lambda: images.run(images.mine[0])
+                )
+        samples = collect(
+            images, view, prefix, self.keep_rate < 1, prefix_only
+        )
+        if not any(sample.levels for sample in samples.values()):
+            session.notes.append(
+                f'{unit.name}: not reconstructed, no loss reaches it'
+            )
+            return
+        cache.check_fits(
+            self.batch_size
+            * max(size_of(s.entries()) for s in samples.values()),
+            f'one batch of {unit.name}',
+        )
+        trainer = Trainer(self, session, images, view, samples, prefix, losses)
+        with set_quantized(session, upto, acts):
+            if fisher:
+                self._weigh(images, view, samples, trainer, losses, fisher)
+            learners = [
+                build_from(LEARNERS, cfg, 'Reconstruct') for cfg in self.learn
+            ]
+            record = trainer.fit(learners, acts_of_unit, k)
+        for sample in samples.values():
+            cache.drop(sample.entries())
+        record['seconds'] = round(time.perf_counter() - start, 2)
+        session.records.append(record)
+
+    def _own_quantizers(
+        self, session: Session, units: list[Unit], k: int
+    ) -> list[Any]:
+        """Activation quantizers that no earlier unit reads.
+
+        A tensor that several units read has one quantizer; once a unit has
+        been fitted to it, it stays.
+        """
+        layers = session.layers
+        seen: set[int] = set()
+        for unit in units[: k + 1]:
+            fresh = {
+                id(q): q
+                for n in unit.layers
+                for q in layers[n].act_quantizers.values()
+                if id(q) not in seen
+            }
+            seen |= set(fresh)
+        return list(fresh.values())
+
+    def _weigh(
+        self,
+        images: Images,
+        view: UnitView,
+        samples: dict[int, Any],
+        trainer: 'Trainer',
+        losses: list[Any],
+        fisher: list[Any],
+    ) -> None:
+        """Weights of the squared errors from gradients at the unit."""
+        one = next(x for x in losses if getattr(x, 'needs_gradient', False))
+        at = len(images.targets(images.mine[0])) - len(fisher)
+        found = gradients(
+            images,
+            view,
+            trainer.replayed,
+            lambda j, outputs: fisher[0](outputs, images.targets(j)[at]),
+        )
+        flat = [g for grads in found.values() for g in grads]
+        sums = torch.tensor(
+            [
+                sum(float(g.double().square().sum()) for g in flat),
+                float(sum(g.numel() for g in flat)),
+            ],
+            dtype=torch.float64,
+        )
+        if get_world_size() > 1:
+            all_reduce(sums)
+        mean = float(sums[0] / sums[1]) if sums[1] else 0.0
+        for j, grads in found.items():
+            weights = [one.weigh(g, mean) for g in grads]
+            samples[j].weights = images.cache.keep(weights)
+
+
+def _check(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)

@@ -1,0 +1,196 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The exhaustive subset search of SubSetQ, made fast without shortcuts.
+
+The nearest magnitudes of sorted weights are runs, and prefix sums give the
+size and the sum of a run at once. So a fit step over all subsets costs a
+few binary searches a subset, exactly, however many weights there are:
+neither a histogram nor a pruning pass is needed.
+"""
+
+from functools import lru_cache
+from itertools import combinations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# SubSetQ's base lists: the powers of two with these exponents, and zero.
+EXPONENTS = ((0, 1, 3), (0, 2, 4))
+# The alternating fit of the paper's code, on weights scaled to at most 1.
+MAX_STEPS = 1000
+TOLERANCE = 1e-5
+# Below the least positive float32: stands for the maximum of zeros.
+NOTHING = 1e-45
+
+
+@lru_cache(maxsize=1)
+def universal_set() -> Tensor:
+    """Every ``(a + b) / 2`` of the two base lists.
+
+    Returns:
+        Tensor: float64 ``[15]``, ascending, from 0 to 1.
+    """
+    first, second = ((0.0, *(2.0**-e for e in es)) for es in EXPONENTS)
+    found = {(a + b) / 2 for a in first for b in second}
+    return torch.tensor(sorted(found), dtype=torch.float64)
+
+
+@lru_cache(maxsize=3)
+def candidate_subsets(bits: int) -> Tensor:
+    """Every choice of ``2**(bits - 1)`` magnitudes, each over its maximum.
+
+    Choices that this makes equal, such as {0, 1/2} and {0, 1}, are listed
+    once.
+
+    Args:
+        bits (int): Bit-width with the sign, 2 to 4.
+
+    Returns:
+        Tensor: float64 ``[S, 2**(bits - 1)]``, ascending in each row, in
+        the order of ``itertools.combinations``.
+    """
+    chosen = combinations(universal_set().tolist(), 2 ** (bits - 1))
+    unique = dict.fromkeys(tuple(v / s[-1] for v in s) for s in chosen)
+    return torch.tensor(list(unique), dtype=torch.float64)
+
+
+def default_subset(bits: int) -> Tensor:
+    """Magnitudes at even positions of the universal set, ends included.
+
+    The universal set is denser near zero, as trained weights are, and a
+    choice at even positions stays so. It holds 0 and 1.
+
+    Args:
+        bits (int): Bit-width with the sign, 2 to 4.
+
+    Returns:
+        Tensor: float32 ``[2**(bits - 1)]``, ascending.
+    """
+    every = universal_set()
+    count = 2 ** (bits - 1)
+    at = torch.linspace(0, len(every) - 1, count, dtype=torch.float64)
+    return every[at.round().long()].to(torch.float32)
+
+
+class SortedRows:
+    """Magnitudes of rows, sorted, with their prefix sums.
+
+    Args:
+        rows (Tensor): Finite floats ``[R, M]``, not empty.
+
+    Attributes:
+        top (Tensor): float64 ``[R, 1]``, the maximum of ``|rows|``.
+        points (Tensor): float64 ``[R, M]``, ``|rows| / top`` ascending.
+        sums (Tensor): float64 ``[R, M + 1]``, sums of the first points.
+        energy (Tensor): float64 ``[R, 1]``, sums of the squared points.
+        mean (Tensor): float64 ``[R, 1]``, means of the points.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        # on the CPU: a parallel cumsum may differ from run to run
+        points = rows.detach().cpu().contiguous().abs().sort(1).values
+        points = points.to(torch.float64)
+        self.top = points[:, -1:].clamp(min=NOTHING)
+        self.points = points.div_(self.top)
+        self.sums = F.pad(points.cumsum(1), (1, 0))
+        self.energy = torch.linalg.vecdot(points, points).unsqueeze(1)
+        self.mean = self.sums[:, -1:] / points.shape[1]
+
+    def step(self, levels: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the alternating fit: assignment, then least squares.
+
+        With ``q`` the level nearest to each point (of two, the lower), the
+        error of alpha is ``||points - alpha q||_2`` and the next alpha
+        ``<q, points> / <q, q>``, or the mean of the points if q is 0.
+
+        Args:
+            levels (Tensor): float64 ``[S, K]``, ascending.
+            alpha (Tensor): float64 ``[R, S]``.
+
+        Returns:
+            tuple[Tensor, Tensor]: float64 ``[R, S]``, error and next alpha.
+        """
+        middle = (levels[:, 1:] + levels[:, :-1]) / 2
+        bounds = alpha.unsqueeze(-1) * middle
+        ends = torch.searchsorted(self.points, bounds.flatten(1), right=True)
+        ends = F.pad(ends.view(bounds.shape), (1, 0))
+        ends = F.pad(ends, (0, 1), value=self.points.shape[1])
+        sums = self.sums.gather(1, ends.flatten(1)).view(ends.shape)
+        product = (sums.diff(dim=-1) * levels).sum(-1)
+        power = (ends.diff(dim=-1) * levels.square()).sum(-1)
+        error = self.energy + alpha * (alpha * power - 2 * product)
+        best = torch.where(power > 0, product / power, self.mean)
+        return error.clamp_(min=0.0).sqrt_(), best
+
+
+def alternate(
+    rows: SortedRows, levels: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fits a scale to every pair of a row and a level set.
+
+    Each pair goes on until its error changes by less than ``TOLERANCE``.
+
+    Args:
+        rows (SortedRows): R rows.
+        levels (Tensor): float64 ``[S, K]``, ascending.
+        start (Tensor): float64 ``[R, S]``, the first scales, in units of
+            each row's maximum.
+
+    Returns:
+        tuple[Tensor, Tensor]: float64 ``[R, S]``: scales, in those units,
+        and ``||points - scale q||_2`` at these scales.
+    """
+    alpha = start.clone()
+    before = torch.zeros_like(alpha)
+    live = torch.ones_like(alpha, dtype=torch.bool)
+    for _ in range(MAX_STEPS):
+        at = live.any(0).nonzero()[:, 0]
+        if not at.numel():
+            break
+        error, better = rows.step(levels[at], alpha[:, at])
+        on = live[:, at]
+        alpha[:, at] = torch.where(on, better, alpha[:, at])
+        live[:, at] = on & ((before[:, at] - error).abs() >= TOLERANCE)
+        before[:, at] = error
+    return alpha, rows.step(levels, alpha)[0]
+
+
+def search_subset(weight: Tensor, bits: int) -> tuple[Tensor, float]:
+    """The best subset for a whole weight, and its scale.
+
+    Args:
+        weight (Tensor): Finite, not empty, any shape.
+        bits (int): Bit-width with the sign, 2 to 4.
+
+    Returns:
+        tuple[Tensor, float]: float64 ``[2**(bits - 1)]`` ascending up to 1,
+        and the scale in units of the weight.
+    """
+    rows = SortedRows(weight.reshape(1, -1))
+    levels = candidate_subsets(bits)
+    start = torch.ones(1, len(levels), dtype=torch.float64)
+    alpha, error = alternate(rows, levels, start)
+    best = int(error.argmin())
+    return levels[best], float(alpha[0, best] * rows.top)
+
+
+def fit_rows(rows: Tensor, magnitudes: Tensor, scale: float) -> Tensor:
+    """A scale of its own for every row.
+
+    Starts from the row's maximum and from the given scale and keeps the
+    better end: no row gets worse than under the given scale, and no narrow
+    row is stuck with all its elements at one magnitude.
+
+    Args:
+        rows (Tensor): Finite, not empty, ``[R, M]``.
+        magnitudes (Tensor): float64 ``[K]``, ascending.
+        scale (float): Of the whole weight, in units of the weight.
+
+    Returns:
+        Tensor: float64 ``[R]``, in units of the weight.
+    """
+    points = SortedRows(rows)
+    start = torch.cat([torch.ones_like(points.top), scale / points.top], 1)
+    alpha, error = alternate(points, magnitudes.expand(2, -1), start)
+    best = error.argmin(1, keepdim=True)
+    return (alpha.gather(1, best) * points.top)[:, 0]

@@ -1,0 +1,41 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Reg-PTQ (2024): the whole detector, heads too, guided by its outputs.
+
+The loss is the error of a unit's output, weighed by the Fisher information,
+plus the filtered difference of the detector's outputs. Weights of the heads
+have learned logarithmic levels.
+"""
+
+rules = [
+    dict(
+        match='*',
+        weight=dict(type='UniformQuantizer', granularity='channel'),
+        act=dict(type='UniformQuantizer', per_level=True),
+    ),
+    dict(match='@grouped', act=dict(granularity='group')),
+    dict(
+        match=['@rpn', '@head', '@mask'],
+        weight=dict(type='LLAQuantizer', granularity='channel'),
+    ),
+    dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
+    dict(match=['@prediction', '@offset'], skip=True),
+]
+passes = [
+    dict(type='FoldBatchNorm'),
+    dict(
+        type='InitRanges',
+        observer=dict(type='LpObserver', p=2.4),
+        weight_observer=dict(type='LpObserver', p=2.0),
+        correct_bias=True,
+    ),
+    dict(
+        type='Reconstruct',
+        learn=[
+            dict(type='AdaRound'),
+            dict(type='LearnedSteps'),
+            dict(type='LearnedCodebook'),
+        ],
+        losses=[dict(type='FisherLoss'), dict(type='DetectionLoss')],
+        keep_rate=0.5,
+    ),
+]

@@ -1,0 +1,107 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The activation cache keeps what it is given, within its bound."""
+
+import os
+
+import pytest
+import torch
+
+from mmdet_ptq.calibration import ActivationCache
+from mmdet_ptq.errors import CalibrationError, QuantConfigError
+from mmdet_ptq.recipe.bits import parse_bytes
+
+
+def tree(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        'a': [torch.randn(3, 5, generator=generator), None, 'text'],
+        'b': (torch.arange(7), torch.tensor([True, False])),
+        'c': torch.randn(4, 4, generator=generator).t(),
+        'd': torch.randn(0, 4),
+    }
+
+
+def same(x, y):
+    assert x['a'][1:] == y['a'][1:] == [None, 'text']
+    for a, b in (
+        (x['a'][0], y['a'][0]),
+        *zip(x['b'], y['b'], strict=True),
+        (x['c'], y['c']),
+        (x['d'], y['d']),
+    ):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+@pytest.mark.parametrize('limit', [10**6, 0, 100])
+def test_gives_back_what_it_took(tmp_path, limit):
+    cache = ActivationCache(limit, tmp_path)
+    given = [tree(i) for i in range(3)]
+    kept = [cache.keep(one) for one in given]
+    for one, entry in zip(given, kept, strict=True):
+        same(cache.fetch(entry), one)
+    assert cache.in_memory <= limit
+    size = sum(
+        t.numel() * t.element_size()
+        for one in given
+        for t in (one['a'][0], *one['b'], one['c'])
+    )
+    assert cache.in_memory + cache.on_disk == size
+    cache.close()
+
+
+def test_keeps_a_copy(tmp_path):
+    cache = ActivationCache(10**6, tmp_path)
+    x = torch.ones(3)
+    entry = cache.keep(x)
+    x.zero_()
+    assert torch.equal(cache.fetch(entry), torch.ones(3))
+
+
+def test_room_is_used_again(tmp_path):
+    cache = ActivationCache(400, tmp_path)
+    for i in range(20):
+        first = cache.keep(torch.full((100,), float(i)))
+        second = cache.keep(torch.full((100,), -float(i)))
+        assert cache.in_memory == cache.on_disk == 400
+        assert float(cache.fetch(second)[7]) == -i
+        cache.drop([first, second])
+        assert cache.in_memory == cache.on_disk == 0
+    assert os.fstat(cache._file.fileno()).st_size == 400
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_precision_saturates(tmp_path):
+    cache = ActivationCache(10**6, tmp_path, 'float16')
+    x = torch.tensor([1.0, 1e6, -1e6, 1 / 3])
+    found = cache.fetch(cache.keep(x))
+    assert found.dtype == torch.float32 and cache.in_memory == 8
+    torch.testing.assert_close(
+        found, torch.tensor([1.0, 65504.0, -65504.0, 1 / 3]), rtol=1e-3, atol=0
+    )
+    whole = torch.arange(5)
+    assert torch.equal(cache.fetch(cache.keep(whole)), whole)
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    cache = ActivationCache(0, tmp_path)
+    cache.keep(torch.ones(1))
+
+    class Full:
+        def __getattr__(self, name):
+            return lambda *_: None
+
+        def write(self, _):
+            raise OSError(28, 'No space left on device')
+
+    cache._file = Full()
+    with pytest.raises(CalibrationError, match=r'No space.*cache_dtype'):
+        cache.keep(torch.ones(1))
+
+
+def test_sizes():
+    assert parse_bytes('4GiB') == 4 * 2**30
+    assert parse_bytes('1.5 MB') == 1500000
+    assert parse_bytes(123) == 123
+    for wrong in ('4 apples', '-1GiB', '', True):
+        with pytest.raises(QuantConfigError, match='no size'):
+            parse_bytes(wrong)

@@ -1,0 +1,97 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""A detector of residual blocks, a pyramid of two levels and one head."""
+
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+
+from mmdet_ptq import quantize_detector
+from mmdet_ptq.layers import named_tensors
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.relu(self.conv2(self.relu(self.conv1(x))) + x)
+
+
+class Net(BaseModel):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Block(), Block()
+        )
+        self.neck = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(2))
+        self.tower = nn.Conv2d(8, 8, 3, padding=1)
+        self.out = nn.Conv2d(8, 4, 1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = self.backbone(torch.stack(list(inputs)).float())
+        fine, coarse = self.neck[0](x), self.neck[1](x[..., ::2, ::2])
+        up = nn.functional.interpolate(coarse, scale_factor=2)
+        return [self.out(self.tower(f).relu()) for f in (fine + up, coarse)]
+
+
+def batches(count=16):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        dict(
+            inputs=[torch.randn(3, 12, 12 + 4 * (i % 2), generator=generator)],
+            data_samples=[None],
+        )
+        for i in range(count)
+    ]
+
+
+RULES = [
+    dict(match='*', weight=dict(granularity='channel'), act={}),
+    dict(match='out', skip=True),
+]
+INIT = [
+    dict(type='FoldBatchNorm'),
+    dict(type='InitRanges', correct_bias=True),
+]
+
+
+def reconstruct(data=None, bits='w3a4', calibration=None, init=INIT, **args):
+    """Quantizes a new Net; gives model and session."""
+    args.setdefault('learn', [dict(type='AdaRound')])
+    args.setdefault('iters', 40)
+    model = Net().eval()
+    session = quantize_detector(
+        model,
+        data or batches(),
+        dict(
+            bits=bits,
+            rules=RULES,
+            passes=[*init, dict(type='Reconstruct', **args)],
+            calibration=calibration or {},
+        ),
+    )
+    return model, session
+
+
+def outputs(model, data):
+    with torch.no_grad():
+        return [t for batch in data for t in model(**batch)]
+
+
+def error(model, data):
+    exact = outputs(Net().eval(), data)
+    return sum(
+        float((a - b).square().sum())
+        for a, b in zip(exact, outputs(model, data), strict=True)
+    )
+
+
+def equal(a, b):
+    ours, theirs = named_tensors(a), named_tensors(b)
+    return list(ours) == list(theirs) and all(
+        torch.equal(ours[n], theirs[n]) for n in ours
+    )
