@@ -762,12 +762,15 @@ def test_adapters_of_users_come_first():
     class MineForAll(Adapter):
         heads = (RetinaHead,)
 
-    ADAPTERS.register_module(module=Mine)
-    ADAPTERS.register_module(module=MineForAll)
+    class MineAfter(MineForAll):
+        pass
+
+    for cls in (Mine, MineForAll, MineAfter):
+        ADAPTERS.register_module(module=cls)
     try:
         assert type(find_adapter(model)) is Mine
-        assert type(find_adapter(detector('retinanet')[0])) is MineForAll
+        assert type(find_adapter(detector('retinanet')[0])) is MineAfter
         assert type(find_adapter(detector('atss')[0])) is DenseAdapter
     finally:
-        for cls in (Mine, MineForAll):
+        for cls in (Mine, MineForAll, MineAfter):
             del ADAPTERS.module_dict[cls.__name__]

@@ -171,6 +171,44 @@ def test_tolerance_and_bound_of_the_steps(monkeypatch):
     assert worse > error and once.item() == rows.step(levels, start)[1].item()
 
 
+def test_rows_are_fitted_as_if_alone():
+    rows = samples((6, 200), 'normal', 8) * torch.linspace(0.1, 1, 200)
+    levels = torch.tensor([[0.0, 1.0], [0.2, 1.0]], dtype=torch.float64)
+    start = torch.ones(6, 2, dtype=torch.float64)
+    together = subset_search.alternate(
+        subset_search.SortedRows(rows), levels, start
+    )
+    for i in range(6):
+        row = subset_search.SortedRows(rows[i : i + 1])
+        for j in range(2):
+            alone = subset_search.alternate(
+                row, levels[j : j + 1], start[:1, :1]
+            )
+            for a, b in zip(alone, together, strict=True):
+                # less than what one more step would change
+                assert a.item() == pytest.approx(b[i, j].item(), rel=1e-13)
+
+
+def test_all_nearest_to_zero():
+    points = subset_search.SortedRows(torch.tensor([[0.25, -0.5, 1.0, 0.0]]))
+    levels = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    start = torch.full((1, 1), 9.0, dtype=torch.float64)
+    error, alpha = points.step(levels, start)
+    assert error.item() == pytest.approx(math.sqrt(1.3125))
+    assert alpha.item() == 1.75 / 4  # starts again from the mean
+
+
+def test_a_row_may_end_better_from_the_scale_of_the_layer():
+    row = torch.tensor([[1.12, 0.03, 0.68, 0.47, 0.13, 0.85, 0.81, 0.83]])
+    levels = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64)
+    values = (row / row.max()).flatten().tolist()
+    alpha, error = slow_fit(values, levels.tolist())
+    scale = subset_search.fit_rows(row, levels, 0.34).item()
+    again = [nearest(v, (levels * scale / 1.12).tolist()) for v in values]
+    better = math.dist(values, again)
+    assert better < 0.8 * error and scale < 0.9 * alpha * 1.12
+
+
 def test_ties_go_to_the_lower_magnitude():
     points = torch.tensor([[0.75, 0.75, 1.0]])
     levels = torch.tensor([[0.5, 1.0]], dtype=torch.float64)
@@ -255,6 +293,10 @@ def test_extremes():
         want = fitted(w, 4)(w) * factor
         if factor != 1e-38:
             assert torch.allclose(q(w * factor), want, rtol=1e-5)
+    # the least values are normal numbers, apart even without subnormal ones
+    q = make([0.03125, 1.0], [0.0])
+    values = q.values(torch.arange(4)).abs()
+    assert values.min() >= torch.finfo(torch.float32).tiny
     zeros = torch.zeros(3, 8)
     assert torch.equal(fitted(zeros, 2)(zeros), zeros)
     # one channel of zeros, under magnitudes without a zero
@@ -357,7 +399,7 @@ def test_learned_scale_stays_positive():
         q.scale.data.fill_(value)
         x = torch.tensor([0.3])
         assert torch.equal(q(x), q.decode(q.encode(x)))
-        assert q.scale.item() > 0
+        assert q.scale.item() == max(abs(value), 2.0**-100)
     q.scale.data.fill_(-0.5)
     q.learn_step(False)
     assert not list(q.parameters()) and q.scale.item() == 0.5

@@ -227,8 +227,7 @@ class DetectionLoss:
             box = errors[both].pow(self.p).sum()
             n_box = int(both.sum())
         kl = divergence(logits[rows], target['logits'], output.activation)
-        if self.ce_mask == 'hc':
-            kl = kl[keep]
-        elif self.ce_mask == 'hc_hi':
+        # rows of low confidence are targets for ce_mask='none' only
+        if self.ce_mask == 'hc_hi':
             kl = kl[both]
         return [kl.sum(), len(kl), box, n_box]
