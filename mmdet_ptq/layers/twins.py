@@ -52,11 +52,15 @@ class QuantMMCVLinear(QuantLayer, wrappers.Linear):
 
 @QUANT_LAYERS.implements(MatMul)
 class QuantMatMul(QuantLayer, MatMul):
-    """Product of two activations, each with a quantizer of its own."""
+    """Product of two activations, each with a quantizer of its own.
+
+    Its channels are the heads: each is a product of its own, so its scales
+    need not be those of the others.
+    """
 
     ports = ('a', 'b')
     weight_axis = None
-    act_axis = -1
+    act_axis = 1
 
 
 @QUANT_LAYERS.implements(mmcv.ops.DeformConv2d)

@@ -25,6 +25,7 @@ ROLES = (
     'attention',
     'offset',
     'grouped',
+    'matmul',
     'softmax',
     'gelu',
 )

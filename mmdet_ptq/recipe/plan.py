@@ -115,6 +115,8 @@ def _matches(pattern: str, node: LayerNode) -> bool:
     role = pattern[1:]
     if role == 'grouped':
         return node.groups > 1
+    if role == 'matmul':
+        return len(node.ports) > 1
     return role not in PORT_ROLES and role in node.roles
 
 

@@ -12,6 +12,7 @@ rules = [
         act=dict(type='UniformQuantizer', per_level=True),
     ),
     dict(match='@grouped', act=dict(granularity='group')),
+    dict(match='@matmul', act=dict(granularity='channel')),
     dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
     dict(match=['@prediction', '@offset'], skip=True),
 ]

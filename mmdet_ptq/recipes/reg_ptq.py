@@ -13,6 +13,7 @@ rules = [
         act=dict(type='UniformQuantizer', per_level=True),
     ),
     dict(match='@grouped', act=dict(granularity='group')),
+    dict(match='@matmul', act=dict(granularity='channel')),
     dict(
         match=['@rpn', '@head', '@mask'],
         weight=dict(type='LLAQuantizer', granularity='channel'),

@@ -171,7 +171,9 @@ def test_tolerance_and_bound_of_the_steps(monkeypatch):
     assert worse > error and once.item() == rows.step(levels, start)[1].item()
 
 
-def test_rows_are_fitted_as_if_alone():
+def test_rows_are_fitted_as_if_alone(monkeypatch):
+    # so coarse that some stop while others go on, far from a fixed point
+    monkeypatch.setattr(subset_search, 'TOLERANCE', 0.05)
     rows = samples((6, 200), 'normal', 8) * torch.linspace(0.1, 1, 200)
     levels = torch.tensor([[0.0, 1.0], [0.2, 1.0]], dtype=torch.float64)
     start = torch.ones(6, 2, dtype=torch.float64)
@@ -185,7 +187,6 @@ def test_rows_are_fitted_as_if_alone():
                 row, levels[j : j + 1], start[:1, :1]
             )
             for a, b in zip(alone, together, strict=True):
-                # less than what one more step would change
                 assert a.item() == pytest.approx(b[i, j].item(), rel=1e-13)
 
 
