@@ -33,12 +33,14 @@ found (**passes**). A **recipe** is a named pair of both in a config file.
 
 ```python
 quant_cfg = dict(
-    recipe='uniform',            # rules and passes to start from
+    recipe='qdrop',              # rules and passes to start from
     bits='w4a8s8',               # weights, activations, attention softmax
     rules=[                      # added after the recipe's: later rules win
         dict(match='neck.*', act=dict(bits=8)),
         dict(match='@mask', skip=True),
     ],
+    pass_args=dict(              # arguments of the recipe's passes
+        Reconstruct=dict(iters=500)),
     calibration=dict(num_samples=64))
 ```
 

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..errors import QuantConfigError, unknown
-from ..registry import PASSES, QUANTIZERS, build_from
+from ..registry import PASSES, QUANTIZERS, build_from, find_class
 from .bits import MAX_BITS, Bits, check_bits, parse_bits, parse_bytes
 
 RECIPE_DIR = Path(__file__).parent.parent / 'recipes'
@@ -30,7 +30,7 @@ ROLES = (
     'gelu',
 )
 PORT_ROLES = ('softmax', 'gelu')
-_KEYS = ('recipe', 'bits', 'rules', 'passes', 'calibration')
+_KEYS = ('recipe', 'bits', 'rules', 'passes', 'pass_args', 'calibration')
 _RULE_KEYS = ('match', 'weight', 'act', 'skip')
 
 
@@ -166,11 +166,13 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
 
     Rules and passes come from ``recipe`` if one is named; rules given
     beside it are added after the recipe's, passes given beside it replace
-    the recipe's, and calibration keys are merged.
+    the recipe's, ``pass_args`` beside it changes single arguments of its
+    passes, and calibration keys are merged.
 
     Args:
         quant_cfg (dict): Keys ``recipe``, ``bits``, ``rules``, ``passes``,
-            ``calibration``, all optional as long as rules result.
+            ``pass_args``, ``calibration``, all optional as long as rules
+            result.
 
     Returns:
         QuantConfig: The spelled-out form.
@@ -190,6 +192,7 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
         ('recipe', str),
         ('rules', list),
         ('passes', list),
+        ('pass_args', dict),
         ('calibration', dict),
     ):
         if cfg.get(key) is not None and not isinstance(cfg[key], kind):
@@ -222,12 +225,34 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
         recipe=_recipe_label(recipe),
         bits=parse_bits(bits) if bits is not None else None,
         rules=rules,
-        passes=list(passes),
+        passes=_with_args(passes, cfg.get('pass_args', {})),
         calibration=Calibration(**calibration),
         user_rules=len(user_rules),
     )
     config.build_passes()
     return config
+
+
+def _with_args(passes: list[dict], changes: dict) -> list[dict]:
+    """Changes arguments of the passes of some types.
+
+    Raises:
+        QuantConfigError: If there is no pass of a type.
+    """
+    present = [p.get('type') for p in passes if isinstance(p, dict)]
+    for kind, args in changes.items():
+        if kind not in present:
+            raise QuantConfigError(
+                'pass_args: ' + unknown('pass of this recipe', kind, present)
+            )
+        if not isinstance(args, dict):
+            raise QuantConfigError(
+                f'pass_args.{kind}: expected a dict, got {args!r}'
+            )
+    return [
+        {**p, **changes.get(p.get('type'), {})} if isinstance(p, dict) else p
+        for p in passes
+    ]
 
 
 def check_rule(rule: dict, where: str, earlier: Sequence[dict] = ()) -> None:
@@ -293,7 +318,7 @@ def check_rule(rule: dict, where: str, earlier: Sequence[dict] = ()) -> None:
 
 def _check_spec(spec: dict, types: list[str], where: str) -> None:
     """Builds one of the quantizers that a spec may be for, as a trial."""
-    args = {'bits': MAX_BITS, **spec}
+    args = dict(spec)
     if args.get('granularity') == 'group' and args.get('group_size') is None:
         args['group_size'] = 1  # stands for a convolution's own groups
     elif args.get('group_size') is not None:
@@ -301,7 +326,14 @@ def _check_spec(spec: dict, types: list[str], where: str) -> None:
     errors = []
     for kind in types:
         try:
-            build_from(QUANTIZERS, {**args, 'type': kind}, where)
+            widths = getattr(
+                find_class(QUANTIZERS, kind), 'allowed_bits', (MAX_BITS,)
+            )
+            build_from(
+                QUANTIZERS,
+                {'bits': max(widths), **args, 'type': kind},
+                where,
+            )
             return
         except QuantConfigError as error:
             errors.append(error)

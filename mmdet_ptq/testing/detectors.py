@@ -52,7 +52,9 @@ def random_detector(path: str | Path, heads: bool = False) -> nn.Module:
         finally:
             logging.disable(logging.NOTSET)
     _calm(model)
-    return model.eval()
+    # distilling detectors return None here
+    model.eval()
+    return model
 
 
 def _calm(model: nn.Module) -> None:

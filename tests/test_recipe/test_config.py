@@ -176,3 +176,46 @@ def test_accepted(act):
     parse_quant_cfg(
         dict(recipe='uniform', rules=[dict(match='*', act=act, weight=None)])
     )
+
+
+def test_pass_args_change_single_arguments():
+    whole = parse_quant_cfg(dict(recipe='brecq', bits='w4a4'))
+    found = parse_quant_cfg(
+        dict(
+            recipe='brecq',
+            bits='w4a4',
+            pass_args=dict(Reconstruct=dict(iters=7)),
+        )
+    )
+    kinds = [p['type'] for p in found.passes]
+    assert kinds == [p['type'] for p in whole.passes]
+    assert [p.get('iters') for p in found.passes] == [None, None, 7, 7]
+    assert found.passes[2]['learn'] == whole.passes[2]['learn']
+
+
+@pytest.mark.parametrize(
+    ('args', 'match'),
+    [
+        (dict(Reconstrct=dict(iters=7)), 'Reconstruct'),
+        (dict(Reconstruct=7), 'expected a dict'),
+        (dict(Reconstruct=dict(iter=7)), 'iters'),
+    ],
+)
+def test_bad_pass_args(args, match):
+    with pytest.raises(QuantConfigError, match=match):
+        parse_quant_cfg(dict(recipe='qdrop', bits='w4a4', pass_args=args))
+
+
+def test_widths_of_a_quantizer_without_eight_bits():
+    parse_quant_cfg(dict(recipe='subsetq', bits='w3a4'))
+    with pytest.raises(QuantConfigError, match='2, 3, 4|2 to 4'):
+        parse_quant_cfg(
+            dict(
+                recipe='subsetq',
+                rules=[
+                    dict(
+                        match='*', weight=dict(type='SubsetQuantizer', bits=8)
+                    )
+                ],
+            )
+        )

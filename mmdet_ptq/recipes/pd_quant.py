@@ -1,0 +1,34 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""PD-Quant (Liu et al., 2023): QDrop, guided by the detector's classes.
+
+The difference of the predictions is added to the error of each unit, and
+sees the quantized input while the error sees the dropped one.
+"""
+
+rules = [
+    dict(
+        match='*',
+        weight=dict(type='UniformQuantizer', granularity='channel'),
+        act=dict(type='UniformQuantizer', per_level=True),
+    ),
+    dict(match='@grouped', act=dict(granularity='group')),
+    dict(match='@matmul', act=dict(granularity='channel')),
+    dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
+    dict(match=['@prediction', '@offset'], skip=True),
+]
+passes = [
+    dict(type='FoldBatchNorm'),
+    dict(
+        type='InitRanges',
+        observer=dict(type='LpObserver', p=2.4),
+        weight_observer=dict(type='LpObserver', p=2.0),
+        correct_bias=True,
+    ),
+    dict(
+        type='Reconstruct',
+        learn=[dict(type='AdaRound'), dict(type='LearnedSteps')],
+        losses=[dict(type='L2Loss'), dict(type='PredictionDifference')],
+        keep_rate=0.5,
+        separate_global=True,
+    ),
+]
