@@ -240,12 +240,18 @@ class UniformQuantizer(BaseQuantizer):
             return
         if enabled:
             scale, zero = self.scale.detach(), self.zero_point
-            self.low = nn.Parameter((self.qmin - zero) * scale)
-            self.high = nn.Parameter((self.qmax - zero) * scale)
+            width = (2**self.bits - 1) * scale
+            low = -width / 2 if self.symmetric else -zero * scale
+            self.low = nn.Parameter(low)
+            self.high = nn.Parameter(low + width)
         else:
-            low, high = self.low.detach(), self.high.detach()
+            low = self.low.detach().clamp(max=0)
+            high = self.high.detach().clamp(min=0)
             del self.low, self.high
-            self.set_range(low.clamp(max=0), high.clamp(min=0))
+            if self.symmetric:
+                high = (high - low) / 2
+                low = -high
+            self.set_range(low, high)
 
     def _by_ends(self, x: Tensor, level: int) -> Tensor:
         low, high = self.low.clamp(max=0), self.high.clamp(min=0)
@@ -253,12 +259,8 @@ class UniformQuantizer(BaseQuantizer):
             at = level if low.shape[0] > 1 else 0
             low, high = low[at], high[at]
         levels = 2**self.bits - 1
-        if self.symmetric:
-            scale = torch.maximum(-low, high) / (levels / 2)
-            zero = torch.zeros_like(scale)
-        else:
-            scale = (high - low) / levels
-        scale = scale.clamp(MIN_SCALE, MAX_SCALE)
+        scale = ((high - low) / levels).clamp(MIN_SCALE, MAX_SCALE)
+        zero = torch.zeros_like(scale)
         if not self.symmetric:
             zero = ste_round(-low / scale).clamp(0, levels)
         s = self.granularity.expand(scale, x.shape)
