@@ -17,7 +17,7 @@ from .search import (
     shrink_search,
 )
 
-SEARCHES = ('auto', '1d', '2d')
+SEARCHES = ('auto', '1d', '2d', 'upper')
 #: weights a row that the coarse search looks at, more for few rows
 WEIGHT_SAMPLE = 510
 
@@ -39,8 +39,9 @@ class LpObserver(HistogramObserver):
     Args:
         p (float): Exponent, positive.
         search (str): ``'1d'`` shrinks both ends by one fraction, ``'2d'``
-            each by its own. ``'auto'``: 1d for a symmetric quantizer or
-            one-sided data, else 2d.
+            each by its own, ``'upper'`` the upper one only (Q-YOLO: the
+            minimum of SiLU stays). ``'auto'``: 1d for a symmetric quantizer
+            or one-sided data, else 2d.
         steps (int): Candidates of one line of the search.
 
     Raises:
@@ -79,6 +80,10 @@ class LpObserver(HistogramObserver):
         error = GridError(quantizer, points, weights, self.p)
         # a few hundred rows have to share the time of one
         steps = self.steps if self.rows <= 4 else -(-self.steps // 4)
+        if self.search == 'upper':
+            best = BestRange(error, low, high)
+            best.line(steps, False, True)
+            return best.low, best.high
         return shrink_search(error, low, high, steps, two_ends)
 
     def _points(self, bits: int, level: int) -> tuple[Tensor, Tensor]:

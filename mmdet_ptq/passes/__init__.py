@@ -2,5 +2,6 @@
 from .fold_bn import FoldBatchNorm
 from .init_ranges import InitRanges
 from .reconstruct import Reconstruct
+from .task_ranges import LAPQ, ChooseNorms
 
-__all__ = ['FoldBatchNorm', 'InitRanges', 'Reconstruct']
+__all__ = ['LAPQ', 'ChooseNorms', 'FoldBatchNorm', 'InitRanges', 'Reconstruct']

@@ -116,7 +116,11 @@ class InitRanges:
         session.state.pop('export')
         with session.stage('activation ranges'):
             self._finish(session, layers, observers)
+            self.refine(session, observers)
             means.correct()
+
+    def refine(self, session: Session, observers: list[BaseObserver]) -> None:
+        """For passes that go on from here: nothing more is done."""
 
     def _new_observer(
         self, layers: dict[str, QuantLayer], group: list[Port]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
 from mmengine.config import Config
 from torch import Tensor, nn
 
@@ -65,10 +66,19 @@ def _calm(model: nn.Module) -> None:
     dB: after fifty layers two runs that differ by one rounding have little
     in common, quantized or not. A norm bias of 1.5 keeps activations in the
     nearly linear part (0.2 dB a layer). Residual branches that MMDetection
-    starts at zero get a small weight, so that they count.
+    starts at zero get a small weight, so that they count. So do offsets of
+    deformable convolutions: in a map of random features the next pixel has
+    nothing to do with this one, and errors of offsets of many pixels would
+    be all that is seen.
+
+    Args:
+        model (nn.Module): A detector; changed in place.
     """
     norms = nn.modules.batchnorm._BatchNorm
     for module in model.modules():
+        if isinstance(module, DeformConv2dPack | ModulatedDeformConv2dPack):
+            fan_in = module.conv_offset.weight[0].numel()
+            nn.init.normal_(module.conv_offset.weight, std=0.3 / fan_in**0.5)
         if not isinstance(module, norms) or module.weight is None:
             continue
         if bool(module.weight.any()):

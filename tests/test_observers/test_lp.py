@@ -86,7 +86,7 @@ def test_as_good_as_an_exhaustive_search(name, p):
         assert got <= exhaustive(x, bits, p) * 1.02, bits
 
 
-@pytest.mark.parametrize('search', ['1d', '2d'])
+@pytest.mark.parametrize('search', ['1d', '2d', 'upper'])
 @pytest.mark.parametrize('symmetric', [False, True])
 def test_never_worse_than_the_extremes_on_its_points(search, symmetric):
     for name in ('gauss', 'outlier', 'silu'):

@@ -28,6 +28,7 @@ class Images:
         adapter (Adapter): Runs the detector on an image.
         losses (list): Losses on the detector's outputs; their targets are
             taken here, once.
+        limit (int, optional): How many images at most, of each rank.
 
     Attributes:
         everyone (list[int]): Numbers of the readable images of all ranks.
@@ -40,13 +41,14 @@ class Images:
         cache: ActivationCache,
         adapter: Adapter,
         losses: list[Any],
+        limit: int | None = None,
     ) -> None:
         self.model = session.model
         self.cache = cache
         self.adapter = adapter
         rank, world = get_rank(), get_world_size()
         self._kept: dict[int, Any] = {}
-        total = session.feed.total
+        total = min(session.feed.total, limit or session.feed.total)
         for i in range(total):
             session.progress('float targets', '', i, total)
             data = session.feed.batch(i)

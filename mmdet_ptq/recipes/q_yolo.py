@@ -1,0 +1,25 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Q-YOLO (Wang et al., 2023): one-sided ranges of activations.
+
+The lower end stays at the observed minimum, that of SiLU; the upper end is
+cut where the squared error on a histogram is least. Weights have min-max
+ranges.
+"""
+
+rules = [
+    dict(
+        match='*',
+        weight=dict(type='UniformQuantizer', granularity='channel'),
+        act=dict(type='UniformQuantizer'),
+    ),
+    dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
+    dict(match=['@prediction', '@offset'], skip=True),
+]
+passes = [
+    dict(type='FoldBatchNorm'),
+    dict(
+        type='InitRanges',
+        observer=dict(type='LpObserver', p=2.0, search='upper'),
+        weight_observer=dict(type='MinMaxObserver'),
+    ),
+]
