@@ -1,9 +1,15 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""Quantizes the smallest config of every family that MMDetection ships.
+"""Quantizes a small config of every family that MMDetection ships.
 
 Each detector is built with random weights (batch norm statistics taken from
-the two images), quantized by ``uniform`` w8a8 on two small images, and asked
+a few images), quantized by ``uniform`` w8a8 on two small images, and asked
 to predict. A crash or a time-out of one does not stop the rest.
+
+Some detectors need larger images, which are tried next. A random network can
+also be one in which nothing is to be seen: rounding to bfloat16 changes its
+output, or all its boxes leave the image. It is then drawn again, its heads
+started as MMDetection starts them. Where nothing runs, up to two larger
+configs of the family are tried.
 """
 
 import argparse
@@ -11,7 +17,6 @@ import copy
 import json
 import multiprocessing
 import os
-import platform
 import re
 import resource
 import sys
@@ -19,14 +24,17 @@ import time
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mmdet
 import torch
+from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
+from support_page import to_markdown
 from torch import Tensor, nn
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.testing import (
+    bfloat16,
     cosine,
     noise_batches,
     random_detector,
@@ -61,55 +69,75 @@ _SIZES = (
 )
 
 
-def smallest_config(folder: Path) -> Path | None:
-    """The config of a family that is likely the smallest.
+#: two for calibration; one value a channel is left of a pooled feature map,
+#: and a batch norm there needs more than two of them
+_IMAGES = 8
+#: a network is drawn again where bfloat16 changes its output more than this:
+#: eight bits of an activation's whole range err by about 10 dB more
+_TELLING = 0.999
+
+
+def configs_by_size(folder: Path) -> list[Path]:
+    """The configs of a family, the likely smallest first.
 
     Args:
         folder (Path): A family folder of MMDetection's configs.
 
     Returns:
-        Path | None: By the sizes in file names, then by name length; None
-        if the folder has no config of a whole detector.
+        list[Path]: Configs of whole detectors by the sizes in file names,
+        then by name length; those without an RPN last.
     """
 
-    def rank(path: Path) -> tuple[int, int, str]:
+    def rank(path: Path) -> tuple[bool, int, int, str]:
+        """What to sort by, smaller first."""
         sizes = [i for i, s in enumerate(_SIZES) if s in path.stem.lower()]
         return (
+            # these leave out what makes proposals
+            bool(re.search('(^|[-_])fast-rcnn', path.stem)),
             min(sizes, default=len(_SIZES) // 2),
             len(path.stem),
             path.name,
         )
 
-    for path in sorted(folder.glob('*.py'), key=rank):
-        text = path.read_text()
-        if re.search(r'^model\s*=|_base_', text, re.M):
-            return path
-    return None
+    return [
+        path
+        for path in sorted(folder.glob('*.py'), key=rank)
+        if re.search(r'^model\s*=|_base_', path.read_text(), re.M)
+    ]
 
 
-def families() -> dict[str, Path]:
-    """Family name to its smallest config, for the installed MMDetection."""
+def families() -> dict[str, list[Path]]:
+    """Family name to its configs, for the installed MMDetection.
+
+    Returns:
+        dict[str, list[Path]]: The likely smallest first; at least one.
+    """
     root = Path(mmdet.__file__).parent / '.mim' / 'configs'
     found = {
-        folder.name: smallest_config(folder)
+        folder.name: configs_by_size(folder)
         for folder in sorted(root.iterdir())
         if folder.is_dir() and folder.name not in ('_base_', 'common')
     }
-    return {name: path for name, path in found.items() if path is not None}
+    return {name: paths for name, paths in found.items() if paths}
 
 
-def examine(path: Path, size: tuple[int, int]) -> dict:
-    """Builds, quantizes and runs one detector.
+def empty_row(**known: Any) -> dict:
+    """A row of the matrix before anything has worked.
 
     Args:
-        path (Path): Its config.
-        size (tuple[int, int]): Height and width of the images.
+        **known (Any): What is known already.
 
     Returns:
-        dict: ``built``, ``float_ok``, ``quantized``, ``predicts``,
-        ``layers``, ``left_float``, ``cosine``, ``seconds``, ``why``.
+        dict: ``config`` and image ``size`` (height, width) that were used,
+        whether the ``heads`` started as MMDetection starts them, ``built``,
+        ``float_ok``, ``quantized``, ``predicts``, ``layers``,
+        ``left_float``, ``cosine``, ``bfloat16`` (the cosine that the float
+        model has in bfloat16), ``seconds``, ``why``.
     """
     row: dict[str, Any] = dict(
+        config='',
+        size=None,
+        heads=False,
         built=False,
         float_ok=False,
         quantized=False,
@@ -117,64 +145,206 @@ def examine(path: Path, size: tuple[int, int]) -> dict:
         layers=0,
         left_float={},
         cosine=None,
+        bfloat16=None,
         seconds=0.0,
         why='',
     )
+    return {**row, **known}
+
+
+def examine(paths: list[Path], size: tuple[int, int]) -> dict:
+    """Builds, quantizes and runs one detector of a family.
+
+    Args:
+        paths (list[Path]): Its configs; the first that runs in float is
+            used, of the first three.
+        size (tuple[int, int]): Height and width of the images in pixels.
+
+    Returns:
+        dict: See :func:`empty_row`.
+    """
     start = time.perf_counter()
-    try:
-        memory: dict = {}
-        try:
-            model, data, expected = _float_run(path, size, memory, row)
-        except Exception:
-            if not row['built']:
-                raise
-            # two-stage queries want more positions than a small image has
-            memory, size = {}, (2 * size[0], 2 * size[1])
-            model, data, expected = _float_run(path, size, memory, row)
-        row['float_ok'] = True
-        session = quantize_detector(
-            model, copy.deepcopy(data), dict(recipe='uniform', bits='w8a8')
-        )
-        row['quantized'] = True
-        plans = session.plan.layers.values()
-        row['layers'] = sum(1 for p in plans if not p.why_float)
-        left = [p.why_float for p in plans if p.why_float]
-        left += list(session.plan.uncovered.values())
-        left += ['not called'] * len(session.graph.uncalled)
-        row['left_float'] = {w: left.count(w) for w in sorted(set(left))}
-        found = raw_outputs(model, data[0], memory)
-        row['cosine'] = round(cosine(expected, found), 5)
-        results = model.test_step(copy.deepcopy(data[1]))
-        row['predicts'] = _finite(results) and all(
-            bool(torch.isfinite(t).all()) for t in found
-        )
-    except Exception as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        first = (str(error).splitlines() or [''])[0][:160]
-        where = f'{Path(at.filename).name}:{at.lineno}'
-        row['why'] = f'{type(error).__name__} at {where}: {first}'
+    row = empty_row(config=paths[0].name, size=list(size))
+    for path in paths[:3]:
+        found, run = _float_run(path, size)
+        # what is wrong with the smallest is told if none runs
+        if run is not None or path is paths[0]:
+            row = found
+        if run is not None:
+            try:
+                _quantized_run(run, row)
+            except Exception as error:
+                row['why'] = _said(error)
+            break
     row['seconds'] = round(time.perf_counter() - start, 1)
     row['peak_mb'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return row
 
 
+class FloatRun(NamedTuple):
+    """A detector that runs in float.
+
+    Attributes:
+        model (nn.Module): The detector.
+        data (list[dict]): Two batches of one image.
+        memory (dict): What was selected.
+        expected (list[Tensor]): Raw outputs on the first batch.
+    """
+
+    model: nn.Module
+    data: list[dict]
+    memory: dict
+    expected: list[Tensor]
+
+
 def _float_run(
-    path: Path, size: tuple[int, int], memory: dict, row: dict
-) -> tuple[nn.Module, list[dict], list[Tensor]]:
-    """Builds a detector and runs it in float."""
-    model = random_detector(path)
+    path: Path, size: tuple[int, int]
+) -> tuple[dict, FloatRun | None]:
+    """Draws a detector until its outputs can tell something.
+
+    Args:
+        path (Path): Its config.
+        size (tuple[int, int]): Height and width of the smallest images.
+
+    Returns:
+        tuple[dict, FloatRun | None]: Its row, and the first that can tell
+        something, else the one that bfloat16 changes least; None if no
+        drawing runs.
+    """
+    best: tuple[dict, FloatRun | None] | None = None
+    failed = empty_row(config=path.name, size=list(size))
+    tries = [(1, False), (2, False), (4, False), (1, True)]
+    while tries:
+        scale, heads = tries.pop(0)
+        larger = (scale * size[0], scale * size[1])
+        row = empty_row(config=path.name, size=list(larger), heads=heads)
+        try:
+            with torch.no_grad():
+                run = _draw(path, larger, heads, row)
+                row['bfloat16'] = round(_resolution(run), 5)
+        except Exception as error:
+            row['why'] = _said(error)
+            # what the largest images failed with is told
+            failed = failed if heads else row
+            # neither is a matter of size
+            if not row['built'] or isinstance(error, ImportError):
+                break
+            continue
+        row['float_ok'] = True
+        if best is None or row['bfloat16'] > best[0]['bfloat16']:
+            best = (row, run)
+        # larger images are for those that do not run
+        tries = [(scale, True)]
+        if heads or row['bfloat16'] >= _TELLING:
+            break
+    return best or (failed, None)
+
+
+def _draw(
+    path: Path, size: tuple[int, int], heads: bool, row: dict
+) -> FloatRun:
+    """Builds a detector and runs it in float.
+
+    Args:
+        path (Path): Its config.
+        size (tuple[int, int]): Height and width of the images.
+        heads (bool): See :func:`random_detector`.
+        row (dict): Told when the detector is built.
+
+    Returns:
+        FloatRun: What the quantized run is to be compared with.
+    """
+    model = random_detector(path, heads)
     row['built'] = True
-    data = noise_batches(2, size)
+    second_stage = not getattr(model, 'with_rpn', True)
+    images = noise_batches(_IMAGES, size, 64 if second_stage else 0)
     try:
-        settle_batch_norms(model, data)
+        settle_batch_norms(model, images)
     except Exception:
         model.eval()  # no raw mode, or one sample for a batch norm
+    memory: dict = {}
+    model.test_step(copy.deepcopy(images[0]))
+    expected = raw_outputs(model, images[0], memory)
+    return FloatRun(model, images[:2], memory, expected)
+
+
+def _resolution(run: FloatRun) -> float:
+    """How alike the outputs stay where quantization is not to blame.
+
+    Args:
+        run (FloatRun): The float run.
+
+    Returns:
+        float: Cosine of the detector in bfloat16; 0 if a RoI extractor
+        returns zeros, since all its boxes lie outside the image and what
+        follows is made of biases alone.
+    """
+    empty = []
+    hooks = [
+        m.register_forward_hook(lambda *a: empty.append(not a[2].any()))
+        for m in run.model.modules()
+        if isinstance(m, BaseRoIExtractor)
+    ]
+    try:
+        with bfloat16(run.model):
+            rounded = raw_outputs(run.model, run.data[0], run.memory)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return 0.0 if any(empty) else cosine(run.expected, rounded)
+
+
+def _quantized_run(run: FloatRun, row: dict) -> None:
+    """Quantizes a detector and compares.
+
+    Args:
+        run (FloatRun): The float run; its model is quantized in place.
+        row (dict): Filled in.
+    """
+    session = quantize_detector(
+        run.model, copy.deepcopy(run.data), dict(recipe='uniform', bits='w8a8')
+    )
+    row['quantized'] = True
+    plans = session.plan.layers.values()
+    row['layers'] = sum(1 for p in plans if not p.why_float)
+    left = [p.why_float for p in plans if p.why_float]
+    left += list(session.plan.uncovered.values())
+    left += ['not called'] * len(session.graph.uncalled)
+    row['left_float'] = {w: left.count(w) for w in sorted(set(left))}
+    found = raw_outputs(run.model, run.data[0], run.memory)
+    row['cosine'] = round(cosine(run.expected, found), 5)
+    # as MMEngine's test loop does; some heads write into views
     with torch.no_grad():
-        model.test_step(copy.deepcopy(data[0]))
-        return model, data, raw_outputs(model, data[0], memory)
+        results = run.model.test_step(copy.deepcopy(run.data[1]))
+    row['predicts'] = _finite(results) and all(
+        bool(torch.isfinite(t).all()) for t in found
+    )
+
+
+def _said(error: Exception) -> str:
+    """An error in one line.
+
+    Args:
+        error (Exception): What was raised.
+
+    Returns:
+        str: Its type, file and line, and message.
+    """
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    first = ' '.join((str(error).splitlines() or [''])[0].split())[:160]
+    where = f'{Path(at.filename).name}:{at.lineno}'
+    return f'{type(error).__name__} at {where}: {first}'
 
 
 def _finite(results: list) -> bool:
+    """Whether every float field of every detection is finite.
+
+    Args:
+        results (list): Data samples.
+
+    Returns:
+        bool: True also where nothing was detected.
+    """
     for sample in results:
         instances = getattr(sample, 'pred_instances', None)
         for value in instances.values() if instances is not None else ():
@@ -188,17 +358,27 @@ def _finite(results: list) -> bool:
     return True
 
 
-def in_child(path: Path, size: tuple[int, int], limit: float) -> dict:
-    """Runs :func:`examine` in a forked process that may die."""
+def in_child(paths: list[Path], size: tuple[int, int], limit: float) -> dict:
+    """Runs :func:`examine` in a forked process that may die.
+
+    Args:
+        paths (list[Path]): Configs of one family.
+        size (tuple[int, int]): Height and width of the images in pixels.
+        limit (float): Seconds that it may take.
+
+    Returns:
+        dict: See :func:`empty_row`.
+    """
     context = multiprocessing.get_context('fork')
     receiver, sender = context.Pipe(duplex=False)
 
     def work() -> None:
+        """The child: silent, and done when the row is sent."""
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, 1)
         os.dup2(devnull, 2)
         torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
-        sender.send(examine(path, size))
+        sender.send(examine(paths, size))
 
     child = context.Process(target=work)
     child.start()
@@ -213,72 +393,9 @@ def in_child(path: Path, size: tuple[int, int], limit: float) -> dict:
     finally:
         child.kill() if child.is_alive() else None
         child.join()
-    return dict(
-        built=False,
-        float_ok=False,
-        quantized=False,
-        predicts=False,
-        layers=0,
-        left_float={},
-        cosine=None,
-        seconds=limit,
-        why=why,
+    return empty_row(
+        config=paths[0].name, size=list(size), seconds=limit, why=why
     )
-
-
-def to_markdown(
-    rows: dict[str, dict], total: int, command: str, size: tuple[int, int]
-) -> str:
-    """The support matrix as a page."""
-    usable = {n: r for n, r in rows.items() if r['float_ok']}
-    good = [
-        n
-        for n, r in usable.items()
-        if r['predicts'] and (r['cosine'] or 0) >= 0.99
-    ]
-    lines = [
-        '# Support matrix',
-        '',
-        'The smallest config of every family folder that MMDetection '
-        f'{mmdet.__version__} ships, random weights, `uniform` w8a8 on two '
-        f'images of {size[0]} x {size[1]}. Cosine: the lowest over raw '
-        'output tensors, quantized against float, on equal proposals and '
-        'selections.',
-        '',
-        f'Made by `{command}` on {platform.machine()} CPU, torch '
-        f'{torch.__version__}.',
-        '',
-        f'{len(rows)} of {total} families were run. **{len(usable)}** build '
-        f'and predict in float here; **{len(good)}** of these '
-        f'({100 * len(good) / max(1, len(usable)):.1f} %) quantize and '
-        'predict with finite output and cosine >= 0.99.',
-        '',
-        '| family | config | float runs | quantized | predicts | layers | '
-        'left float | cosine | seconds | note |',
-        '|---|---|---|---|---|---|---|---|---|---|',
-    ]
-    for name, r in rows.items():
-        left = '; '.join(f'{n} x {w}' for w, n in r['left_float'].items())
-        lines.append(
-            '| '
-            + ' | '.join(
-                [
-                    name,
-                    r['config'],
-                    *(
-                        'yes' if r[k] else 'no'
-                        for k in ('float_ok', 'quantized', 'predicts')
-                    ),
-                    str(r['layers']),
-                    left,
-                    '' if r['cosine'] is None else f'{r["cosine"]:.4f}',
-                    f'{r["seconds"]:.0f}',
-                    r['why'].replace('|', '/'),
-                ]
-            )
-            + ' |'
-        )
-    return '\n'.join(lines) + '\n'
 
 
 def main() -> int:
@@ -297,7 +414,10 @@ def main() -> int:
         '--limit', type=float, default=240, help='seconds for one family'
     )
     parser.add_argument(
-        '--resume', action='store_true', help='keep the rows of an earlier run'
+        '--resume',
+        action='store_true',
+        help='keep the rows of an earlier run; with none left to do, only the '
+        'page is written anew',
     )
     args = parser.parse_args()
     warnings.filterwarnings('ignore')
@@ -313,26 +433,33 @@ def main() -> int:
         if (args.resume and store.is_file())
         else {}
     )
-    for name, path in todo.items():
+    rows = {name: empty_row(**row) for name, row in rows.items()}
+
+    def write() -> None:
+        """Writes the rows so far and their page."""
+        store.parent.mkdir(parents=True, exist_ok=True)
+        store.write_text(json.dumps(rows, indent=1, sort_keys=True))
+        Path(args.out).write_text(
+            to_markdown(
+                dict(sorted(rows.items())),
+                len(todo),
+                'python tools/sweep_configs.py',
+                tuple(args.size),
+            )
+        )
+
+    write()
+    for name, paths in todo.items():
         if name not in (args.families or set(todo) - set(rows)):
             continue
-        row = in_child(path, tuple(args.size), args.limit)
-        rows[name] = dict(config=path.name, **row)
+        row = in_child(paths, tuple(args.size), args.limit)
+        rows[name] = row
         print(
             name,
-            path.name,
             {k: v for k, v in row.items() if k != 'left_float'},
             flush=True,
         )
-        store.parent.mkdir(parents=True, exist_ok=True)
-        store.write_text(json.dumps(rows, indent=1, sort_keys=True))
-        page = to_markdown(
-            dict(sorted(rows.items())),
-            len(todo),
-            'python tools/sweep_configs.py',
-            tuple(args.size),
-        )
-        Path(args.out).write_text(page)
+        write()
     return 0
 
 

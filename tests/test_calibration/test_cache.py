@@ -70,11 +70,41 @@ def test_room_is_used_again(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_half_precision_saturates(tmp_path):
-    cache = ActivationCache(10**6, tmp_path, 'float16')
+def test_gaps_of_all_sizes(tmp_path):
+    """What comes into a gap leaves its neighbours as they are."""
+    cache = ActivationCache(0, tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    held = {}
+    for i in range(200):
+        size = int(torch.randint(1, 40, (), generator=generator))
+        tensor = torch.full((size,), i, dtype=torch.int16)
+        held[i] = (tensor, cache.keep(tensor))
+        if i % 3:
+            oldest = list(held)[(7 * i) % len(held)]
+            cache.drop(held.pop(oldest)[1])
+        for tensor, entry in held.values():
+            assert torch.equal(cache.fetch(entry), tensor)
+        assert cache.on_disk == sum(2 * len(x) for x, _ in held.values())
+    cache.close()
+    assert cache.on_disk == cache.in_memory == 0
+
+
+def test_a_bound_that_no_step_fits(tmp_path):
+    cache = ActivationCache(1000, tmp_path)
+    cache.check_fits(1000, 'a batch')
+    with pytest.raises(QuantConfigError, match=r"1001 bytes of a .*'1MiB'"):
+        cache.check_fits(1001, 'a batch')
+    with pytest.raises(QuantConfigError, match=r"at least cache='3MiB'"):
+        cache.check_fits(2 * 2**20 + 1, 'a batch')
+
+
+@pytest.mark.parametrize('limit', [10**6, 0])
+def test_half_precision_saturates(tmp_path, limit):
+    cache = ActivationCache(limit, tmp_path, 'float16')
     x = torch.tensor([1.0, 1e6, -1e6, 1 / 3])
     found = cache.fetch(cache.keep(x))
-    assert found.dtype == torch.float32 and cache.in_memory == 8
+    assert found.dtype == torch.float32
+    assert cache.in_memory + cache.on_disk == 8
     torch.testing.assert_close(
         found, torch.tensor([1.0, 65504.0, -65504.0, 1 / 3]), rtol=1e-3, atol=0
     )

@@ -21,6 +21,7 @@ from mmdet_ptq import load_quantized, quantize_detector
 from mmdet_ptq.apis import save_quantized
 from mmdet_ptq.engine import CalibLoop
 from mmdet_ptq.errors import CheckpointError
+from mmdet_ptq.layers import float_mode
 
 TEST = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'test.py'
 
@@ -158,15 +159,22 @@ def test_python_door(built, tmp_path, name):
     model, batches = built(name)
     before = predictions(model, batches)
     session = quantize_detector(
-        model, batches, dict(recipe='uniform', bits='w4a6')
+        model,
+        batches,
+        dict(
+            recipe='uniform',
+            bits='w4a6',
+            rules=[dict(match='*.conv1', weight=dict(symmetric=True))],
+        ),
     )
     after = predictions(model, batches)
     assert not same(before, after)
     save_quantized(session, tmp_path / 'q.pth')
-    fresh, _ = built(name)
-    assert same(
-        predictions(load_quantized(fresh, tmp_path / 'q.pth'), batches), after
-    )
+    fresh = load_quantized(built(name)[0].train(), tmp_path / 'q.pth')
+    assert not any(m.training for m in fresh.modules())
+    assert same(predictions(fresh, batches), after)
+    with pytest.raises(RuntimeError, match='baked'), float_mode(fresh):
+        pass
     for key, value in model.state_dict().items():
         assert torch.equal(value, fresh.state_dict()[key]), key
 

@@ -35,7 +35,7 @@ def split_copy(module):
 def test_multihead_attention(batch_first, bias, dims, mask):
     torch.manual_seed(0)
     mha = nn.MultiheadAttention(
-        16, 4, bias=bias, batch_first=batch_first, **dims
+        16, 4, 0.5, bias=bias, batch_first=batch_first, **dims
     ).eval()
     if bias:
         nn.init.normal_(mha.in_proj_bias)
@@ -114,8 +114,9 @@ def test_projections_are_called_as_modules():
     ]
 
 
-def test_refuses_bias_kv():
-    holder = nn.ModuleList([nn.MultiheadAttention(8, 2, add_bias_kv=True)])
+@pytest.mark.parametrize('more', ['add_bias_kv', 'add_zero_attn'])
+def test_refuses_more_keys(more):
+    holder = nn.ModuleList([nn.MultiheadAttention(8, 2, **{more: True})])
     assert 'bias_k' in decompose(holder)['0']
     assert type(holder[0]) is nn.MultiheadAttention
 

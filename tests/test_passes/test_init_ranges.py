@@ -1,6 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The calibration pass against extremes computed by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.model import BaseModel
@@ -8,6 +10,9 @@ from torch import nn
 
 from mmdet_ptq.apis import quantize_detector
 from mmdet_ptq.errors import NumericError
+from mmdet_ptq.passes import init_ranges
+from mmdet_ptq.passes.bias import ChannelMeans
+from mmdet_ptq.passes.init_ranges import _readers
 
 
 class Tiny(BaseModel):
@@ -210,3 +215,136 @@ def test_mean_output_is_what_a_constant_image_gives():
     torch.testing.assert_close(
         mean_output(linear, linear.weight, mean), linear(mean)
     )
+
+
+def test_means_count_positions_and_forget_no_order():
+    """Sums of whole numbers: the same bits whatever comes first."""
+    layer = nn.Conv2d(2, 3, 1)
+    layer.weight_quantizer, layer.levels, layer.act_axis = object(), 1, 1
+    generator = torch.Generator().manual_seed(0)
+    images = [
+        10.0 ** (i % 5) * torch.randn(1, 2, 3, 4 + i, generator=generator)
+        for i in range(12)
+    ]
+
+    def means(*shares):
+        found = ChannelMeans(dict(conv=layer))
+        for share in shares:
+            part = ChannelMeans(dict(conv=layer))
+            for x in share:
+                part.observe('conv', x)
+            found.add(part.state_dict())
+        return found
+
+    whole = means(images)
+    assert whole.counts == dict(conv=sum(3 * (4 + i) for i in range(12)))
+    rows = torch.cat([x.double().flatten(2) for x in images], 2)
+    mean = whole.sums['conv'].double() / 2**20 / whole.counts['conv']
+    torch.testing.assert_close(mean, rows.mean((0, 2)), rtol=1e-4, atol=1e-3)
+    other = means(images[7:][::-1], images[:3], images[3:7])
+    assert torch.equal(other.sums['conv'], whole.sums['conv'])
+    assert other.counts == whole.counts
+
+
+def test_bias_of_a_layer_of_several_levels_stays():
+    plain, model = Tiny().eval(), Tiny().eval()
+    passes = [PASSES[0], dict(PASSES[1], correct_bias=True)]
+    quantize_detector(
+        model, batches(), dict(bits='w2a8', rules=RULES, passes=passes)
+    )
+    for index in (0, 2):
+        assert torch.equal(
+            model.bbox_head[index].bias, plain.bbox_head[index].bias
+        )
+    assert not torch.equal(model.backbone[3].bias, plain.backbone[3].bias)
+
+
+def test_folding_twice_is_folding_once():
+    model = Tiny().eval()
+    passes = [PASSES[0], *PASSES]
+    session = quantize_detector(
+        model, batches(), dict(bits='w8a8', rules=RULES, passes=passes)
+    )
+    once = Tiny().eval()
+    quantize_detector(
+        once, batches(), dict(bits='w8a8', rules=RULES, passes=PASSES)
+    )
+    assert session.folds == {'backbone.1': 'backbone.0'}
+    for name, tensor in once.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize('weight', [None, dict(granularity='channel')])
+def test_port_that_no_data_reaches_stays_float(weight):
+    class Empty(Tiny):
+        """The side branch has nothing to do after the survey."""
+
+        calls = 0
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            x = self.backbone(torch.stack(list(inputs)).float())
+            if mode == 'tensor':
+                self.calls += 1
+                x = x if self.calls == 1 else x[:0]
+                return self.bbox_head(x), self.side(x.sigmoid())
+            return self.bbox_head(x)
+
+    model = Empty().eval()
+    session = quantize_detector(
+        model,
+        batches(),
+        dict(
+            bits='w8a8',
+            rules=[*RULES, dict(match='side', weight=weight)],
+            passes=PASSES,
+        ),
+    )
+    assert not model.side.act_quantizers
+    plan = session.plan.layers['side']
+    assert plan.acts == dict(input=None)
+    assert bool(plan.why_float) == (weight is None)
+    assert not any(('side', 'input') in group for group in session.plan.groups)
+    assert any('side' in note for note in session.notes)
+    assert torch.isfinite(model(**batches()[0])[0]).all()
+
+
+def test_readers_see_every_tensor_once():
+    def node(*values):
+        calls = [SimpleNamespace(inputs=(v,)) for v in values]
+        return SimpleNamespace(ports=('input',), calls=calls)
+
+    layers = dict(a=node(1), b=node(1, 2), c=node(2), d=node(3))
+    group = [(n, 'input') for n in layers]
+    found = _readers(SimpleNamespace(layers=layers), group)
+    assert found == [(n, 'input') for n in 'abd']
+
+
+def test_states_of_other_ranks_are_added_once(monkeypatch):
+    """Three ranks, of which this is the second."""
+
+    class Summing:
+        def __init__(self, seen):
+            self.seen = seen
+
+        def state_dict(self):
+            return self.seen
+
+        def merge(self, states):
+            self.seen += sum(states)
+
+    def mean(value):
+        found = ChannelMeans({})
+        found.add(dict(sums=dict(x=value), counts=dict(x=1)))
+        return found
+
+    means, gathered = mean(10), [[[1], [10], [100]]]
+    gathered.append([mean(v).state_dict() for v in (1, 10, 100)])
+    monkeypatch.setattr(init_ranges, 'get_world_size', lambda: 3)
+    monkeypatch.setattr(init_ranges, 'get_rank', lambda: 1)
+    monkeypatch.setattr(
+        init_ranges, 'all_gather_object', lambda _: gathered.pop(0)
+    )
+    observer = Summing(10)
+    init_ranges._merge([observer], means)
+    assert observer.seen == means.sums['x'] == 111
+    assert means.counts == dict(x=3)

@@ -111,7 +111,10 @@ def test_same_seed_same_result():
     assert not equal(first, reconstruct(calibration=dict(seed=1), **args)[0])
 
 
-def test_worse_is_put_back(monkeypatch):
+@pytest.mark.parametrize(
+    'learn', [LEARN, [dict(type='LearnedWeights', lr_weight=1e-3)]]
+)
+def test_worse_is_put_back(monkeypatch, learn):
     """With the sign of the loss turned, every unit gets worse."""
     original = L2Loss.__call__
 
@@ -120,7 +123,7 @@ def test_worse_is_put_back(monkeypatch):
         return -value if value.requires_grad else value
 
     monkeypatch.setattr(L2Loss, '__call__', turned)
-    args = dict(learn=LEARN, keep_rate=0.5)
+    args = dict(learn=learn, keep_rate=0.5)
     model, session = reconstruct(**args)
     assert not any(r['kept'] for r in session.records)
     assert len(session.notes) == 6 and 'did not fall' in session.notes[0]

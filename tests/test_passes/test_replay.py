@@ -3,6 +3,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from mmdet_ptq.engine.quantize import prepare
 from mmdet_ptq.layers import float_mode
 from mmdet_ptq.passes.reconstruct.capture import UnitView, frozen, mix
 from mmdet_ptq.passes.reconstruct.replay import Prefix
-from mmdet_ptq.passes.reconstruct.samples import reset_levels
+from mmdet_ptq.passes.reconstruct.samples import gradients, reset_levels
 from mmdet_ptq.recipe import parse_quant_cfg
+from mmdet_ptq.structures import Unit
 from mmdet_ptq.testing import noise_batches, random_detector
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'digits'
@@ -110,6 +112,8 @@ def test_head_units_leave_the_backbone_out():
     batch = model.data_preprocessor(data, False)
     unit = next(u for u in session.graph.units if 'reg_convs.1' in u.name)
     view = UnitView(model, session.graph, unit)
+    # a convolution is taken with its activation
+    assert view.module is model.get_submodule('bbox_head.reg_convs.1')
 
     def run():
         reset_levels(model)
@@ -140,12 +144,123 @@ def test_detached_dependence_is_seen():
             return y + self.point(y.detach()) + self.beside(x)
 
     net, x = Net(), torch.randn(2, 4)
-    view = object.__new__(UnitView)
-    view.name, view.module, view.layers = 'unit', net.unit, {}
-    view.relu = False
     with frozen(net):
-        prefix = Prefix(net, view, lambda: net(x))
+        prefix = Prefix(net, plain_view(net.unit), lambda: net(x))
     assert prefix.keys == [('beside', 0)]
+
+
+def plain_view(module):
+    view = object.__new__(UnitView)
+    view.name, view.module, view.layers = 'unit', module, {}
+    view.relu = False
+    return view
+
+
+def test_dependence_that_noise_does_not_show():
+    """A closed gate: the noise of the trial does not open it."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unit = torch.nn.Linear(4, 4)
+            self.gate = torch.nn.Threshold(1e6, 0.0)
+            self.beside = torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.gate(self.unit(x)) + self.beside(x)
+
+    net, x = Net(), torch.randn(2, 4)
+    with frozen(net):
+        prefix = Prefix(net, plain_view(net.unit), lambda: net(x))
+    assert prefix.keys == [('beside', 0)]
+
+
+class Overwriting(torch.nn.Module):
+    """What follows writes over the input and the output of the unit."""
+
+    def __init__(self):
+        super().__init__()
+        self.before = torch.nn.Linear(4, 4)
+        self.unit = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.before(x)
+        y = self.unit(x)
+        x.zero_()
+        return y.mul_(2) + x
+
+
+def test_what_is_recorded_is_copied():
+    net, x = Overwriting(), torch.randn(2, 4)
+    view, calls = plain_view(net.unit), []
+    with torch.no_grad(), frozen(net):
+        middle = net.before(x)
+        with view.recording(calls):
+            net(x)
+        prefix = Prefix(net, view, lambda: net(x))
+        stored = prefix.record(lambda: net(x))
+        (call,) = calls
+        assert torch.equal(call.inputs[0][0], middle)
+        assert torch.equal(call.outputs[0], net.unit(middle))
+        assert torch.equal(stored['before', 0][0], middle)
+
+
+def test_gradient_at_an_output_that_is_written_to():
+    net, x = Overwriting(), torch.randn(2, 4)
+    with frozen(net):
+        found = gradients(
+            SimpleNamespace(mine=[3]),
+            plain_view(net.unit),
+            lambda j: net(x),
+            lambda j, y: y.square().sum(),
+        )
+        with torch.no_grad():
+            y = net.unit(net.before(x))
+    torch.testing.assert_close(found, {3: [8 * y]})
+
+
+def test_frozen():
+    net = torch.nn.Sequential(
+        torch.nn.ReLU(inplace=True),
+        torch.nn.Linear(4, 4),
+        torch.nn.ReLU(),
+        torch.nn.Linear(4, 4),
+    )
+    net[3].requires_grad_(False)
+    x = torch.randn(2, 4)
+    before = x.clone()
+    with frozen(net):
+        assert not net(x).requires_grad
+        assert torch.equal(x, before)
+    assert net[0].inplace and not net[2].inplace
+    wanted = [p.requires_grad for p in net.parameters()]
+    assert wanted == [True, True, False, False]
+    net(x)
+    assert not torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    ('readers', 'relu'),
+    [
+        (['relu'], True),
+        (['relu_', 'ReLU'], True),
+        (['relu', 'add'], False),
+        (['sigmoid'], False),
+        ([], False),
+    ],
+)
+def test_relu_behind_a_layer(readers, relu):
+    """It belongs to the layer if nothing else reads the output."""
+    ops = [SimpleNamespace(name='relu', inputs=(1, 2))]
+    ops += [SimpleNamespace(name=n, inputs=(3, 7)) for n in readers]
+    call = SimpleNamespace(outputs=(7,))
+    graph = SimpleNamespace(
+        ops=ops, layers={'0': SimpleNamespace(calls=[call])}
+    )
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    view = UnitView(model, graph, Unit('0', ('0',)))
+    y = model(torch.randn(5, 4))
+    assert torch.equal(view.finish(y)[0], y.relu() if relu else y)
 
 
 def test_mixing_rates():

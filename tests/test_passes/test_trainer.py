@@ -1,14 +1,21 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What a unit sees while it is learned, looked at from inside the pass."""
 
+from itertools import cycle
+from types import SimpleNamespace
+
 import pytest
 import torch
-from reconstruct_model import Net, batches, reconstruct
+from reconstruct_model import RULES, Net, batches, equal, reconstruct
 from torch.nn import functional
+from torch.utils._pytree import tree_flatten
 
+from mmdet_ptq import registry
+from mmdet_ptq.errors import NumericError
 from mmdet_ptq.layers import float_mode
-from mmdet_ptq.passes.reconstruct import AdaRound, LearnedSteps
+from mmdet_ptq.passes.reconstruct import AdaRound, LearnedSteps, samples
 from mmdet_ptq.passes.reconstruct import trainer as module
+from mmdet_ptq.passes.reconstruct.samples import size_of
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
@@ -49,6 +56,10 @@ def test_quantized_inputs_and_activations_are_mixed(inside):
     def look(trainer, *_):
         fetch, sample = trainer.images.cache.fetch, trainer.samples[0]
         (quantized,), (exact,) = fetch(sample.inputs), fetch(sample.exact)
+        (target,) = fetch(sample.targets)
+        with torch.no_grad():
+            plain = Net().eval().backbone[2]
+            torch.testing.assert_close(plain(exact[0][0].clone()), target)
         # a prefix that is quantized changes what comes in
         assert not torch.equal(quantized[0][0], exact[0][0])
         with torch.no_grad():
@@ -65,6 +76,11 @@ def test_quantized_inputs_and_activations_are_mixed(inside):
                 for i in (0, 1, 0)
             ]
         assert half[0] == half[2] != half[1]
+        mixed = trainer._inputs(sample, 0, 0.5, seeded)[0][0]
+        kept = mixed == quantized[0][0]
+        assert bool((kept | (mixed == exact[0][0])).all())
+        differ = quantized[0][0] != exact[0][0]
+        assert 0.4 < float(kept[differ].float().mean()) < 0.6
         assert dropped < half[0] < plain
         # nothing of it stays behind
         for layer in trainer.view.layers.values():
@@ -105,7 +121,18 @@ def test_what_is_quantized(inside, asymmetric, activations):
     inside(look, asymmetric=asymmetric, activations=activations)
 
 
-def test_a_shared_range_is_that_of_the_first_unit(inside):
+class Shared(Net):
+    """Both convolutions of the neck read the same tensor."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = self.backbone(torch.stack(list(inputs)).float())
+        fine, coarse = self.neck[0](x), self.neck[1](x)[..., ::2, ::2]
+        return [self.out(self.tower(f).relu()) for f in (fine, coarse)]
+
+
+def test_a_shared_range_is_that_of_the_first_unit(inside, monkeypatch):
+    monkeypatch.setattr('reconstruct_model.Net', Shared)
+
     def look(trainer, learners, acts, k):
         mine = {
             id(q)
@@ -119,9 +146,260 @@ def test_a_shared_range_is_that_of_the_first_unit(inside):
     given = [q for acts, _ in found.values() for q in acts]
     assert len(set(given)) == len(given)
     assert set(given) == set().union(*(mine for _, mine in found.values()))
-    # what the block gives goes into both convolutions of the neck
     assert found['neck.0'][1] == found['neck.1'][1]
     assert len(found['neck.0'][0]) == 1 and not found['neck.1'][0]
+
+
+class Upwards(Net):
+    """The coarse level first; the fine one shifts it not."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = self.backbone(torch.stack(list(inputs)).float())
+        fine, coarse = self.neck[0](x), self.neck[1](x[..., ::2, ::2])
+        return [self.out(self.tower(f).relu()) for f in (20 * coarse, fine)]
+
+
+@pytest.fixture
+def levels(monkeypatch):
+    """Each pyramid level has its own ranges, by a factor of about 20."""
+    rules = [*RULES, dict(match='*', act=dict(per_level=True))]
+    monkeypatch.setattr('reconstruct_model.Net', Upwards)
+    monkeypatch.setattr('reconstruct_model.RULES', rules)
+
+
+def test_levels_of_a_unit_called_alone(inside, levels):
+    """The convolution by hand, with the range of each level, and its ReLU."""
+
+    def look(trainer, *_):
+        layer = trainer.view.layers['tower']
+        quantizer = layer.act_quantizers['input']
+        assert quantizer.scale[0, 0] > 5 * quantizer.scale[1, 0]
+        total = count = 0
+        sample, fetch = trainer.samples[1], trainer.images.cache.fetch
+        assert sample.levels == [{'tower': 0}, {'tower': 1}]
+        targets = fetch(sample.targets)
+        with torch.no_grad():
+            operands = layer.operands()
+            weight = operands['weight']
+            bias = operands.get('bias', layer.bias)
+            for i, ((x,), _) in enumerate(fetch(sample.inputs)):
+                y = functional.conv2d(quantizer(x, i), weight, bias, padding=1)
+                error = (y.relu() - targets[i]).square().sum(1)
+                total, count = total + error.sum(), count + error.numel()
+            for level in (0, 1):
+                layer.level = level  # wherever it was left
+                found = float(trainer.loss(1))
+                assert found == pytest.approx(float(total / count))
+
+    inside(look, only='tower')
+
+
+LOSSES = [dict(type='L2Loss'), dict(type='DetectionLoss')]
+
+
+def test_replaying_is_running(inside, levels):
+    """Also where a head is replayed at its first level only."""
+
+    def look(trainer, *_):
+        skipped = set(trainer.prefix.keys)
+        with torch.no_grad():
+            for j in (0, 1):
+                expected = trainer.images.run(j)
+                seen = []
+                found = trainer.replayed(j, seen=seen)
+                for a, b in zip(flat(found), flat(expected), strict=True):
+                    assert torch.equal(a, b)
+                assert seen
+        return skipped
+
+    found = inside(look, only=None, losses=LOSSES)
+    assert ('tower', 0) in found['neck.0']
+    assert ('tower', 1) not in found['neck.0']
+    assert ('backbone', 0) in found['tower']
+
+
+class Adding(Net):
+    """Adds one convolution of the neck onto the other, in place."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = self.backbone(torch.stack(list(inputs)).float())
+        y, more = self.neck[0](x), self.neck[1](-x)
+        y += more
+        return [self.out(self.tower(y).relu())]
+
+
+@pytest.mark.parametrize('unit', ['neck.0', 'neck.1'])
+def test_replayed_tensors_may_be_written_to(inside, monkeypatch, unit):
+    """As residual blocks do, whose ``+=`` hits what stands before it."""
+    monkeypatch.setattr('reconstruct_model.Net', Adding)
+
+    def look(trainer, *_):
+        if unit == 'neck.1':
+            assert ('neck.0', 0) in trainer.prefix.keys
+        layer = trainer.view.layers[unit]
+        weight = layer.weight.requires_grad_()
+        (inputs,) = trainer.images.cache.fetch(trainer.samples[0].inputs)
+        for _ in range(2):
+            with torch.enable_grad():
+                seen = []
+                (expected,) = flat(trainer.images.run(0))
+                (found,) = flat(trainer.replayed(0, seen=seen))
+                assert torch.equal(found, expected)
+                # the output as the unit gave it
+                assert torch.equal(seen[0], layer(*inputs[0]))
+                assert torch.autograd.grad(found.sum(), weight)[0].any()
+        weight.requires_grad_(False)
+
+    inside(look, only=unit, unit='layer', losses=LOSSES)
+
+
+def flat(outputs):
+    found = [t for t in tree_flatten(outputs)[0] if torch.is_tensor(t)]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize('separate', [False, True])
+def test_global_loss_sees_the_mixture_or_not(inside, separate):
+    def look(trainer, *_):
+        local, whole = trainer.local[0], trainer.whole[0]
+        sample = trainer.samples[0]
+        fetch = trainer.images.cache.fetch
+        (exact,) = fetch(sample.exact)
+        (target,) = trainer.images.targets(0)
+        layers = trainer.view.layers.values()
+
+        def by_hand(dropped):
+            """The whole forward; float input and activations in the unit."""
+            for layer in layers:
+                layer.quantize_act = not dropped
+            outputs = []
+            with trainer.view.watching(
+                lambda i, _, y: outputs.append(y),
+                lambda i, inputs: exact if dropped else inputs,
+            ):
+                value = whole(trainer.images.run(0), target)
+            for layer in layers:
+                layer.quantize_act = True
+            return float(value), float(local(outputs, targets, None))
+
+        targets = fetch(sample.targets)
+        seeded = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            kept, dropped = by_hand(False), by_hand(True)
+            assert kept[0] > 1.05 * dropped[0] and kept[1] > dropped[1]
+            assert float(trainer.loss(0)) == pytest.approx(sum(kept))
+            found = float(trainer.loss(0, 0.0, seeded))
+        expected = dropped[1] + (kept if separate else dropped)[0]
+        assert found == pytest.approx(expected)
+
+    inside(look, losses=LOSSES, separate_global=separate, keep_rate=0.5)
+
+
+@pytest.fixture
+def marked():
+    """A global loss that knows its own targets."""
+
+    class Marked:
+        scope = 'global'
+        needs_gradient = False
+
+        def targets(self, outputs):
+            return [torch.tensor(7.0)]
+
+        def __call__(self, outputs, targets):
+            assert float(targets[0]) == 7
+            return sum(t.square().sum() for t in flat(outputs))
+
+    registry.LOSSES.register_module(module=Marked)
+    yield dict(type='Marked')
+    registry.LOSSES.module_dict.pop('Marked')
+
+
+def test_fisher_weights_of_a_unit(inside, marked):
+    """The gradient by hand, of the quantized detector, for each image."""
+
+    def look(trainer, *_):
+        gradients = []
+        for j in trainer.images.mine:
+            leaves = []
+
+            def cut(_, __, y, leaves=leaves):
+                leaves.append(y.detach().requires_grad_())
+                return leaves[-1]
+
+            with torch.enable_grad(), trainer.view.watching(cut):
+                value = sum(
+                    t.square().sum() for t in flat(trainer.images.run(j))
+                )
+                gradients += torch.autograd.grad(value, leaves)
+        squares = [g.double().square() for g in gradients]
+        mean = sum(float(s.sum()) for s in squares)
+        mean /= sum(s.numel() for s in squares)
+        for j, square in zip(trainer.images.mine, squares, strict=True):
+            weights = trainer.images.cache.fetch(trainer.samples[j].weights)
+            torch.testing.assert_close(
+                weights[0], (square / mean).float(), rtol=1e-3, atol=1e-6
+            )
+            # and it is what the squared errors are multiplied by
+            with torch.no_grad():
+                (target,) = trainer.images.cache.fetch(
+                    trainer.samples[j].targets
+                )
+                (inputs,) = trainer.images.cache.fetch(
+                    trainer.samples[j].inputs
+                )
+                (y,) = trainer.view(trainer.samples[j].levels[0], inputs)
+                local = (weights[0] * (y - target) ** 2).sum(1).mean()
+                trainer.whole.clear()
+                found = float(trainer.loss(j))
+            assert found == pytest.approx(float(local))
+
+    losses = [dict(type='DetectionLoss'), dict(type='FisherLoss', of=marked)]
+    inside(look, losses=losses)
+
+
+def test_cache_holds_one_unit(inside):
+    """What earlier units left there is gone."""
+
+    def look(trainer, *_):
+        cache = trainer.images.cache
+        held = [s.entries() for s in trainer.samples.values()]
+        expected = size_of([held, list(trainer.images._kept.values())])
+        assert cache.in_memory + cache.on_disk == expected > 0
+
+    inside(look, only=None, losses=LOSSES, keep_rate=0.5)
+
+
+def test_float_overflow_in_a_unit_is_told(monkeypatch):
+    """No quantizer reads what the last convolution gives."""
+
+    class Overflowing(Net):
+        def __init__(self):
+            super().__init__()
+            self.tower.bias.data[0] = float('inf')
+
+    monkeypatch.setattr('reconstruct_model.Net', Overflowing)
+    init = [dict(type='FoldBatchNorm'), dict(type='InitRanges')]
+    with pytest.raises(NumericError, match=r'tower.* image 0'):
+        reconstruct(iters=1, init=init)
+
+
+def test_images_of_a_rank(monkeypatch):
+    """Numbers go round the ranks, unreadable images have none."""
+    monkeypatch.setattr(samples, 'get_rank', lambda: 1)
+    monkeypatch.setattr(samples, 'get_world_size', lambda: 3)
+    monkeypatch.setattr(
+        samples, 'all_gather_object', lambda mine: [[0, 3], mine, [8, 2]]
+    )
+    monkeypatch.setattr(
+        samples.Images, '_prepare', lambda self, data, losses: data
+    )
+    feed = SimpleNamespace(total=4, batch=lambda i: None if i == 2 else 'x')
+    session = SimpleNamespace(model=None, feed=feed, progress=lambda *_: None)
+    images = samples.Images(session, None, None, [])
+    assert images.mine == [1, 4, 10]
+    assert images.everyone == [0, 1, 2, 3, 4, 8, 10]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +488,7 @@ def test_gradients_of_two_ranks_add_up(inside, monkeypatch):
     def look(trainer, *_):
         everything = trainer.samples
 
-        def slope(shares):
+        def slope(shares, batch=(0, 1, 2, 3), progress=0.9):
             learners = [AdaRound(reg=0.3), LearnedSteps()]
             groups = []
             for one in learners:
@@ -218,16 +496,23 @@ def test_gradients_of_two_ranks_add_up(inside, monkeypatch):
                 groups += one.start(
                     trainer.view.layers, list(acts.values()), 100
                 )
-            # V away from where it started, so that the penalty has a slope
             parameters = [p for g in groups for p in g['params']]
-            monkeypatch.setattr(module, 'get_world_size', lambda: len(shares))
-            monkeypatch.setattr(module, 'all_reduce', lambda _: None)
-            for share in shares:
-                trainer.samples = {j: everything[j] for j in share}
-                trainer._step(learners, [0, 1, 2, 3], 0.9, 2, 5)
+            with monkeypatch.context() as patch:
+                patch.setattr(module, 'get_world_size', lambda: len(shares))
+                patch.setattr(module, 'all_reduce', lambda _: None)
+                for share in shares:
+                    trainer.samples = {j: everything[j] for j in share}
+                    trainer._step(learners, list(batch), progress, 2, 5)
             trainer.samples = everything
-            grads = [p.grad.clone() for p in parameters]
-            monkeypatch.undo()
+            grads = [
+                torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                for p in parameters
+            ]
+            # the penalty by itself, of what AdaRound learns
+            if progress:
+                with torch.enable_grad():
+                    value = learners[0].penalty(progress)
+                    grads += torch.autograd.grad(value, parameters[:-1])
             for one in learners:
                 one.harden()
             return grads
@@ -237,8 +522,26 @@ def test_gradients_of_two_ranks_add_up(inside, monkeypatch):
         for a, b in zip(one, two, strict=True):
             assert a.any()
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+        # without images the penalty is left, at the start there is none
+        without = slope([()])
+        assert torch.equal(without[0], without[3]) and without[0].any()
+        first, second, both = (slope([b], b, 0) for b in ([0], [1], [0, 1]))
+        for a, b, mean in zip(first, second, both, strict=True):
+            torch.testing.assert_close((a + b) / 2, mean, rtol=1e-4, atol=1e-7)
 
     inside(look, keep_rate=0.5)
+
+
+def test_nan_on_the_held_out_images_is_put_back(monkeypatch):
+    """Also where a unit that got worse would stay."""
+    losses = cycle([1.0, float('nan')])
+    monkeypatch.setattr(Trainer, 'loss_on', lambda *_: next(losses))
+    model, session = reconstruct(iters=3, revert=False)
+    assert {r['why'] for r in session.records} == {
+        'the loss became NaN or Inf'
+    }
+    assert not any(r['kept'] or r['after'] for r in session.records)
+    assert equal(model, reconstruct(iters=0)[0])
 
 
 def test_nothing_to_learn_is_said():

@@ -10,15 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmcv.ops import ModulatedDeformConv2dPack
 from torch import nn
 
 from mmdet_ptq.testing import (
     Selections,
     bfloat16,
     cosine,
+    noise_batches,
     random_detector,
     raw_outputs,
 )
+from mmdet_ptq.testing.detectors import _calm, _without_pretrained
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,6 +157,40 @@ def test_a_detector_that_distils_is_returned_too(tmp_path):
     assert isinstance(model, nn.Module) and not model.training
 
 
+def test_configs_lose_what_needs_a_network_or_a_process_group():
+    cfg = dict(
+        init_cfg=dict(checkpoint='https://x'),  # PVT: no type
+        pretrained='x',
+        norm_cfg=[dict(type='MMSyncBN', requires_grad=True)],
+        neck=dict(init_cfg=dict(type='Normal')),
+    )
+    assert _without_pretrained(cfg) == dict(
+        init_cfg=None,
+        pretrained=None,
+        norm_cfg=[dict(type='BN', requires_grad=True)],
+        neck=dict(init_cfg=dict(type='Normal')),
+    )
+
+
+def test_samples_bring_boxes_only_where_asked():
+    assert 'proposals' not in noise_batches(1, (64, 96))[0]['data_samples'][0]
+    sample = noise_batches(1, (64, 96), 40)[0]['data_samples'][0]
+    boxes = sample.proposals.bboxes
+    assert boxes.shape == (40, 4) and len(boxes.unique(dim=0)) == 40
+    assert (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= 0).all()
+    assert (boxes[:, 2] <= 96).all() and (boxes[:, 3] <= 64).all()
+
+
+def test_random_offsets_count_but_stay_below_a_pixel():
+    torch.manual_seed(0)
+    pack = ModulatedDeformConv2dPack(64, 8, 3, padding=1)
+    model = nn.Sequential(pack)
+    nn.init.kaiming_normal_(pack.conv_offset.weight)
+    _calm(model)
+    offsets = pack.conv_offset(torch.randn(1, 64, 16, 16) + 1)
+    assert 0.1 < offsets.std() < 1
+
+
 def test_heads_start_as_mmdetection_starts_them():
     path = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
     plain, started = random_detector(path), random_detector(path, heads=True)
@@ -169,7 +206,7 @@ def test_examine_tries_larger_images_then_other_starts(sweep, monkeypatch):
         row['built'] = True
         tried.append((size, heads))
         if size[0] < 16:
-            raise RuntimeError('too small')
+            raise RuntimeError(f'{size[0]} is too small')
         return heads
 
     monkeypatch.setattr(sweep, '_draw', draw)
@@ -179,12 +216,20 @@ def test_examine_tries_larger_images_then_other_starts(sweep, monkeypatch):
     assert tried == [
         ((8, 8), False),
         ((16, 16), False),
-        ((8, 8), True),
         ((16, 16), True),
     ]
     # neither is good: the better of them
     assert run is False and row['bfloat16'] == 0.9
     assert row['size'] == [16, 16] and row['float_ok']
+    tried.clear()
+    row, run = sweep._float_run(Path('x.py'), (1, 1))
+    assert tried == [
+        ((i, i), heads)
+        for i, heads in zip(
+            (1, 2, 4, 1), (False, False, False, True), strict=True
+        )
+    ]
+    assert run is None and '4 is too small' in row['why'] and row['built']
     tried.clear()
     quality[False] = 0.9999
     sweep._float_run(Path('x.py'), (16, 16))
@@ -254,3 +299,22 @@ def test_markdown_counts(sweep, page):
     assert '## Exceptions' not in page.to_markdown(
         {'good': row}, 7, 'cmd', (8, 8)
     )
+
+
+def test_resume_keeps_rows_and_writes_the_page(sweep, monkeypatch, tmp_path):
+    store = tmp_path / 'page.json'
+    # a row of a version that knew less
+    store.write_text('{"ssd": {"config": "old.py", "why": "some reason"}}')
+    paths = [Path('x.py')]
+    monkeypatch.setattr(sweep, 'families', lambda: dict(ssd=paths, sort=paths))
+    monkeypatch.setattr(
+        sweep, 'in_child', lambda *_: sweep.empty_row(config='new.py')
+    )
+    out = tmp_path / 'page.md'
+    monkeypatch.setattr(sys, 'argv', ['x', '--out', str(out), '--resume'])
+    assert sweep.main() == 0
+    text = out.read_text()
+    assert '| ssd | old.py |' in text and '| sort | new.py |' in text
+    out.unlink()
+    assert sweep.main() == 0
+    assert out.read_text() == text

@@ -118,7 +118,8 @@ class Prefix:
             output, levels = stored[key]
             for layer, level in zip(self.parts[name], levels, strict=True):
                 layer.level = level
-            return output
+            # copies: a residual sum may work in place on what it is given
+            return tree_map_only(Tensor, torch.clone, output)
 
         module.forward = forward
         try:
@@ -213,7 +214,8 @@ def _disturbed(view: UnitView, size: float) -> Iterator[None]:
             noise = torch.randn(t.shape, generator=generator).to(t)
             # of the tensor's own size, and not nothing where it is zero
             t = t + size * noise * (t.abs().mean() + 1e-3)
-        return t.detach().requires_grad_(torch.is_grad_enabled())
+        # no leaf: what follows may work in place
+        return t.detach().requires_grad_(torch.is_grad_enabled()).clone()
 
     def after(index: int, inputs: Any, output: Any) -> Any:
         return tree_map_only(Tensor, shake, output)

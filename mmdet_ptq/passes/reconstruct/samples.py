@@ -221,7 +221,7 @@ def _with_leaves(output: Any, leaves: list[Tensor]) -> Any:
         if not t.is_floating_point():
             return t
         leaves.append(t.detach().requires_grad_())
-        return leaves[-1]
+        return leaves[-1].clone()  # what follows may work in place
 
     return tree_map_only(Tensor, cut, output)
 

@@ -228,7 +228,8 @@ class Trainer:
 
         def after(_: int, __: Any, output: Any) -> None:
             if seen is not None:
-                seen.extend(self.view.finish(output))
+                # copies: what follows may work in place
+                seen.extend(t.clone() for t in self.view.finish(output))
 
         def before(i: int, inputs: Any) -> Any:
             if rate == 1:
