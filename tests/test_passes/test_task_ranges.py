@@ -44,13 +44,13 @@ def test_vertex():
 
 def test_choose_norms_is_greedy():
     norms = (1.0, 2.0, 4.0)
-    model, session = quantize('ChooseNorms', norms=norms)
+    _, session = quantize('ChooseNorms', norms=norms)
     records = session.records
     assert [r['unit'] for r in records][:2] == ['backbone.0', 'backbone.2']
     assert {r['norm'] for r in records} <= set(norms)
     # the loss of the last unit is that of the finished detector
-    last = [r for r in records if r['unit'] == 'tower'][0]
-    raw = [r for r in records][-1]
+    last = next(r for r in records if r['unit'] == 'tower')
+    raw = records[-1]
     assert (
         raw['loss']
         <= min(loss(quantize('ChooseNorms', norms=[p])[0]) for p in norms)
