@@ -63,7 +63,8 @@ def exceptions(rows: dict[str, dict]) -> list[str]:
         lines += ['', f'### {title}', '']
         for name in found:
             row = rows[name]
-            told = [f'`{row["why"]}`.'] if row['why'] else []
+            why = ' '.join(row['why'].split())
+            told = [f'`{why}`.'] if why else []
             if row['cosine'] is not None:
                 told.append(
                     f'Cosine {row["cosine"]:.4f}; the float model has '
@@ -90,6 +91,7 @@ def to_markdown(
     """
     usable = {n: r for n, r in rows.items() if r['float_ok']}
     good = [n for n, r in usable.items() if passes(r)]
+    partial = any(r['bfloat16'] is None for r in usable.values())
     lines = [
         '# Support matrix',
         '',
@@ -100,7 +102,9 @@ def to_markdown(
         'Cosine: the lowest over raw output tensors, quantized against '
         'float, on equal proposals and selections. bfloat16: the same for '
         'the float model with weights and inputs of layers in bfloat16, '
-        'which is what this random network can show.',
+        'which is what this random network can show.'
+        + partial
+        * ' Rows without it are of an earlier version of the tool.',
         '',
         f'Made by `{command}` on {platform.machine()} CPU, torch '
         f'{torch.__version__}.',
@@ -116,11 +120,10 @@ def to_markdown(
     ]
     for name, r in rows.items():
         left = '; '.join(f'{n} x {w}' for w, n in r['left_float'].items())
-        high, wide = r['size'] or size
         cells = [
             name,
             r['config'],
-            f'{high} x {wide}',
+            '{} x {}'.format(*r['size']) if r['size'] else '',
             *(
                 'yes' if r[k] else 'no'
                 for k in ('float_ok', 'quantized', 'predicts')

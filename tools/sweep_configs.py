@@ -321,6 +321,11 @@ def _quantized_run(run: FloatRun, row: dict) -> None:
     )
 
 
+def without_folders(text: str) -> str:
+    """A message in one line, without the folders of this machine."""
+    return re.sub(r'/(?:[\w.+-]+/)+', '', ' '.join(text.split()))
+
+
 def _said(error: Exception) -> str:
     """An error in one line.
 
@@ -331,7 +336,7 @@ def _said(error: Exception) -> str:
         str: Its type, file and line, and message.
     """
     at = traceback.extract_tb(error.__traceback__)[-1]
-    first = ' '.join((str(error).splitlines() or [''])[0].split())[:160]
+    first = without_folders((str(error).splitlines() or [''])[0])[:160]
     where = f'{Path(at.filename).name}:{at.lineno}'
     return f'{type(error).__name__} at {where}: {first}'
 

@@ -108,7 +108,8 @@ class InitRanges:
                 # a prediction skips the mask head when nothing is found
                 extra = means.for_unseen()
                 taps.only(unseen, extra)
-                session.extra_feed(2)
+                # a raw forward takes every proposal: one image is plenty
+                session.extra_feed(1)
                 for observer in unseen:
                     observer.end_image()
                 _merge(unseen, extra)

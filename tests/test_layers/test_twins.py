@@ -179,6 +179,10 @@ def test_pyramid_levels_follow_the_calls():
     levels = [level for _, level in seen]
     # a forward that stops early does not shift the next one
     assert levels == [0, 1, 2, 0, 1, 0, 1, 2]
+    # and layers called by themselves go round
+    for x in xs[:2]:
+        model.conv(x)
+    assert [level for _, level in seen[8:]] == [0, 1]
 
 
 def test_gradient_reaches_weight_through_quantizer():
@@ -217,3 +221,24 @@ def test_bias_shift_is_of_the_quantized_weight_only():
     shifted = twin(x)
     twin.bake()
     assert twin.bias_shift is None and torch.equal(twin(x), shifted)
+
+
+def test_rounded_weight_is_used_and_baked():
+    layer, inputs = LAYERS['linear']
+    twin = twin_of(layer)
+    attach(twin, inputs[0])
+    nearest, rounded = twin(*inputs), twin.weight_quantizer(-layer.weight)
+    twin.rounded = rounded.detach()
+    found = twin(*inputs)
+    x = twin.act_quantizers['input'](inputs[0])
+    assert torch.equal(found, nn.functional.linear(x, rounded, layer.bias))
+    assert not torch.equal(found, nearest)
+    with float_mode(twin):
+        assert torch.equal(twin(*inputs), layer(*inputs))
+    twin.bake()
+    assert twin.rounded is None and torch.equal(twin.weight, rounded)
+    assert torch.equal(twin(*inputs), found)
+    # from now on it is taken as it is
+    twin.weight.data.mul_(0.7)
+    expected = nn.functional.linear(x, 0.7 * rounded, layer.bias)
+    assert torch.equal(twin(*inputs), expected)

@@ -10,6 +10,7 @@ from torch import nn
 
 from mmdet_ptq.apis import quantize_detector
 from mmdet_ptq.errors import NumericError
+from mmdet_ptq.observers import search_weight_range
 from mmdet_ptq.passes import init_ranges
 from mmdet_ptq.passes.bias import ChannelMeans
 from mmdet_ptq.passes.init_ranges import _readers
@@ -121,6 +122,7 @@ def test_ranges_for_each_level_and_group():
 
 def test_layer_that_prediction_skips_gets_data_from_the_raw_mode():
     data = batches()
+    data[1]['inputs'][0].mul_(3)  # only the first image is taken
     rules = [*RULES, dict(match='bbox_head.*', skip=True)]
     model = Tiny().eval()
     session = quantize_detector(
@@ -129,7 +131,7 @@ def test_layer_that_prediction_skips_gets_data_from_the_raw_mode():
     x = torch.cat(
         [
             t.flatten()
-            for t in inputs_of(Tiny().eval(), 'side', data[:2], 'tensor')
+            for t in inputs_of(Tiny().eval(), 'side', data[:1], 'tensor')
         ]
     )
     scale = model.side.act_quantizers['input'].scale.reshape(())
@@ -348,3 +350,41 @@ def test_states_of_other_ranks_are_added_once(monkeypatch):
     init_ranges._merge([observer], means)
     assert observer.seen == means.sums['x'] == 111
     assert means.counts == dict(x=3)
+
+
+def test_raw_mode_is_not_for_what_predictions_reach():
+    class Louder(Tiny):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            x = self.backbone(torch.stack(list(inputs)).float())
+            if mode == 'tensor':
+                return self.bbox_head(5 * x), self.side(x.sigmoid())
+            return self.bbox_head(x)
+
+    data, model = batches(), Louder().eval()
+    seen = inputs_of(Louder().eval(), 'bbox_head.0', data, 'predict')
+    x = torch.cat([t.flatten() for t in seen])
+    quantize_detector(
+        model, data, dict(bits='w8a8', rules=RULES, passes=PASSES)
+    )
+    scale = model.bbox_head[0].act_quantizers['input'].scale.reshape(())
+    torch.testing.assert_close(scale, (x.max() - x.min()) / 255)
+    scale = model.side.act_quantizers['input'].scale.reshape(())
+    assert 0.5 / 255 < scale < 1 / 255
+
+
+def test_norm_of_the_weights():
+    """The search for weight ranges is told its exponent."""
+    scales = {}
+    for p in (1.0, 2.0, 8.0):
+        model, weight = Tiny().eval(), Tiny().side.weight.detach()
+        observer = dict(type='LpObserver', p=p)
+        passes = [PASSES[0], dict(PASSES[1], weight_observer=observer)]
+        quantize_detector(
+            model, batches(1), dict(bits='w2a8', rules=RULES, passes=passes)
+        )
+        quantizer = model.side.weight_quantizer
+        scales[p] = quantizer.scale.clone()
+        quantizer.set_range(*search_weight_range(weight, quantizer, p=p))
+        assert torch.equal(scales[p], quantizer.scale)
+    assert not torch.equal(scales[1.0], scales[2.0])
+    assert not torch.equal(scales[2.0], scales[8.0])

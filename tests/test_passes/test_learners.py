@@ -62,6 +62,11 @@ def test_adaround_starts_at_the_float_weight(name):
     low, high = quantizer.values(lower), quantizer.values(lower + 1)
     inside = (weight > low) & (weight < high)
     assert inside.float().mean() > 0.8
+    # both are values of the grid, whatever lies outside it
+    for x in (weight, 10 * weight):
+        codes = quantizer.lower_codes(x)
+        for value in (quantizer.values(codes), quantizer.values(codes + 1)):
+            assert torch.equal(quantizer(value), value)
     torch.testing.assert_close(
         soft[inside], weight[inside], rtol=1e-4, atol=1e-5
     )
@@ -182,6 +187,41 @@ def test_ends_have_the_slope_of_the_relaxed_quantizer(symmetric):
     q.learn_ends(False)
     torch.testing.assert_close(q(plain_x), learned)
     assert not isinstance(q.scale, nn.Parameter)
+
+
+@pytest.mark.parametrize('symmetric', [False, True])
+@pytest.mark.parametrize(
+    ('low', 'high'), [(-3.0, 1.0), (-1.0, 3.0), (0.5, 2.0), (-2.0, -0.5)]
+)
+def test_ends_anywhere_are_fixed_as_they_were_used(symmetric, low, high):
+    """Also where an optimizer has pushed them over zero."""
+    q = UniformQuantizer(3, symmetric=symmetric)
+    q.set_range(torch.tensor([-1.0]), torch.tensor([1.0]))
+    q.learn_ends()
+    x = torch.linspace(-4, 4, 101)
+    with torch.no_grad():
+        q.low.fill_(low)
+        q.high.fill_(high)
+        learned = q(x)
+    assert float(q(torch.zeros(1))) == 0
+    q.learn_ends(False)
+    torch.testing.assert_close(q(x), learned)
+
+
+def test_ends_of_each_level():
+    q = UniformQuantizer(3, per_level=True)
+    q.set_range(torch.tensor([[-1.0], [-2.0]]), torch.tensor([[3.0], [9.0]]))
+    x = torch.linspace(-10, 10, 101)
+    fixed = [q(x, level) for level in (0, 1)]
+    assert not torch.equal(*fixed)
+    q.learn_ends()
+    for level in (0, 1):
+        torch.testing.assert_close(q(x, level).detach(), fixed[level])
+    q(x, 1).sum().backward()
+    assert not q.high.grad[0].any() and q.high.grad[1].any()
+    q.learn_ends(False)
+    for level in (0, 1):
+        torch.testing.assert_close(q(x, level), fixed[level])
 
 
 def test_learned_weights_take_bias_and_ranges_along():

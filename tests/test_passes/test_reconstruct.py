@@ -2,6 +2,7 @@
 """The reconstruction pass on a small network."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -232,6 +233,15 @@ def test_cache_bound_and_disk_give_the_same():
 def test_cache_too_small_for_a_batch():
     with pytest.raises(QuantConfigError, match=r"give at least cache='1MiB'"):
         reconstruct(calibration=dict(cache='1KiB'))
+
+
+def test_cache_has_to_hold_the_images_of_a_step():
+    needed = []
+    for size in (1, 3):
+        with pytest.raises(QuantConfigError) as error:
+            reconstruct(calibration=dict(cache='1KiB'), batch_size=size)
+        needed.append(int(re.search(r'the (\d+) bytes', str(error.value))[1]))
+    assert needed[1] == 3 * needed[0]
 
 
 @pytest.mark.parametrize(

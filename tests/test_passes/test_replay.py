@@ -203,6 +203,11 @@ def test_what_is_recorded_is_copied():
         assert torch.equal(call.inputs[0][0], middle)
         assert torch.equal(call.outputs[0], net.unit(middle))
         assert torch.equal(stored['before', 0][0], middle)
+        # replayed whatever comes in, and only here
+        expected, other = net(x), net(-x)
+        with prefix.replaying(stored):
+            assert torch.equal(net(-x), expected)
+        assert torch.equal(net(-x), other) and not torch.equal(other, expected)
 
 
 def test_gradient_at_an_output_that_is_written_to():
@@ -217,6 +222,24 @@ def test_gradient_at_an_output_that_is_written_to():
         with torch.no_grad():
             y = net.unit(net.before(x))
     torch.testing.assert_close(found, {3: [8 * y]})
+
+
+def test_gradient_where_the_loss_depends_on_nothing():
+    unit, x = torch.nn.Linear(4, 4), torch.randn(2, 4)
+
+    def loss(j, outputs):
+        return outputs[j].sum() if j < 2 else torch.zeros(())
+
+    with frozen(unit):
+        found = gradients(
+            SimpleNamespace(mine=[0, 1, 2]),
+            plain_view(unit),
+            lambda j: (unit(x), unit(2 * x)),
+            loss,
+        )
+    one, zero = torch.ones(2, 4), torch.zeros(2, 4)
+    expected = {0: [one, zero], 1: [zero, one], 2: [zero, zero]}
+    torch.testing.assert_close(found, expected)
 
 
 def test_frozen():

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from reconstruct_model import RULES, Net, batches, equal, reconstruct
+from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten
 
 from mmdet_ptq import registry
 from mmdet_ptq.errors import NumericError
-from mmdet_ptq.layers import float_mode
+from mmdet_ptq.layers import convert, float_mode
 from mmdet_ptq.passes.reconstruct import AdaRound, LearnedSteps, samples
 from mmdet_ptq.passes.reconstruct import trainer as module
 from mmdet_ptq.passes.reconstruct.samples import size_of
@@ -151,12 +152,13 @@ def test_a_shared_range_is_that_of_the_first_unit(inside, monkeypatch):
 
 
 class Upwards(Net):
-    """The coarse level first; the fine one shifts it not."""
+    """The head is done with the coarse level before the fine one starts."""
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         x = self.backbone(torch.stack(list(inputs)).float())
-        fine, coarse = self.neck[0](x), self.neck[1](x[..., ::2, ::2])
-        return [self.out(self.tower(f).relu()) for f in (20 * coarse, fine)]
+        coarse = 20 * self.neck[1](x[..., ::2, ::2])
+        coarse = self.out(self.tower(coarse).relu())
+        return coarse, self.out(self.tower(self.neck[0](x)).relu())
 
 
 @pytest.fixture
@@ -402,6 +404,18 @@ def test_images_of_a_rank(monkeypatch):
     assert images.everyone == [0, 1, 2, 3, 4, 8, 10]
 
 
+def test_a_forward_starts_at_the_first_level():
+    """An adapter calls parts of the detector, which resets nothing."""
+    model = nn.Sequential(nn.Linear(2, 2))
+    convert(model)
+    model[0].level = 3
+    images = object.__new__(samples.Images)
+    images.model = model
+    images._inputs = lambda j: (({}, None), [])
+    images.adapter = SimpleNamespace(outputs=lambda *_: model[0].level)
+    assert images.run(0) == 0
+
+
 @pytest.mark.parametrize(
     ('holdout', 'held'),
     [(0.125, [7, 15]), (0.25, [3, 7, 11, 15]), (0.9, list(range(1, 16, 2)))],
@@ -552,8 +566,10 @@ def test_nothing_to_learn_is_said():
 
 
 def test_float_model_is_left_as_it_was():
-    model, _ = reconstruct(iters=2)
+    model, session = reconstruct(iters=2, asymmetric=False)
     plain = Net().eval()
+    for layer in session.layers.values():
+        assert layer.quantize_weight and layer.quantize_act
     assert all(p.requires_grad for p in model.parameters())
     assert [m.inplace for m in model.modules() if hasattr(m, 'inplace')] == [
         m.inplace for m in plain.modules() if hasattr(m, 'inplace')

@@ -290,6 +290,8 @@ def test_markdown_counts(sweep, page):
         and '**2** of these (66.7 %)' in text
     )
     assert '| ssd | a.py | 16 x 8 |' in text
+    # a row of an earlier version claims no size
+    assert '| good | a.py |  |' in text and 'an earlier version' in text
     end = text[text.index('## Exceptions') :]
     assert '- **no**: `Error: x`.' in end
     assert 'Cosine 0.5000; the float model has 0.7000 in bfloat16.' in end
@@ -318,3 +320,10 @@ def test_resume_keeps_rows_and_writes_the_page(sweep, monkeypatch, tmp_path):
     out.unlink()
     assert sweep.main() == 0
     assert out.read_text() == text
+
+
+def test_messages_name_no_folders(sweep):
+    text = sweep.without_folders(
+        'file "/a/b-1.0/c.py"  at /x/y.cpp":12\n 3 / 4 and a/b'
+    )
+    assert text == 'file "c.py" at y.cpp":12 3 / 4 and a/b'
