@@ -89,6 +89,10 @@ def measure(
     )
 
 
+#: options that change nothing in a measurement
+_PLACES = ('out', 'only')
+
+
 def main() -> int:
     """Prints and writes a table of ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -105,7 +109,18 @@ def main() -> int:
     args = parser.parse_args()
     warnings.filterwarnings('ignore')
     torch.set_num_threads(args.threads)
-    found = {}
+    path = Path(args.out)
+    settings = {k: v for k, v in vars(args).items() if k not in _PLACES}
+    head = dict(
+        command='python tools/benchmark.py',
+        settings=settings,
+        machine=f'{platform.machine()}, {os.cpu_count()} cores, '
+        f'torch {torch.__version__}',
+    )
+    # what was measured in the same way before stays
+    old = json.loads(path.read_text()) if path.is_file() else {}
+    same = all(old.get(key) == value for key, value in head.items())
+    found = old['detectors'] if same else {}
     for name in args.only:
         found[name] = measure(
             DETECTORS[name],
@@ -120,22 +135,8 @@ def main() -> int:
             f'forward {found[name]["forward"]:.2f} x',
             flush=True,
         )
-        path = Path(args.out)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps(
-                dict(
-                    command='python tools/benchmark.py',
-                    settings={
-                        k: v for k, v in vars(args).items() if k != 'out'
-                    },
-                    machine=f'{platform.machine()}, {os.cpu_count()} cores, '
-                    f'torch {torch.__version__}',
-                    detectors=found,
-                ),
-                indent=1,
-            )
-        )
+        path.write_text(json.dumps(dict(head, detectors=found), indent=1))
     return 0
 
 
