@@ -252,6 +252,11 @@ def test_cache_has_to_hold_the_images_of_a_step():
         (dict(batch_size=0), 'batch_size'),
         (dict(keep_rate=1.5), 'keep_rate'),
         (dict(holdout=1.0), 'holdout'),
+        (dict(global_every=0), 'global_every'),
+        (
+            dict(losses=[dict(type='DetectionLoss')], global_every=2),
+            'without a loss',
+        ),
         (dict(learn=[]), 'learn'),
         (dict(learn=[dict(type='AdaRond')]), 'AdaRound'),
         (

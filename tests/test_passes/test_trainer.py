@@ -441,14 +441,15 @@ def test_few_images_to_hold_out(inside):
 @pytest.fixture
 def steps(monkeypatch):
     """Notes every step: images, seeds, and rate of every group."""
-    found = dict(batches=[], seeds=[], rates=[])
+    found = dict(batches=[], seeds=[], rates=[], factors=[])
     loss, step, adam = Trainer.loss, Trainer._step, torch.optim.Adam.step
 
-    def noted_loss(self, j, rate=1.0, generator=None):
+    def noted_loss(self, j, rate=1.0, generator=None, factor=1):
         if generator is not None:
             key = self.view.name, len(found['batches']), j
             found['seeds'].append((key, generator.initial_seed()))
-        return loss(self, j, rate, generator)
+            found['factors'].append(factor)
+        return loss(self, j, rate, generator, factor)
 
     def noted_step(self, learners, batch, *args):
         found['batches'].append((self.view.name, batch))
@@ -494,6 +495,27 @@ def test_steps_of_a_run(steps):
     reconstruct(calibration=dict(seed=1), **args)
     assert steps['batches'] != drawn_before
     assert not set(seeds) & {seed for _, seed in steps['seeds']}
+
+
+def test_global_losses_of_some_steps(steps):
+    reconstruct(iters=5, batch_size=1, losses=LOSSES, global_every=3)
+    assert steps['factors'] == [3, 0, 0, 3, 0] * 6
+
+
+def test_factor_of_the_global_loss(inside):
+    """Linear in the factor; at 0 nothing after the unit is run."""
+
+    def look(trainer, *_):
+        with torch.no_grad():
+            unit = trainer.loss(0, factor=0)
+            once, thrice = (trainer.loss(0, factor=m) for m in (1, 3))
+            assert once > 1.05 * unit > 0
+            torch.testing.assert_close(thrice - unit, 3 * (once - unit))
+            trainer.replayed = None
+            assert torch.equal(trainer.loss(0, factor=0), unit)
+
+    loud = dict(type='DetectionLoss', weight=100.0)
+    inside(look, losses=[dict(type='L2Loss'), loud])
 
 
 def test_gradients_of_two_ranks_add_up(inside, monkeypatch):

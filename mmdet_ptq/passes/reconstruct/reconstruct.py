@@ -45,6 +45,9 @@ class Reconstruct:
             step. Defaults to 1.
         separate_global (bool): Losses on the detector's outputs see the
             quantized input, not the mixture (PD-Quant). Defaults to False.
+        global_every (int): Losses on the detector's outputs count in every
+            n-th step only, n times as much; the other steps run the unit
+            alone. Defaults to 1.
         activations (bool): Whether activations are quantized meanwhile.
         holdout (float): Share of the images that are held out, at least
             one if there are two.
@@ -66,6 +69,7 @@ class Reconstruct:
         batch_size: int = 2,
         keep_rate: float = 1.0,
         separate_global: bool = False,
+        global_every: int = 1,
         activations: bool = True,
         holdout: float = 0.125,
         revert: bool = True,
@@ -82,6 +86,11 @@ class Reconstruct:
         _check(
             0 <= holdout < 1, f'holdout must be 0 to below 1, got {holdout!r}'
         )
+        _check(
+            type(global_every) is int and global_every >= 1,
+            f'global_every must be a whole number from 1, got '
+            f'{global_every!r}',
+        )
         self.learn = list(learn)
         self.losses = list(losses or [dict(type='L2Loss')])
         self.unit = unit
@@ -90,6 +99,7 @@ class Reconstruct:
         self.batch_size = batch_size
         self.keep_rate = keep_rate
         self.separate_global = separate_global
+        self.global_every = global_every
         self.activations = activations
         self.holdout = holdout
         self.revert = revert
@@ -102,10 +112,17 @@ class Reconstruct:
             sum(one.weights for one in built) <= 1,
             'learn has two learners of weights; use one',
         )
+        scopes = set()
         for i, cfg in enumerate(self.losses):
             loss = build_from(LOSSES, cfg, f'Reconstruct.losses[{i}]')
+            scopes.add(loss.scope)
             if getattr(loss, 'needs_gradient', False):
                 build_from(LOSSES, loss.of, f'Reconstruct.losses[{i}].of')
+        _check(
+            global_every == 1 or 'local' in scopes,
+            f'global_every={global_every} leaves steps without a loss: add '
+            "one on the units' outputs, e.g. dict(type='L2Loss')",
+        )
 
     def run(self, session: Session) -> None:
         """Visits every unit; can be resumed after each."""

@@ -146,6 +146,7 @@ class Trainer:
         """Accumulates gradients; returns the mean loss over all ranks."""
         world = get_world_size()
         seed = self.session.config.calibration.seed
+        every = self.settings.global_every
         total = torch.zeros(())
         with torch.enable_grad():
             for j in batch:
@@ -155,7 +156,12 @@ class Trainer:
                 generator = torch.Generator().manual_seed(
                     hash((seed, k, it, j)) & 0x7FFFFFFF
                 )
-                loss = self.loss(j, self.settings.keep_rate, generator)
+                loss = self.loss(
+                    j,
+                    self.settings.keep_rate,
+                    generator,
+                    0 if it % every else every,
+                )
                 loss = loss / len(batch)
                 if loss.requires_grad:
                     loss.backward()
@@ -172,6 +178,7 @@ class Trainer:
         j: int,
         rate: float = 1.0,
         generator: torch.Generator | None = None,
+        factor: int = 1,
     ) -> Tensor:
         """Sum of all losses on image ``j``, without penalties.
 
@@ -179,6 +186,8 @@ class Trainer:
             j (int): Number of the image.
             rate (float): Share of the elements that are quantized.
             generator (torch.Generator, optional): Draws which.
+            factor (int): Of the losses on the detector's outputs; at 0
+                nothing after the unit is run.
 
         Returns:
             Tensor: A scalar.
@@ -187,15 +196,16 @@ class Trainer:
         sample = self.samples[j]
         weights = fetch(sample.weights)
         total = torch.zeros((), device=self.session.device)
-        together = self.whole and not self.settings.separate_global
-        if self.whole:
+        whole = self.whole if factor else []
+        together = whole and not self.settings.separate_global
+        if whole:
             seen: list[Tensor] = []
             outputs = self.replayed(
                 j, rate if together else 1.0, generator, seen
             )
             targets = self.images.targets(j)
-            for one, target in zip(self.whole, targets, strict=False):
-                total = total + one(outputs, target)
+            for one, target in zip(whole, targets, strict=False):
+                total = total + factor * one(outputs, target)
         if not together and self.local:
             seen = []
             with self._dropping(rate, generator):
