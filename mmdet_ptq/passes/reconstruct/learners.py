@@ -244,17 +244,25 @@ class LearnedWeights(Learner):
     """Weights, biases and ranges, all continuous (AdaQuant, 2021).
 
     Weights are not held to the two nearest values. Ranges of weights and
-    activations have two learned ends each. The published code steps the
-    ends of activations by an absolute 0.1, which throws narrow ranges away
-    at low bit-widths; ``relative=False`` with ``lr_act=0.1`` is that form.
+    activations have two learned ends each.
+
+    The published code has one rate for all weights (1e-5), biases and
+    ranges of weights (1e-3) and activations (0.1), chosen for 8 bits. At
+    low bit-widths the weights then hardly leave their step and the ends of
+    activations are thrown away. Rates are therefore shares of each
+    quantizer's own step and fall to zero along a cosine; ``relative=False``
+    is the published form: absolute and constant.
 
     Args:
-        lr_weight (float): Rate of the weights. Defaults to 1e-5.
-        lr_bias (float): Rate of the biases. Defaults to 1e-3.
-        lr_range (float): Rate of the ends of weights. Defaults to 1e-3.
-        lr_act (float): Rate of the ends of activations. Defaults to 1e-3.
-        relative (bool): Whether ``lr_range`` and ``lr_act`` are shares of
-            the range they change. Defaults to True.
+        lr_weight (float, optional): Rate of the weights. None takes ``2 /
+            iters``, as much as crosses two steps, or 1e-5 if not relative.
+        lr_bias (float): Rate of the biases, in their own unit. Defaults to
+            1e-3.
+        lr_range (float, optional): Rate of the ends of weights. None takes
+            ``2e-4 sqrt(2000 / iters)``, or 1e-3 if not relative.
+        lr_act (float, optional): Rate of the ends of activations. None
+            takes the same, or 0.1 if not relative.
+        relative (bool): See above. Defaults to True.
 
     Raises:
         ValueError: If a rate is negative.
@@ -264,10 +272,10 @@ class LearnedWeights(Learner):
 
     def __init__(
         self,
-        lr_weight: float = 1e-5,
+        lr_weight: float | None = None,
         lr_bias: float = 1e-3,
-        lr_range: float = 1e-3,
-        lr_act: float = 1e-3,
+        lr_range: float | None = None,
+        lr_act: float | None = None,
         relative: bool = True,
     ) -> None:
         self.rates = dict(
@@ -277,7 +285,7 @@ class LearnedWeights(Learner):
             lr_act=lr_act,
         )
         for name, lr in self.rates.items():
-            if not lr >= 0:
+            if lr is not None and not lr >= 0:
                 raise ValueError(f'{name} must not be negative, got {lr!r}')
         self.relative = relative
         self._layers: list[tuple[QuantLayer, nn.Parameter]] = []
@@ -290,38 +298,49 @@ class LearnedWeights(Learner):
         iters: int,
     ) -> list[dict[str, Any]]:
         """See :meth:`Learner.start`."""
-        groups = []
         self._layers, self._ends = [], []
+        defaults = dict(lr_weight=1e-5, lr_range=1e-3, lr_act=0.1)
+        if self.relative:
+            ends = 2e-4 * math.sqrt(2000 / iters)
+            defaults = dict(lr_weight=2 / iters, lr_range=ends, lr_act=ends)
+        rates = {
+            k: defaults[k] if v is None else v for k, v in self.rates.items()
+        }
+        groups = []
+
+        def learn(params: list[Tensor], rate: str, step: float) -> None:
+            lr = rates[rate] * (step if self.relative else 1)
+            groups.append(dict(params=params, lr=lr, cosine=self.relative))
+
+        def learn_ends(quantizer: Any, rate: str) -> float:
+            """Returns the quantizer's mean step."""
+            quantizer.learn_ends()
+            self._ends.append(quantizer)
+            width = (quantizer.high - quantizer.low).detach()
+            step = float(width.mean()) / (2**quantizer.bits - 1)
+            learn([quantizer.low, quantizer.high], rate, step)
+            return step
+
         for layer in _with_weights(layers):
             weight = nn.Parameter(layer.weight.detach().clone())
             quantizer = layer.weight_quantizer
             self._layers.append((layer, weight))
-            groups.append(dict(params=[weight], lr=self.rates['lr_weight']))
+            if hasattr(quantizer, 'learn_ends'):
+                step = learn_ends(quantizer, 'lr_range')
+            else:  # levels that are not evenly spaced
+                step = 2 * float(weight.abs().max()) / 2**quantizer.bits
+            learn([weight], 'lr_weight', step)
             if layer.bias is not None:
                 shift = layer.bias_shift
                 if shift is None:
                     shift = torch.zeros_like(layer.bias)
                 layer.bias_shift = shift.detach().clone().requires_grad_()
-                groups.append(
-                    dict(params=[layer.bias_shift], lr=self.rates['lr_bias'])
-                )
-            groups.append(self._learn_ends(quantizer, 'lr_range'))
+                learn([layer.bias_shift], 'lr_bias', 1.0)
             layer.weight_source = partial(quantizer, weight)
         for quantizer in acts:
             if hasattr(quantizer, 'learn_ends') and quantizer.initialized:
-                groups.append(self._learn_ends(quantizer, 'lr_act'))
+                learn_ends(quantizer, 'lr_act')
         return groups
-
-    def _learn_ends(self, quantizer: Any, rate: str) -> dict[str, Any]:
-        if not hasattr(quantizer, 'learn_ends'):
-            return dict(params=[], lr=0.0)
-        quantizer.learn_ends()
-        self._ends.append(quantizer)
-        lr = self.rates[rate]
-        if self.relative:
-            width = (quantizer.high - quantizer.low).detach()
-            lr *= float(width.mean())
-        return dict(params=[quantizer.low, quantizer.high], lr=lr)
 
     @torch.no_grad()
     def harden(self) -> None:
