@@ -188,6 +188,8 @@ class _Datasets:
             cfg = copy.deepcopy(cfg)
             cfg['pipeline'] = pipeline
             cfg['test_mode'] = True
+            # unused in test mode, and XML datasets then refuse parts of it
+            cfg.pop('filter_cfg', None)
             try:
                 self.parts.append(DATASETS.build(cfg))
             except (OSError, ValueError) as error:

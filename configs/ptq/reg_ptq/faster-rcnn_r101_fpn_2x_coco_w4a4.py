@@ -1,0 +1,3 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+_base_ = '../_base_/faster-rcnn_r101_fpn_2x_coco.py'
+quant_cfg = dict(bits='w4a4')
