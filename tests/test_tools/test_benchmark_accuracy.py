@@ -85,7 +85,8 @@ def test_variants_differ_in_what_they_are_named_after(tool):
         m: tool.quant_cfg(m, 'w2a4', 0, BUDGET).get('rules', [])
         for m in ('uniform_heads', 'llaq_heads', 'float_heads')
     }
-    (head,) = rules['uniform_heads']
+    head, prediction = rules['uniform_heads']
+    assert prediction == dict(match='@prediction', skip=True)
     assert head['weight']['type'] == 'UniformQuantizer'
     assert rules['llaq_heads'] == []
     assert rules['float_heads'][0]['skip'] is True
