@@ -60,9 +60,9 @@ class NormStatistics:
             (sqrt(var(z) + eps) - sigma)^2``, divided by B; 0 for maps of
             less than two positions, which have no variance.
         """
-        flat = output.reshape(*output.shape[:2], -1)
-        if flat.shape[2] < 2 or not len(flat):
+        if output[:1, :1].numel() < 2:
             return output.new_zeros(())
+        flat = output.flatten(2)
         var, mean = torch.var_mean(flat, 2)
         off = (mean - self.beta) * self.factor
         spread = (var * self.factor**2 + self.eps).sqrt() - self.sigma
