@@ -63,10 +63,11 @@ class Reconstruct:
         global_every (int): Losses on the detector's outputs count in every
             n-th step only, n times as much; the other steps run the unit
             alone. Defaults to 1.
-        distribution_correction (dict, optional): Arguments of
-            :class:`DistributionCorrection`, which adjusts the float inputs
-            of units with batch norms (PD-Quant); ``dict()`` takes its
-            defaults. Needs ``keep_rate`` below 1. Defaults to None.
+        distribution_correction (dict, optional): Steps ``iters`` (500),
+            rate ``lr`` (1e-3) and ``lambda_c`` (0.02) of PD-Quant's
+            correction of the float inputs of units with batch norms;
+            ``dict()`` takes these. Needs ``keep_rate`` below 1; see
+            ``DistributionCorrection``. Defaults to None.
         activations (bool): Whether activations are quantized meanwhile.
         holdout (float): Share of the images that are held out, at least
             one if there are two.
