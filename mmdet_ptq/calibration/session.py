@@ -42,6 +42,7 @@ class Session:
         seconds (dict[str, float]): Time spent in each stage.
         notes (list[str]): Sentences for the report.
         folds (dict[str, str]): Batch norms folded so far.
+        norms (dict[str, nn.Module]): These batch norms as they were.
         records (list[dict]): What was done to each unit, plain JSON types.
         work_dir (Path): Where passes may put files for a while.
     """
@@ -58,6 +59,7 @@ class Session:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     folds: dict[str, str] = field(default_factory=dict)
+    norms: dict[str, nn.Module] = field(default_factory=dict)
     records: list[dict] = field(default_factory=list)
     work_dir: Path = Path('.')
 

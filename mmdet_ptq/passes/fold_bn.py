@@ -18,11 +18,14 @@ class FoldBatchNorm:
     structural = True
 
     def run(self, session: Session) -> None:
-        """Changes the model in place and notes the folds."""
+        """Changes the model in place and notes the folds and norms."""
         folds = {
             norm: layer
             for norm, layer in session.graph.bn_folds.items()
             if norm not in session.folds
         }
+        session.norms.update(
+            {norm: session.model.get_submodule(norm) for norm in folds}
+        )
         fold_batch_norms(session.model, folds)
         session.folds.update(folds)

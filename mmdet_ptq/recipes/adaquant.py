@@ -2,7 +2,8 @@
 """AdaQuant (Hubara et al., 2021): weights, biases and ranges, by layer.
 
 Layers are visited one after the other, each on the inputs that the
-quantized layers before it give.
+quantized layers before it give. The published default, float inputs of all
+layers at once, is `order='parallel', asymmetric=False` of `Reconstruct`.
 """
 
 rules = [

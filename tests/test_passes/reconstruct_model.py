@@ -1,12 +1,17 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """A detector of residual blocks, a pyramid of two levels and one head."""
 
+import copy
+
+import pytest
 import torch
 from mmengine.model import BaseModel
 from torch import nn
 
 from mmdet_ptq import quantize_detector
+from mmdet_ptq.engine.quantize import run_quantization
 from mmdet_ptq.layers import named_tensors
+from mmdet_ptq.recipe import parse_quant_cfg
 
 
 class Block(nn.Module):
@@ -95,3 +100,65 @@ def equal(a, b):
     return list(ours) == list(theirs) and all(
         torch.equal(ours[n], theirs[n]) for n in ours
     )
+
+
+class Store:
+    """Keeps progress like the file on disk does."""
+
+    def __init__(self, stop_at=None):
+        self.saved = None
+        self.count = 0
+        self.stop_at = stop_at
+
+    def load(self):
+        return copy.deepcopy(self.saved)
+
+    def save(self, progress):
+        self.saved = copy.deepcopy(progress)
+        self.count += 1
+        if self.count == self.stop_at:
+            raise KeyboardInterrupt
+
+
+class Feed:
+    def __init__(self, model, data):
+        self.model, self.data, self.total = model, data, len(data)
+
+    def batch(self, i):
+        return dict(self.data[i])
+
+    def __call__(self, start, after):
+        for i in range(start, self.total):
+            self.model(**self.data[i])
+            after(i)
+
+
+def stopped_and_resumed(stop_at, **args):
+    """Stops at a write of the resume file, then goes on; None: at none.
+
+    The first write is that of the ranges, the others are units.
+    """
+    config = parse_quant_cfg(
+        dict(
+            bits='w3a4',
+            rules=RULES,
+            passes=[*INIT, dict(type='Reconstruct', **args)],
+        )
+    )
+
+    def run(resume):
+        model, data = Net().eval(), batches()
+        feed, rest = Feed(model, data), (lambda n: None)
+        session = run_quantization(
+            model, config, data[0], feed, rest, store=store, resume=resume
+        )
+        return model, session, store
+
+    store = Store(stop_at)
+    if stop_at is None:
+        return run(False)
+    with pytest.raises(KeyboardInterrupt):
+        run(False)
+    assert store.saved['state']['units'] == stop_at - 1
+    store.stop_at = None
+    return run(True)

@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The reconstruction pass on a small network."""
 
-import copy
 import re
 
 import pytest
@@ -14,14 +13,13 @@ from reconstruct_model import (
     equal,
     error,
     reconstruct,
+    stopped_and_resumed,
 )
 
 from mmdet_ptq import quantize_detector
-from mmdet_ptq.engine.quantize import run_quantization
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.passes.reconstruct import L2Loss, Reconstruct
 from mmdet_ptq.passes.reconstruct.trainer import draw
-from mmdet_ptq.recipe import parse_quant_cfg
 from mmdet_ptq.registry import LOSSES
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
@@ -153,70 +151,12 @@ def test_nan_puts_the_unit_back_and_goes_on():
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-class Store:
-    """Keeps progress like the file on disk does."""
-
-    def __init__(self, stop_at=None):
-        self.saved = None
-        self.count = 0
-        self.stop_at = stop_at
-
-    def load(self):
-        return copy.deepcopy(self.saved)
-
-    def save(self, progress):
-        self.saved = copy.deepcopy(progress)
-        self.count += 1
-        if self.count == self.stop_at:
-            raise KeyboardInterrupt
-
-
-class Feed:
-    def __init__(self, model, data):
-        self.model, self.data, self.total = model, data, len(data)
-
-    def batch(self, i):
-        return dict(self.data[i])
-
-    def __call__(self, start, after):
-        for i in range(start, self.total):
-            self.model(**self.data[i])
-            after(i)
-
-
 @pytest.mark.parametrize('stop_at', [3, 5])
 def test_resume_is_the_uninterrupted_run(stop_at):
     args = dict(learn=LEARN, keep_rate=0.5, iters=20)
-    config = parse_quant_cfg(
-        dict(
-            bits='w3a4',
-            rules=RULES,
-            passes=[*INIT, dict(type='Reconstruct', **args)],
-        )
-    )
-
-    def run(store, resume):
-        model, data = Net().eval(), batches()
-        session = run_quantization(
-            model,
-            config,
-            data[0],
-            Feed(model, data),
-            lambda n: None,
-            store=store,
-            resume=resume,
-        )
-        return model, session
-
-    whole, expected = run(Store(), False)
-    store = Store(stop_at)
-    with pytest.raises(KeyboardInterrupt):
-        run(store, False)
-    done = store.saved['state']['units']
-    # the first save is that of the ranges
-    assert done == stop_at - 1
-    store.stop_at = None
-    model, session = run(store, True)
+    whole, expected, _ = stopped_and_resumed(None, **args)
+    model, session, store = stopped_and_resumed(stop_at, **args)
+    done = stop_at - 1
     assert equal(model, whole)
     for ours, theirs in zip(session.records, expected.records, strict=True):
         assert ours['curve'] == theirs['curve']

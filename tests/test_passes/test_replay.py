@@ -12,8 +12,9 @@ from mmdet_ptq.detectors import find_adapter
 from mmdet_ptq.engine.quantize import prepare
 from mmdet_ptq.layers import float_mode
 from mmdet_ptq.passes.reconstruct.capture import UnitView, frozen, mix
+from mmdet_ptq.passes.reconstruct.fisher import gradients
 from mmdet_ptq.passes.reconstruct.replay import Prefix
-from mmdet_ptq.passes.reconstruct.samples import gradients, reset_levels
+from mmdet_ptq.passes.reconstruct.samples import reset_levels
 from mmdet_ptq.recipe import parse_quant_cfg
 from mmdet_ptq.structures import Unit
 from mmdet_ptq.testing import noise_batches, random_detector
@@ -195,7 +196,7 @@ def test_what_is_recorded_is_copied():
     view, calls = plain_view(net.unit), []
     with torch.no_grad(), frozen(net):
         middle = net.before(x)
-        with view.recording(calls):
+        with view.recording(calls.append):
             net(x)
         prefix = Prefix(net, view, lambda: net(x))
         stored = prefix.record(lambda: net(x))

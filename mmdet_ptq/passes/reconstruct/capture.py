@@ -117,8 +117,8 @@ class UnitView:
                 hook.remove()
 
     @contextmanager
-    def recording(self, calls: list[Call]) -> Iterator[None]:
-        """Appends every call, detached and copied, to ``calls``."""
+    def recording(self, note: Callable[[Call], Any]) -> Iterator[None]:
+        """Gives every call, detached and copied, to ``note``."""
         levels: list[dict[str, int]] = []
 
         def before(_: int, inputs: Any) -> Any:
@@ -128,7 +128,7 @@ class UnitView:
         def after(index: int, inputs: Any, output: Any) -> None:
             # copies: what follows may work in place on either
             outputs = [t.detach().clone() for t in self.finish(output)]
-            calls.append(Call(_copy(inputs), outputs, levels[index]))
+            note(Call(_copy(inputs), outputs, levels[index]))
 
         with self.watching(after, before):
             yield

@@ -4,20 +4,28 @@
 import time
 from typing import Any
 
-import torch
-from mmengine.dist import all_reduce, get_world_size
-
 from ...calibration import ActivationCache, Session
 from ...detectors import find_adapter
 from ...layers import named_tensors, restore_tensors
 from ...registry import LEARNERS, LOSSES, PASSES, build_from
 from ...structures import Unit
 from .capture import UnitView, frozen
+from .correction import DistributionCorrection
+from .fisher import weigh
 from .replay import Prefix
-from .samples import Images, collect, gradients, set_quantized, size_of
+from .samples import (
+    Images,
+    Sample,
+    collect,
+    collect_float,
+    own_quantizers,
+    set_quantized,
+    size_of,
+)
 from .trainer import Trainer
 
 UNITS = ('block', 'layer')
+ORDERS = ('sequential', 'parallel')
 
 
 @PASSES.register_module()
@@ -38,6 +46,13 @@ class Reconstruct:
             layers elsewhere; ``'layer'``: single layers.
         asymmetric (bool): Whether a unit's inputs come from the quantized
             layers before it; else from the float model.
+        order (str): ``'sequential'``: what a unit sees is taken when its
+            turn comes; ``'parallel'``: of all units in one float forward of
+            each image (AdaQuant's default). That needs
+            ``asymmetric=False`` and losses on the units' outputs without
+            gradients; the result is the same to the bit. It takes fewer
+            forwards and room for all units, beyond ``calibration.cache``
+            on disk.
         iters (int): Steps for each unit; 0 changes nothing.
         batch_size (int): Images in a step, on each rank.
         keep_rate (float): QDrop's probability: share of the elements of a
@@ -48,6 +63,11 @@ class Reconstruct:
         global_every (int): Losses on the detector's outputs count in every
             n-th step only, n times as much; the other steps run the unit
             alone. Defaults to 1.
+        distribution_correction (dict, optional): Steps ``iters`` (500),
+            rate ``lr`` (1e-3) and ``lambda_c`` (0.02) of PD-Quant's
+            correction of the float inputs of units with batch norms;
+            ``dict()`` takes these. Needs ``keep_rate`` below 1; see
+            ``DistributionCorrection``. Defaults to None.
         activations (bool): Whether activations are quantized meanwhile.
         holdout (float): Share of the images that are held out, at least
             one if there are two.
@@ -65,16 +85,21 @@ class Reconstruct:
         losses: list[dict] | None = None,
         unit: str = 'block',
         asymmetric: bool = True,
+        order: str = 'sequential',
         iters: int = 2000,
         batch_size: int = 2,
         keep_rate: float = 1.0,
         separate_global: bool = False,
         global_every: int = 1,
+        distribution_correction: dict | None = None,
         activations: bool = True,
         holdout: float = 0.125,
         revert: bool = True,
     ) -> None:
         _check(unit in UNITS, f'unit must be one of {UNITS}, got {unit!r}')
+        _check(
+            order in ORDERS, f'order must be one of {ORDERS}, got {order!r}'
+        )
         _check(type(iters) is int and iters >= 0, f'iters: {iters!r} < 0')
         _check(
             type(batch_size) is int and batch_size >= 1,
@@ -95,6 +120,7 @@ class Reconstruct:
         self.losses = list(losses or [dict(type='L2Loss')])
         self.unit = unit
         self.asymmetric = asymmetric
+        self.order = order
         self.iters = iters
         self.batch_size = batch_size
         self.keep_rate = keep_rate
@@ -103,6 +129,16 @@ class Reconstruct:
         self.activations = activations
         self.holdout = holdout
         self.revert = revert
+        self.correction = None
+        if distribution_correction is not None:
+            _check(
+                keep_rate < 1,
+                'distribution_correction needs keep_rate below 1: only the '
+                'float part of the mixed inputs is corrected',
+            )
+            self.correction = DistributionCorrection.of(
+                distribution_correction
+            )
         built = [
             build_from(LEARNERS, cfg, f'Reconstruct.learn[{i}]')
             for i, cfg in enumerate(self.learn)
@@ -112,16 +148,23 @@ class Reconstruct:
             sum(one.weights for one in built) <= 1,
             'learn has two learners of weights; use one',
         )
-        scopes = set()
+        scopes, gradients = set(), False
         for i, cfg in enumerate(self.losses):
             loss = build_from(LOSSES, cfg, f'Reconstruct.losses[{i}]')
             scopes.add(loss.scope)
             if getattr(loss, 'needs_gradient', False):
+                gradients = True
                 build_from(LOSSES, loss.of, f'Reconstruct.losses[{i}].of')
         _check(
             global_every == 1 or 'local' in scopes,
             f'global_every={global_every} leaves steps without a loss: add '
             "one on the units' outputs, e.g. dict(type='L2Loss')",
+        )
+        _check(
+            order == 'sequential'
+            or (not asymmetric and scopes == {'local'} and not gradients),
+            "order='parallel' needs asymmetric=False, and losses on the "
+            "units' outputs that need no gradient, e.g. dict(type='L2Loss')",
         )
 
     def run(self, session: Session) -> None:
@@ -146,17 +189,31 @@ class Reconstruct:
             with frozen(session.model), session.stage('reconstruction'):
                 adapter = find_adapter(session.model, mask=True)
                 images = Images(session, cache, adapter, [*whole, *fisher])
+                early = self._early(session, images, units[done:])
                 for k, unit in enumerate(units):
                     session.progress(
                         'reconstruction', unit.name, k, len(units)
                     )
                     if k >= done:
-                        self._one(session, images, units, k, losses, fisher)
+                        samples = early.pop(unit.name, None)
+                        self._one(
+                            session, images, units, k, samples, losses, fisher
+                        )
                         session.state['units'] = k + 1
                         session.save()
         finally:
             cache.close()
         session.state.pop('export')
+
+    def _early(
+        self, session: Session, images: Images, units: list[Unit]
+    ) -> dict[str, dict[int, Sample]]:
+        """Samples of units that are taken before any is reconstructed."""
+        if self.order == 'sequential':
+            return {}
+        views = [UnitView(session.model, session.graph, u) for u in units]
+        found = collect_float(images, views, self.keep_rate < 1)
+        return {v.name: one for v, one in zip(views, found, strict=True)}
 
     def _units(self, session: Session) -> list[Unit]:
         """Units that have something to learn, in execution order."""
@@ -194,6 +251,7 @@ class Reconstruct:
         images: Images,
         units: list[Unit],
         k: int,
+        samples: dict[int, Sample] | None,
         losses: list[Any],
         fisher: list[Any],
     ) -> None:
@@ -212,16 +270,18 @@ class Reconstruct:
             )
 
         view = UnitView(session.model, session.graph, unit)
-        acts_of_unit = self._own_quantizers(session, units, k)
+        acts_of_unit = own_quantizers(session, units, k)
         prefix = None
         if fisher or any(one.scope == 'global' for one in losses):
             with prefix_only():
                 prefix = Prefix(
                     session.model, view, lambda: images.run(images.mine[0])
                 )
-        samples = collect(
-            images, view, prefix, self.keep_rate < 1, prefix_only
-        )
+        mixed = self.keep_rate < 1
+        if samples is None and (self.asymmetric or prefix is not None):
+            samples = collect(images, view, prefix, mixed, prefix_only)
+        elif samples is None:
+            samples = collect_float(images, [view], mixed)[0]
         if not any(sample.levels for sample in samples.values()):
             session.notes.append(
                 f'{unit.name}: not reconstructed, no loss reaches it'
@@ -233,70 +293,22 @@ class Reconstruct:
             f'one batch of {unit.name}',
         )
         trainer = Trainer(self, session, images, view, samples, prefix, losses)
+        corrected = {}
+        if self.correction:
+            train, _ = trainer.split()
+            mine = {j: samples[j] for j in train if j in samples}
+            corrected = self.correction(session, cache, view, mine)
         with set_quantized(session, upto, acts):
             if fisher:
-                self._weigh(images, view, samples, trainer, losses, fisher)
+                weigh(images, view, samples, trainer.replayed, fisher, losses)
             learners = [
                 build_from(LEARNERS, cfg, 'Reconstruct') for cfg in self.learn
             ]
-            record = trainer.fit(learners, acts_of_unit, k)
+            record = trainer.fit(learners, acts_of_unit, k) | corrected
         for sample in samples.values():
             cache.drop(sample.entries())
         record['seconds'] = round(time.perf_counter() - start, 2)
         session.records.append(record)
-
-    def _own_quantizers(
-        self, session: Session, units: list[Unit], k: int
-    ) -> list[Any]:
-        """Activation quantizers that no earlier unit reads.
-
-        A tensor that several units read has one quantizer; once a unit has
-        been fitted to it, it stays.
-        """
-        layers = session.layers
-        seen: set[int] = set()
-        for unit in units[: k + 1]:
-            fresh = {
-                id(q): q
-                for n in unit.layers
-                for q in layers[n].act_quantizers.values()
-                if id(q) not in seen
-            }
-            seen |= set(fresh)
-        return list(fresh.values())
-
-    def _weigh(
-        self,
-        images: Images,
-        view: UnitView,
-        samples: dict[int, Any],
-        trainer: 'Trainer',
-        losses: list[Any],
-        fisher: list[Any],
-    ) -> None:
-        """Weights of the squared errors from gradients at the unit."""
-        one = next(x for x in losses if getattr(x, 'needs_gradient', False))
-        at = len(images.targets(images.mine[0])) - len(fisher)
-        found = gradients(
-            images,
-            view,
-            trainer.replayed,
-            lambda j, outputs: fisher[0](outputs, images.targets(j)[at]),
-        )
-        flat = [g for grads in found.values() for g in grads]
-        sums = torch.tensor(
-            [
-                sum(float(g.double().square().sum()) for g in flat),
-                float(sum(g.numel() for g in flat)),
-            ],
-            dtype=torch.float64,
-        )
-        if get_world_size() > 1:
-            all_reduce(sums)
-        mean = float(sums[0] / sums[1]) if sums[1] else 0.0
-        for j, grads in found.items():
-            weights = [one.weigh(g, mean) for g in grads]
-            samples[j].weights = images.cache.keep(weights)
 
 
 def _check(ok: bool, message: str) -> None:

@@ -2,19 +2,21 @@
 """Calibration images and what a unit makes of them, in the cache."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch import nn
+from torch.utils._pytree import tree_flatten
 
 from ...calibration import ActivationCache, Session
 from ...detectors import Adapter
 from ...errors import NumericError
 from ...layers import float_mode, quant_layers
+from ...structures import Unit
 from .capture import Call, UnitView
 from .replay import Prefix
 
@@ -64,8 +66,10 @@ class Images:
             reset_levels(self.model)
             anchor = self.adapter.anchor(self.model, batch)
             reset_levels(self.model)
-            outputs = self.adapter.outputs(self.model, batch, anchor)
-            targets = [loss.targets(outputs) for loss in losses]
+            targets: list[Any] = []
+            if losses:
+                outputs = self.adapter.outputs(self.model, batch, anchor)
+                targets = [loss.targets(outputs) for loss in losses]
         samples = batch.pop('data_samples')
         return self.cache.keep((batch, anchor, targets)), samples
 
@@ -150,19 +154,10 @@ def collect(
     cache = images.cache
     found = {}
     for j in images.mine:
-        exact: list[Call] = []
-        with torch.no_grad(), float_mode(images.model), view.recording(exact):
-            images.run(j)
-        if not all(
-            bool(torch.isfinite(t).all()) for c in exact for t in c.outputs
-        ):
-            raise NumericError(
-                f'{view.name}: its float output has NaN or Inf on '
-                f'calibration image {j}'
-            )
+        exact = _float_calls(images, [view], j, mixed)[0]
         calls: list[Call] = []
         stored = None
-        with torch.no_grad(), quantized(), view.recording(calls):
+        with torch.no_grad(), quantized(), view.recording(calls.append):
             if prefix is None:
                 images.run(j)
             else:
@@ -170,60 +165,70 @@ def collect(
         found[j] = Sample(
             [call.levels for call in exact],
             cache.keep([call.inputs for call in calls]),
-            cache.keep([call.inputs for call in exact]) if mixed else None,
-            cache.keep([t for call in exact for t in call.outputs]),
+            [call.inputs for call in exact] if mixed else None,
+            [t for call in exact for t in call.outputs],
             cache.keep(stored),
         )
     return found
 
 
-def gradients(
-    images: Images,
-    view: UnitView,
-    run: Callable[[int], Any],
-    loss: Callable[[int, Any], Tensor],
-) -> dict[int, list[Tensor]]:
-    """Gradients of a loss at the outputs of a unit.
+def collect_float(
+    images: Images, views: list[UnitView], mixed: bool
+) -> list[dict[int, Sample]]:
+    """Runs this rank's images through units whose inputs are float.
+
+    One forward of an image serves all units.
 
     Args:
         images (Images): The images.
-        view (UnitView): The unit.
-        run (Callable): Runs image j as the loss wants it.
-        loss (Callable): Loss of image and outputs.
+        views (list[UnitView]): The units.
+        mixed (bool): Whether ``Sample.exact`` is wanted; it is the very
+            entries of ``Sample.inputs``.
 
     Returns:
-        dict[int, list[list[Tensor]]]: For image, call and output; zero
-        where the loss does not depend on it.
+        list[dict[int, Sample]]: For each unit and image.
+
+    Raises:
+        NumericError: If the float model gives NaN or Inf here.
     """
-    found = {}
+    found: list[dict[int, Sample]] = [{} for _ in views]
     for j in images.mine:
-        leaves: list[list[Tensor]] = []
-
-        def mark(_: int, __: Any, output: Any, leaves: list = leaves) -> Any:
-            return _with_leaves(output, leaves)
-
-        with torch.enable_grad(), view.watching(mark):
-            value = loss(j, run(j))
-        grads: Any = [None] * len(leaves)
-        if value.requires_grad and leaves:
-            grads = torch.autograd.grad(value, leaves, allow_unused=True)
-        found[j] = [
-            torch.zeros_like(t) if g is None else g
-            for t, g in zip(leaves, grads, strict=True)
-        ]
+        of_units = _float_calls(images, views, j, True)
+        for samples, calls in zip(found, of_units, strict=True):
+            inputs = [call.inputs for call in calls]
+            samples[j] = Sample(
+                [call.levels for call in calls],
+                inputs,
+                inputs if mixed else None,
+                [t for call in calls for t in call.outputs],
+                None,
+            )
     return found
 
 
-def _with_leaves(output: Any, leaves: list[Tensor]) -> Any:
-    """Cuts the graph at floating tensors and notes the new leaves."""
+def _float_calls(
+    images: Images, views: list[UnitView], j: int, inputs: bool
+) -> list[list[Call]]:
+    """Calls of units in the float model, each put into the cache at once."""
+    keep = images.cache.keep
+    found: list[list[Call]] = [[] for _ in views]
 
-    def cut(t: Tensor) -> Tensor:
-        if not t.is_floating_point():
-            return t
-        leaves.append(t.detach().requires_grad_())
-        return leaves[-1].clone()  # what follows may work in place
+    def note(view: UnitView, calls: list[Call], call: Call) -> None:
+        if not all(bool(torch.isfinite(t).all()) for t in call.outputs):
+            raise NumericError(
+                f'{view.name}: its float output has NaN or Inf on '
+                f'calibration image {j}'
+            )
+        kept = keep(call.inputs) if inputs else None
+        calls.append(Call(kept, keep(call.outputs), call.levels))
 
-    return tree_map_only(Tensor, cut, output)
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(float_mode(images.model))
+        for view, calls in zip(views, found, strict=True):
+            stack.enter_context(view.recording(partial(note, view, calls)))
+        images.run(j)
+    return found
 
 
 def size_of(tree: Any) -> int:
@@ -254,3 +259,30 @@ def set_quantized(
     finally:
         for name, flags in before.items():
             layers[name].quantize_weight, layers[name].quantize_act = flags
+
+
+def own_quantizers(session: Session, units: list[Unit], k: int) -> list[Any]:
+    """Activation quantizers of unit ``k`` that no earlier unit reads.
+
+    A tensor that several units read has one quantizer; once a unit has been
+    fitted to it, it stays.
+
+    Args:
+        session (Session): The running quantization.
+        units (list[Unit]): In execution order.
+        k (int): Which of them.
+
+    Returns:
+        list[BaseQuantizer]: Each once.
+    """
+    layers = session.layers
+    seen: set[int] = set()
+    for unit in units[: k + 1]:
+        fresh = {
+            id(q): q
+            for n in unit.layers
+            for q in layers[n].act_quantizers.values()
+            if id(q) not in seen
+        }
+        seen |= set(fresh)
+    return list(fresh.values())
