@@ -5,7 +5,12 @@ import time
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import (
+    all_gather_object,
+    all_reduce,
+    broadcast_object_list,
+    get_world_size,
+)
 
 from ...calibration import ActivationCache, Session
 from ...detectors import find_adapter
@@ -182,6 +187,14 @@ class Reconstruct:
 
     def _resume(self, session: Session) -> int:
         done = session.state.get('units', 0)
+        ranks = all_gather_object(done)
+        if len(set(ranks)) > 1:
+            # a kill came between the saves of two ranks; after a unit all
+            # hold the same, so those behind go on from what the first has
+            first = [session.state]
+            broadcast_object_list(first, src=ranks.index(max(ranks)))
+            session.state.update(first[0])
+            done = max(ranks)
         if done:
             restore_tensors(session.model, session.state.pop('tensors'))
             session.records[:] = session.state.pop('records')
@@ -214,7 +227,10 @@ class Reconstruct:
         view = UnitView(session.model, session.graph, unit)
         acts_of_unit = self._own_quantizers(session, units, k)
         prefix = None
-        if fisher or any(one.scope == 'global' for one in losses):
+        # a rank may have no image, if there are few
+        if images.mine and (
+            fisher or any(one.scope == 'global' for one in losses)
+        ):
             with prefix_only():
                 prefix = Prefix(
                     session.model, view, lambda: images.run(images.mine[0])
@@ -222,14 +238,15 @@ class Reconstruct:
         samples = collect(
             images, view, prefix, self.keep_rate < 1, prefix_only
         )
-        if not any(sample.levels for sample in samples.values()):
+        called = any(sample.levels for sample in samples.values())
+        if not any(all_gather_object(called)):
             session.notes.append(
                 f'{unit.name}: not reconstructed, no loss reaches it'
             )
             return
         cache.check_fits(
             self.batch_size
-            * max(size_of(s.entries()) for s in samples.values()),
+            * max((size_of(s.entries()) for s in samples.values()), default=0),
             f'one batch of {unit.name}',
         )
         trainer = Trainer(self, session, images, view, samples, prefix, losses)
@@ -276,7 +293,7 @@ class Reconstruct:
     ) -> None:
         """Weights of the squared errors from gradients at the unit."""
         one = next(x for x in losses if getattr(x, 'needs_gradient', False))
-        at = len(images.targets(images.mine[0])) - len(fisher)
+        at = len(trainer.whole)
         found = gradients(
             images,
             view,

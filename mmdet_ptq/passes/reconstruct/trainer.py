@@ -335,11 +335,13 @@ def _average_gradients(optimizer: torch.optim.Optimizer) -> None:
     """Adds the ranks' gradients; each has divided by the whole batch."""
     for group in optimizer.param_groups:
         for parameter in group['params']:
+            # also alone: Adam moves on by its momentum where a gradient is
+            # zero, and stands still where there is none
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
             if get_world_size() > 1:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
                 all_reduce(parameter.grad)
-            if group.get('clip') and parameter.grad is not None:
+            if group.get('clip'):
                 torch.nn.utils.clip_grad_norm_([parameter], group['clip'])
 
 
