@@ -227,14 +227,15 @@ class Reconstruct:
         view = UnitView(session.model, session.graph, unit)
         acts_of_unit = self._own_quantizers(session, units, k)
         prefix = None
-        # a rank may have no image, if there are few
-        if images.mine and (
-            fisher or any(one.scope == 'global' for one in losses)
-        ):
-            with prefix_only():
-                prefix = Prefix(
-                    session.model, view, lambda: images.run(images.mine[0])
-                )
+        if fisher or any(one.scope == 'global' for one in losses):
+            # an image may not call the unit, a rank may have no image
+            for j in images.mine:
+                with prefix_only():
+                    prefix = Prefix(
+                        session.model, view, lambda j=j: images.run(j)
+                    )
+                if prefix.reached:
+                    break
         samples = collect(
             images, view, prefix, self.keep_rate < 1, prefix_only
         )
