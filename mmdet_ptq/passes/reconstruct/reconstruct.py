@@ -260,6 +260,7 @@ class Reconstruct:
             record = trainer.fit(learners, acts_of_unit, k)
         for sample in samples.values():
             cache.drop(sample.entries())
+        record['learned'] = [cfg['type'] for cfg in self.learn]
         record['seconds'] = round(time.perf_counter() - start, 2)
         session.records.append(record)
 

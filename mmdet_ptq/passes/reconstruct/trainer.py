@@ -20,6 +20,8 @@ from .samples import Images, Sample
 POINTS = 50
 """Steps of the loss curve that go into the result."""
 
+NOTHING = 'it has no learnable part'
+
 
 class Trainer:
     """Fits the learners of one unit.
@@ -78,7 +80,8 @@ class Trainer:
             why = 'the held-out loss did not fall'
         if why:
             _put_back(saved)
-            self.session.notes.append(f'{self.view.name}: put back, {why}')
+            did = 'left as it was' if why == NOTHING else 'put back'
+            self.session.notes.append(f'{self.view.name}: {did}, {why}')
         return dict(
             unit=self.view.name,
             before=before,
@@ -106,7 +109,7 @@ class Trainer:
                 if g['params']
             ]
         curve: list[float] = []
-        why = '' if groups else 'it has no learnable part'
+        why = '' if groups else NOTHING
         if groups:
             optimizer = torch.optim.Adam(groups)
             rates = [group['lr'] for group in optimizer.param_groups]
