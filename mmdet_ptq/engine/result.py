@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import mmengine
 import torch
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -172,8 +174,53 @@ class Result:
             for layer in found['layers']['float']:
                 left.add_row(layer['name'], layer['why'])
             console.print(left)
-        for note in found['notes']:
+        notes = _print_units(console, found['reconstruction'], found['notes'])
+        for note in notes:
             console.print(f'note: {note}')
+
+
+def _print_units(
+    console: Console, records: list[dict], notes: list[str]
+) -> list[str]:
+    """Prints a line for each reconstructed unit, a table for each pass.
+
+    Args:
+        console (Console): Where to.
+        records (list[dict]): Of the units, as in the result file.
+        notes (list[str]): Sentences for the report.
+
+    Returns:
+        list[str]: The notes that the tables do not say.
+    """
+    for learned, group in groupby(records, lambda r: r['learned']):
+        units = list(group)
+        kept = sum(r['kept'] for r in units)
+        table = Table(
+            title=f'{", ".join(learned)}: {kept} of {len(units)} units kept',
+            caption='loss on held-out images; no: the unit was put back',
+            box=SIMPLE_HEAD,
+        )
+        table.add_column('unit', no_wrap=True)
+        for column in ('before', 'after', 'seconds'):
+            table.add_column(column, justify='right', no_wrap=True)
+        table.add_column('kept')
+        for r in units:
+            after = '-' if r['after'] is None else f'{r["after"]:.4g}'
+            table.add_row(
+                r['unit'],
+                f'{r["before"]:.4g}',
+                after,
+                f'{r["seconds"]:.1f}',
+                'yes' if r['kept'] else 'no',
+            )
+        console.print(table)
+    # where the loss did not fall, the two numbers say it
+    told = {
+        f'{r["unit"]}: put back, {r["why"]}'
+        for r in records
+        if r['after'] is not None
+    }
+    return [note for note in notes if note not in told]
 
 
 def _float_part(path: Path, fingerprint: str) -> tuple[dict, float] | None:

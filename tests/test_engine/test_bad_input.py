@@ -321,6 +321,19 @@ PASS = (
             "match='*', skip=True)])",
             ['quantize nothing'],
         ),
+        *(
+            (
+                "quant_cfg = dict(recipe='reg_ptq', bits='w4a4', pass_args="
+                'dict(Reconstruct=dict(losses=[dict('
+                f"type='DetectionLoss', {name}={value})])))",
+                ['losses[0]', name, f'from 0 to {limit}', str(value)],
+            )
+            for name, value, limit in (
+                ('theta_c', 1.2, 1.1),
+                ('theta_c', -0.1, 1.1),
+                ('theta_i', 1.5, 1),
+            )
+        ),
         ('ptq_cfg = dict(resum=True)', ["'resum'", "Did you mean 'resume'?"]),
         ('model = undefined', ['edited.py', 'undefined']),
     ],
@@ -455,6 +468,27 @@ def test_class_count_of_data(ptq, edited):
         '3 classes',
         'bbox_head.num_classes=7',
     )
+
+
+def test_cache_too_small_for_a_step(ptq, edited):
+    """The message says what would do, and with that it does."""
+
+    def run(cache):
+        return ptq(
+            '--no-float-eval',
+            config=edited(
+                "quant_cfg = dict(recipe='qdrop', bits='w4a4', pass_args="
+                'dict(Reconstruct=dict(iters=1)), calibration='
+                f"dict(num_samples=3, cache='{cache}'))"
+            ),
+        )
+
+    message = refused(
+        run('10KiB'), '10240 bytes', 'one batch of backbone.', 'batch_size'
+    )
+    enough = message.split("cache='")[1].split("'")[0]
+    assert enough == '1MiB'
+    assert run(enough).code == 0
 
 
 # the work dir --------------------------------------------------------------

@@ -45,11 +45,11 @@ def finish(process):
     return said
 
 
-def ptq(name, work, *options):
+def ptq(name, work, *options, config=None):
     return start(
         sys.executable,
         ROOT / 'tools' / 'ptq.py',
-        ROOT / 'configs' / 'digits' / f'{name}.py',
+        config or ROOT / 'configs' / 'digits' / f'{name}.py',
         ROOT / 'demo' / 'checkpoints' / f'{name}.pth',
         '--work-dir',
         work,
@@ -125,27 +125,7 @@ def test_two_processes(tmp_path, recipe):
     one, two = tmp_path / 'one', tmp_path / 'two'
     options = ['--recipe', recipe, '--bits', 'w4a4']
     finish(ptq('retinanet_digits', one, *options))
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    path = os.pathsep.join([str(Path(sys.executable).parent), '/usr/bin:/bin'])
-    said = finish(
-        start(
-            'bash',
-            ROOT / 'tools' / 'dist_ptq.sh',
-            ROOT / 'configs' / 'digits' / 'retinanet_digits.py',
-            ROOT / 'demo' / 'checkpoints' / 'retinanet_digits.pth',
-            '2',
-            '--work-dir',
-            two,
-            '--device',
-            'cpu',
-            '--no-float-eval',
-            *options,
-            PATH=path,
-            PORT=str(port),
-        )
-    )
+    said = finish(on_two_ranks(two, *options))
     assert 'parameters (MB)' in said
     assert artefact(one) == artefact(two)
     ours, theirs = (
@@ -154,3 +134,120 @@ def test_two_processes(tmp_path, recipe):
     )
     assert ours == theirs
     print(recipe, ours)
+
+
+def on_two_ranks(work, *options, config=None):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    path = os.pathsep.join([str(Path(sys.executable).parent), '/usr/bin:/bin'])
+    return start(
+        'bash',
+        ROOT / 'tools' / 'dist_ptq.sh',
+        config or ROOT / 'configs' / 'digits' / 'retinanet_digits.py',
+        ROOT / 'demo' / 'checkpoints' / 'retinanet_digits.pth',
+        '2',
+        '--work-dir',
+        work,
+        '--device',
+        'cpu',
+        '--no-float-eval',
+        *options,
+        PATH=path,
+        PORT=str(port),
+    )
+
+
+@pytest.fixture
+def short(tmp_path):
+    """Writes a config with a few steps of a reconstruction at four bits."""
+
+    def write(recipe, batch, iters=4):
+        path = tmp_path / f'{recipe}_{batch}.py'
+        base = ROOT / 'configs' / 'digits' / 'retinanet_digits.py'
+        path.write_text(
+            f"_base_ = r'{base}'\n"
+            f"quant_cfg = dict(recipe='{recipe}', bits='w4a4',\n"
+            '    pass_args=dict(Reconstruct=dict(\n'
+            f'        iters={iters}, batch_size={batch})),\n'
+            '    calibration=dict(num_samples=7))\n'
+        )
+        return path
+
+    return write
+
+
+def units(work):
+    return json.loads((work / 'ptq_result.json').read_text())['reconstruction']
+
+
+def curves(work):
+    return [
+        {k: v for k, v in r.items() if k != 'seconds'} for r in units(work)
+    ]
+
+
+@pytest.mark.parametrize('recipe', ['qdrop', 'reg_ptq'])
+def test_reconstruction_on_two_processes(tmp_path, short, recipe):
+    """Four images in a step of one, two in a step of each of two."""
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    config = short(recipe, 4)
+    finish(ptq('retinanet_digits', one, *SHORT, config=config))
+    finish(on_two_ranks(two, *SHORT, config=short(recipe, 2)))
+    worst = 0.0
+    for a, b in zip(units(one), units(two), strict=True):
+        assert (a['unit'], a['kept']) == (b['unit'], b['kept'])
+        for key in ('before', 'after', 'curve'):
+            assert a[key] == pytest.approx(b[key], rel=1e-4), a['unit']
+        worst = max(
+            [worst]
+            + [
+                abs(x - y) / abs(x)
+                for x, y in zip(a['curve'], b['curve'], strict=True)
+            ]
+        )
+    saved = [
+        torch.load(w / 'quantized.pth', weights_only=True) for w in (one, two)
+    ]
+    ours, theirs = ({**s['tensors'], **s['codes']} for s in saved)
+    assert list(ours) == list(theirs)
+    # a sum that is rounded otherwise may turn the rounding of a weight
+    differ = sum(int((ours[k] != theirs[k]).sum()) for k in saved[0]['codes'])
+    assert differ <= 1e-4 * sum(ours[k].numel() for k in saved[0]['codes'])
+    for key in saved[0]['tensors']:
+        torch.testing.assert_close(
+            ours[key], theirs[key], rtol=1e-3, atol=1e-5
+        )
+    print(recipe, 'curves differ by', worst, 'bytes of codes by', differ)
+
+
+def test_reconstruction_again_and_after_a_kill(tmp_path, short):
+    """The same seed twice, and killed behind a unit."""
+    config = short('reg_ptq', 2, iters=2)
+    whole, again, work = (tmp_path / n for n in ('whole', 'again', 'killed'))
+    for folder in (whole, again):
+        finish(ptq('retinanet_digits', folder, *SHORT, config=config))
+    assert artefact(whole) == artefact(again)
+    assert curves(whole) == curves(again)
+    process = ptq('retinanet_digits', work, *SHORT, config=config)
+    deadline = time.monotonic() + 600
+    while units_done(work) < 5:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = units_done(work)
+    assert 5 <= done < len(units(whole))
+    assert not (work / 'quantized.pth').exists()
+    finish(ptq('retinanet_digits', work, '--resume', *SHORT, config=config))
+    assert artefact(work) == artefact(whole)
+    assert curves(work) == curves(whole)
+    print('killed after', done, 'units of', len(units(whole)))
+
+
+def units_done(work):
+    try:
+        saved = torch.load(work / 'ptq_resume_0.pth', weights_only=True)
+    except (OSError, RuntimeError):
+        return 0
+    return saved.get('state', {}).get('units', 0)

@@ -18,7 +18,7 @@ TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 def two_ranks(tiny, tmp_path, environment, look_at):
     """Runs tools/dist_ptq.sh with two processes."""
 
-    def run(*arguments, model):
+    def run(*arguments, model='retinanet', config=None):
         with socket.socket() as found:
             found.bind(('127.0.0.1', 0))
             port = found.getsockname()[1]
@@ -30,7 +30,7 @@ def two_ranks(tiny, tmp_path, environment, look_at):
             [
                 'bash',
                 str(TOOLS / 'dist_ptq.sh'),
-                str(tiny.config[model]),
+                str(config or tiny.config[model]),
                 str(tiny.checkpoint[model]),
                 '2',
                 '--work-dir',
@@ -76,6 +76,45 @@ def test_two_against_one(ptq, two_ranks, tiny, tmp_path, model, recipe):
     # one table, from rank 0, and no resume file left of either
     assert two.out.count('parameters (MB)') == 1
     assert not list(two.work.glob('ptq_resume*'))
+
+
+def test_reconstruction_of_two_against_one(ptq, two_ranks, tiny, tmp_path):
+    """Two in a step of one process, one in a step of each of two.
+
+    Five images, one of them broken: the fewer they are, the more unlike
+    are the shares of the ranks.
+    """
+    folder = tmp_path / 'images'
+    shutil.copytree(tiny.root / 'train', folder)
+    (folder / '5.png').unlink()
+    (folder / '2.png').write_bytes(b'broken')
+    runs = []
+    for start, batch in ((ptq, 2), (two_ranks, 1)):
+        config = tmp_path / f'batch_{batch}.py'
+        config.write_text(
+            f"_base_ = r'{tiny.config['retinanet']}'\n"
+            "quant_cfg = dict(recipe='reg_ptq', bits='w4a4',\n"
+            '    pass_args=dict(Reconstruct=dict(\n'
+            f'        iters=4, batch_size={batch})),\n'
+            f"    calibration=dict(source=r'{folder}'))\n"
+        )
+        runs.append(start('--no-float-eval', config=config))
+        assert runs[-1].code == 0, runs[-1].err[-2000:]
+    one, two = runs
+    assert one.result['notes'] == two.result['notes']
+    ours, theirs = (r.result['reconstruction'] for r in runs)
+    assert len(ours) == 18 and any(r['kept'] for r in ours)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a['unit'], a['kept']) == (b['unit'], b['kept'])
+        for key in ('before', 'after', 'curve'):
+            assert a[key] == pytest.approx(b[key], rel=1e-5), a['unit']
+    ours, theirs = state(one), state(two)
+    assert list(ours) == list(theirs)
+    for key in ours:
+        if ours[key].is_floating_point():
+            torch.testing.assert_close(ours[key], theirs[key])
+        else:
+            assert torch.equal(ours[key], theirs[key])
 
 
 def test_scripts_are_valid():

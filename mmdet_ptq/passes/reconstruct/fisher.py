@@ -29,12 +29,13 @@ def weigh(
         samples (dict[int, Sample]): What it does on each image.
         run (Callable): Runs image j as the losses want it.
         fisher (list): The losses to differentiate; the first counts. Their
-            targets are the last ones of ``images``.
+            targets come after those of the losses on the detector's
+            outputs.
         losses (list): All losses; the first that needs a gradient says
             what becomes of it.
     """
     one = next(x for x in losses if getattr(x, 'needs_gradient', False))
-    at = len(images.targets(images.mine[0])) - len(fisher)
+    at = sum(x.scope == 'global' for x in losses)
     found = gradients(
         images,
         view,

@@ -4,6 +4,8 @@
 import time
 from typing import Any
 
+from mmengine.dist import all_gather_object, broadcast_object_list
+
 from ...calibration import ActivationCache, Session
 from ...detectors import find_adapter
 from ...layers import named_tensors, restore_tensors
@@ -239,6 +241,14 @@ class Reconstruct:
 
     def _resume(self, session: Session) -> int:
         done = session.state.get('units', 0)
+        ranks = all_gather_object(done)
+        if len(set(ranks)) > 1:
+            # a kill came between the saves of two ranks; after a unit all
+            # hold the same, so those behind go on from what the first has
+            first = [session.state]
+            broadcast_object_list(first, src=ranks.index(max(ranks)))
+            session.state.update(first[0])
+            done = max(ranks)
         if done:
             restore_tensors(session.model, session.state.pop('tensors'))
             session.records[:] = session.state.pop('records')
@@ -273,23 +283,28 @@ class Reconstruct:
         acts_of_unit = own_quantizers(session, units, k)
         prefix = None
         if fisher or any(one.scope == 'global' for one in losses):
-            with prefix_only():
-                prefix = Prefix(
-                    session.model, view, lambda: images.run(images.mine[0])
-                )
+            # an image may not call the unit, a rank may have no image
+            for j in images.mine:
+                with prefix_only():
+                    prefix = Prefix(
+                        session.model, view, lambda j=j: images.run(j)
+                    )
+                if prefix.reached:
+                    break
         mixed = self.keep_rate < 1
         if samples is None and (self.asymmetric or prefix is not None):
             samples = collect(images, view, prefix, mixed, prefix_only)
         elif samples is None:
             samples = collect_float(images, [view], mixed)[0]
-        if not any(sample.levels for sample in samples.values()):
+        called = any(sample.levels for sample in samples.values())
+        if not any(all_gather_object(called)):
             session.notes.append(
                 f'{unit.name}: not reconstructed, no loss reaches it'
             )
             return
         cache.check_fits(
             self.batch_size
-            * max(size_of(s.entries()) for s in samples.values()),
+            * max((size_of(s.entries()) for s in samples.values()), default=0),
             f'one batch of {unit.name}',
         )
         trainer = Trainer(self, session, images, view, samples, prefix, losses)
@@ -307,6 +322,7 @@ class Reconstruct:
             record = trainer.fit(learners, acts_of_unit, k) | corrected
         for sample in samples.values():
             cache.drop(sample.entries())
+        record['learned'] = [cfg['type'] for cfg in self.learn]
         record['seconds'] = round(time.perf_counter() - start, 2)
         session.records.append(record)
 

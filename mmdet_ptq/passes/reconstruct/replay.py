@@ -44,6 +44,9 @@ class Prefix:
         model (nn.Module): The detector.
         view (UnitView): The unit.
         run (Callable): Runs the detector as the loss will.
+
+    Attributes:
+        reached (bool): Whether that run called the unit.
     """
 
     def __init__(
@@ -167,6 +170,7 @@ class Prefix:
             self._listening(before, after),
         ):
             run()
+        self.reached = stack[0].unit
         # the detector itself is never called as a module here
         return stack[0].inside
 

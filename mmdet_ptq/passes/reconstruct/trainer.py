@@ -20,6 +20,8 @@ from .samples import Images, Sample
 POINTS = 50
 """Steps of the loss curve that go into the result."""
 
+NOTHING = 'it has no learnable part'
+
 
 class Trainer:
     """Fits the learners of one unit.
@@ -78,7 +80,8 @@ class Trainer:
             why = 'the held-out loss did not fall'
         if why:
             _put_back(saved)
-            self.session.notes.append(f'{self.view.name}: put back, {why}')
+            did = 'left as it was' if why == NOTHING else 'put back'
+            self.session.notes.append(f'{self.view.name}: {did}, {why}')
         return dict(
             unit=self.view.name,
             before=before,
@@ -106,7 +109,7 @@ class Trainer:
                 if g['params']
             ]
         curve: list[float] = []
-        why = '' if groups else 'it has no learnable part'
+        why = '' if groups else NOTHING
         if groups:
             optimizer = torch.optim.Adam(groups)
             rates = [group['lr'] for group in optimizer.param_groups]
@@ -212,7 +215,8 @@ class Trainer:
                 for i, levels in enumerate(sample.levels):
                     inputs = self._inputs(sample, i, rate, generator)
                     seen += self.view(levels, inputs)
-        for one in self.local:
+        # an image may not call the unit
+        for one in self.local if sample.levels else ():
             total = total + one(seen, fetch(sample.targets), weights)
         return total
 
@@ -335,11 +339,13 @@ def _average_gradients(optimizer: torch.optim.Optimizer) -> None:
     """Adds the ranks' gradients; each has divided by the whole batch."""
     for group in optimizer.param_groups:
         for parameter in group['params']:
+            # also alone: Adam moves on by its momentum where a gradient is
+            # zero, and stands still where there is none
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
             if get_world_size() > 1:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
                 all_reduce(parameter.grad)
-            if group.get('clip') and parameter.grad is not None:
+            if group.get('clip'):
                 torch.nn.utils.clip_grad_norm_([parameter], group['clip'])
 
 
