@@ -277,26 +277,26 @@ class Reconstruct:
         """Weights of the squared errors from gradients at the unit."""
         one = next(x for x in losses if getattr(x, 'needs_gradient', False))
         at = len(images.targets(images.mine[0])) - len(fisher)
-        found = gradients(
+        cache = images.cache
+        kept, squares, count = {}, [], 0
+        for j, grads in gradients(
             images,
             view,
             trainer.replayed,
             lambda j, outputs: fisher[0](outputs, images.targets(j)[at]),
-        )
-        flat = [g for grads in found.values() for g in grads]
-        sums = torch.tensor(
-            [
-                sum(float(g.double().square().sum()) for g in flat),
-                float(sum(g.numel() for g in flat)),
-            ],
-            dtype=torch.float64,
-        )
+        ):
+            squares += [float(g.double().square().sum()) for g in grads]
+            count += sum(g.numel() for g in grads)
+            # all images' gradients may be more than the bound
+            kept[j] = cache.keep(grads, exact=True)
+        sums = torch.tensor([sum(squares), float(count)], dtype=torch.float64)
         if get_world_size() > 1:
             all_reduce(sums)
         mean = float(sums[0] / sums[1]) if sums[1] else 0.0
-        for j, grads in found.items():
-            weights = [one.weigh(g, mean) for g in grads]
-            samples[j].weights = images.cache.keep(weights)
+        for j, entries in kept.items():
+            weights = [one.weigh(g, mean) for g in cache.fetch(entries)]
+            cache.drop(entries)
+            samples[j].weights = cache.keep(weights)
 
 
 def _check(ok: bool, message: str) -> None:

@@ -182,8 +182,8 @@ def gradients(
     view: UnitView,
     run: Callable[[int], Any],
     loss: Callable[[int, Any], Tensor],
-) -> dict[int, list[Tensor]]:
-    """Gradients of a loss at the outputs of a unit.
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Gradients of a loss at the outputs of a unit, image after image.
 
     Args:
         images (Images): The images.
@@ -191,11 +191,10 @@ def gradients(
         run (Callable): Runs image j as the loss wants it.
         loss (Callable): Loss of image and outputs.
 
-    Returns:
-        dict[int, list[list[Tensor]]]: For image, call and output; zero
-        where the loss does not depend on it.
+    Yields:
+        tuple[int, list[Tensor]]: Number of the image, and the gradients of
+        each call and output; zero where the loss does not depend on it.
     """
-    found = {}
     for j in images.mine:
         leaves: list[list[Tensor]] = []
 
@@ -207,11 +206,13 @@ def gradients(
         grads: Any = [None] * len(leaves)
         if value.requires_grad and leaves:
             grads = torch.autograd.grad(value, leaves, allow_unused=True)
-        found[j] = [
-            torch.zeros_like(t) if g is None else g
-            for t, g in zip(leaves, grads, strict=True)
-        ]
-    return found
+        yield (
+            j,
+            [
+                torch.zeros_like(t) if g is None else g
+                for t, g in zip(leaves, grads, strict=True)
+            ],
+        )
 
 
 def _with_leaves(output: Any, leaves: list[Tensor]) -> Any:
