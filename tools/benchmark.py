@@ -1,5 +1,9 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""Measures time as ratios to the float model within one run."""
+"""Measures time as ratios to the float model within one run.
+
+``benchmark.py reconstruct`` measures steps and memory of a reconstruction;
+``benchmark.py reconstruct --help`` has its options.
+"""
 
 import argparse
 import copy
@@ -95,6 +99,10 @@ _PLACES = ('out', 'only')
 
 def main() -> int:
     """Prints and writes a table of ratios."""
+    if sys.argv[1:2] == ['reconstruct']:
+        import benchmark_reconstruct
+
+        return benchmark_reconstruct.main(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         '--only', nargs='*', choices=list(DETECTORS), default=list(DETECTORS)

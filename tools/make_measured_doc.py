@@ -41,6 +41,62 @@ def time_table(found: dict) -> str:
     return '\n'.join(lines)
 
 
+def reconstruct_section(found: dict) -> list[str]:
+    """Steps, memory and a whole run of tools/benchmark_reconstruct.py."""
+    lines = ['## Time and memory of a reconstruction', '']
+    if 'steps' in found:
+        s = found['steps']
+        lines += [
+            'RetinaNet R50, random weights, `reg_ptq` w4a4, '
+            f'{s["size"]} x {s["size"]}, one image a step, {s["threads"]} '
+            f'threads, {s["machine"]}, {s["clock"]} time. A step (Fisher and '
+            'detection loss, dropping, rounding, steps, codebooks, Adam) '
+            'over forward and backward, of a plain sum, of the unit and '
+            'what comes after it, with inputs at hand: the unit float, or '
+            'quantized as in the step. Then a step in which the prefix is '
+            'recomputed, over a step in which it is replayed. Medians over '
+            'interleaved runs. '
+            f'Command: `{s["command"]}`',
+            '',
+            '| unit | step / float | step / quantized | without / with '
+            'replay | step, s | without replay, s |',
+            '|---|---|---|---|---|---|',
+        ]
+        lines += [
+            f'| {unit} | {r["over_float"]:.2f} | {r["over_quantized"]:.2f} '
+            f'| {r["without_replay"]:.2f} | {r["step_s"]:.2f} '
+            f'| {r["whole_s"]:.2f} |'
+            for unit, r in s['found'].items()
+        ]
+        lines += ['']
+    if 'memory' in found:
+        s, r = found['memory'], found['memory']['found']
+        beside = max(r['beside_mib'].values())
+        lines += [
+            f'Memory: {s["images"]} images of {s["size"]} x {s["size"]}, '
+            f'the first and last block of the backbone and the first layer '
+            f'of the head; {r["cached_mib"]:.0f} MiB cached with '
+            f'`calibration.cache` of {r["bound_mib"]:.0f} MiB. In memory '
+            f'the cache held {r["held_mib"]:.1f} MiB; beside it at most '
+            f'{beside:.1f} MiB more than a calibration with two images '
+            f'takes. Together {r["over_bound"]:.2f} of the bound. This is '
+            'anonymous memory (`RssAnon`) of a process in which malloc '
+            'returns what is freed; pages of the cache file are not in it.',
+            '',
+        ]
+    if 'full' in found:
+        s, r = found['full'], found['full']['found']
+        lines += [
+            f'A whole run: {s["size"][0]} x {s["size"][1]}, {s["images"]} '
+            f'images, {s["iters"]} steps for each of {r["units"]} units on '
+            f'{s["machine"]}: {r["minutes"]:.0f} minutes, '
+            f'{r["peak_gib"]:.1f} GiB of GPU memory. '
+            f'Command: `{s["command"]}`',
+            '',
+        ]
+    return lines
+
+
 def document() -> str:
     """The page; parts without result files are left out."""
     parts = [
@@ -86,6 +142,9 @@ def document() -> str:
             time_table(found),
             '',
         ]
+    path = RESULTS / 'benchmark_reconstruct.json'
+    if path.is_file():
+        parts += reconstruct_section(json.loads(path.read_text()))
     return '\n'.join(parts)
 
 

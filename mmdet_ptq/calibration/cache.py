@@ -42,12 +42,14 @@ class ActivationCache:
         self._free: list[tuple[int, int]] = []
         self._end = 0
 
-    def keep(self, tree: Any) -> Any:
+    def keep(self, tree: Any, exact: bool = False) -> Any:
         """Copies the tensors of a nested value into the cache.
 
         Args:
             tree (Any): Tensors in lists, tuples and dicts, with any other
                 values between them.
+            exact (bool): Whether ``dtype`` is not for these: float16 has
+                no numbers as small as gradients. Defaults to False.
 
         Returns:
             Any: The same, with an entry for each tensor; for
@@ -56,7 +58,7 @@ class ActivationCache:
         Raises:
             CalibrationError: If the disk is full.
         """
-        return tree_map_only(Tensor, self._put, tree)
+        return tree_map_only(Tensor, lambda t: self._put(t, exact), tree)
 
     def fetch(self, tree: Any) -> Any:
         """The tensors that :meth:`keep` took, on their devices.
@@ -94,10 +96,10 @@ class ActivationCache:
         self._free, self._end = [], 0
         self.in_memory = self.on_disk = 0
 
-    def _put(self, tensor: Tensor) -> '_Entry':
+    def _put(self, tensor: Tensor, exact: bool) -> '_Entry':
         entry = _Entry(tensor.dtype, tuple(tensor.shape), tensor.device)
         data = tensor.detach()
-        if self.half and data.dtype == torch.float32:
+        if self.half and not exact and data.dtype == torch.float32:
             data = data.clamp(-65504, 65504).half()
         size = data.numel() * data.element_size()
         entry.size = size

@@ -112,6 +112,13 @@ def test_half_precision_saturates(tmp_path, limit):
     assert torch.equal(cache.fetch(cache.keep(whole)), whole)
 
 
+def test_exact_values_are_not_halved(tmp_path):
+    cache = ActivationCache(10**6, tmp_path, 'float16')
+    x = torch.tensor([1e-12, 1e12])
+    assert torch.equal(cache.fetch(cache.keep(x, exact=True)), x)
+    assert cache.in_memory == 8
+
+
 def test_a_full_disk_is_told(tmp_path, monkeypatch):
     cache = ActivationCache(0, tmp_path)
     cache.keep(torch.ones(1))

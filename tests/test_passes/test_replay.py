@@ -214,11 +214,13 @@ def test_what_is_recorded_is_copied():
 def test_gradient_at_an_output_that_is_written_to():
     net, x = Overwriting(), torch.randn(2, 4)
     with frozen(net):
-        found = gradients(
-            SimpleNamespace(mine=[3]),
-            plain_view(net.unit),
-            lambda j: net(x),
-            lambda j, y: y.square().sum(),
+        found = dict(
+            gradients(
+                SimpleNamespace(mine=[3]),
+                plain_view(net.unit),
+                lambda j: net(x),
+                lambda j, y: y.square().sum(),
+            )
         )
         with torch.no_grad():
             y = net.unit(net.before(x))
@@ -232,11 +234,13 @@ def test_gradient_where_the_loss_depends_on_nothing():
         return outputs[j].sum() if j < 2 else torch.zeros(())
 
     with frozen(unit):
-        found = gradients(
-            SimpleNamespace(mine=[0, 1, 2]),
-            plain_view(unit),
-            lambda j: (unit(x), unit(2 * x)),
-            loss,
+        found = dict(
+            gradients(
+                SimpleNamespace(mine=[0, 1, 2]),
+                plain_view(unit),
+                lambda j: (unit(x), unit(2 * x)),
+                loss,
+            )
         )
     one, zero = torch.ones(2, 4), torch.zeros(2, 4)
     expected = {0: [one, zero], 1: [zero, one], 2: [zero, zero]}

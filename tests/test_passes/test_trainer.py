@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What a unit sees while it is learned, looked at from inside the pass."""
 
+import weakref
 from itertools import cycle
 from types import SimpleNamespace
 
@@ -359,6 +360,26 @@ def test_fisher_weights_of_a_unit(inside, marked):
 
     losses = [dict(type='DetectionLoss'), dict(type='FisherLoss', of=marked)]
     inside(look, losses=losses)
+
+
+def test_gradients_of_one_image_at_a_time(inside, marked, monkeypatch):
+    """Those of all images might not fit into memory."""
+    original, made = torch.autograd.grad, []
+
+    def grad(*args, **kwargs):
+        # that of the image before is still a variable somewhere
+        assert not any(g() is not None for one in made[:-1] for g in one)
+        found = original(*args, **kwargs)
+        made.append([weakref.ref(g) for g in found])
+        return found
+
+    monkeypatch.setattr(torch.autograd, 'grad', grad)
+
+    def look(trainer, *_):
+        assert len(made) == len(trainer.images.mine) > 2
+        made.clear()
+
+    inside(look, only=None, losses=[dict(type='FisherLoss', of=marked)])
 
 
 def test_cache_holds_one_unit(inside):

@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Weights of squared errors, from gradients at the output of a unit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -36,26 +36,26 @@ def weigh(
     """
     one = next(x for x in losses if getattr(x, 'needs_gradient', False))
     at = sum(x.scope == 'global' for x in losses)
-    found = gradients(
+    cache = images.cache
+    kept, squares, count = {}, [], 0
+    for j, grads in gradients(
         images,
         view,
         run,
         lambda j, outputs: fisher[0](outputs, images.targets(j)[at]),
-    )
-    flat = [g for grads in found.values() for g in grads]
-    sums = torch.tensor(
-        [
-            sum(float(g.double().square().sum()) for g in flat),
-            float(sum(g.numel() for g in flat)),
-        ],
-        dtype=torch.float64,
-    )
+    ):
+        squares += [float(g.double().square().sum()) for g in grads]
+        count += sum(g.numel() for g in grads)
+        # all images' gradients may be more than the bound
+        kept[j] = cache.keep(grads, exact=True)
+    sums = torch.tensor([sum(squares), float(count)], dtype=torch.float64)
     if get_world_size() > 1:
         all_reduce(sums)
     mean = float(sums[0] / sums[1]) if sums[1] else 0.0
-    for j, grads in found.items():
-        weights = [one.weigh(g, mean) for g in grads]
-        samples[j].weights = images.cache.keep(weights)
+    for j, entries in kept.items():
+        weights = [one.weigh(g, mean) for g in cache.fetch(entries)]
+        cache.drop(entries)
+        samples[j].weights = cache.keep(weights)
 
 
 def gradients(
@@ -63,8 +63,8 @@ def gradients(
     view: UnitView,
     run: Callable[[int], Any],
     loss: Callable[[int, Any], Tensor],
-) -> dict[int, list[Tensor]]:
-    """Gradients of a loss at the outputs of a unit.
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Gradients of a loss at the outputs of a unit, image after image.
 
     Args:
         images (Images): The images.
@@ -72,11 +72,10 @@ def gradients(
         run (Callable): Runs image j as the loss wants it.
         loss (Callable): Loss of image and outputs.
 
-    Returns:
-        dict[int, list[list[Tensor]]]: For image, call and output; zero
-        where the loss does not depend on it.
+    Yields:
+        tuple[int, list[Tensor]]: Number of the image, and the gradients of
+        each call and output; zero where the loss does not depend on it.
     """
-    found = {}
     for j in images.mine:
         leaves: list[list[Tensor]] = []
 
@@ -88,11 +87,13 @@ def gradients(
         grads: Any = [None] * len(leaves)
         if value.requires_grad and leaves:
             grads = torch.autograd.grad(value, leaves, allow_unused=True)
-        found[j] = [
-            torch.zeros_like(t) if g is None else g
-            for t, g in zip(leaves, grads, strict=True)
-        ]
-    return found
+        yield (
+            j,
+            [
+                torch.zeros_like(t) if g is None else g
+                for t, g in zip(leaves, grads, strict=True)
+            ],
+        )
 
 
 def _with_leaves(output: Any, leaves: list[Tensor]) -> Any:
