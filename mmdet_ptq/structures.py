@@ -182,6 +182,8 @@ class LayerGraph:
         units (list[Unit]): A partition of ``layers``.
         uncalled (list[str]): Quantizable modules the forward did not call.
         outputs (tuple[int, ...]): Ids of the raw output tensors.
+        mode (str): ``'tensor'`` if the forward was raw, ``'predict'`` if it
+            was a prediction.
     """
 
     ops: list[Op]
@@ -193,6 +195,7 @@ class LayerGraph:
     units: list[Unit]
     uncalled: list[str]
     outputs: tuple[int, ...]
+    mode: str = 'tensor'
 
 
 @dataclass

@@ -5,7 +5,6 @@ from .artefact import (
     plan_of,
     plan_to_dict,
     save_artefact,
-    storage_mb,
 )
 from .attach import attach
 from .packing import pack, unpack
@@ -18,6 +17,5 @@ __all__ = [
     'plan_of',
     'plan_to_dict',
     'save_artefact',
-    'storage_mb',
     'unpack',
 ]

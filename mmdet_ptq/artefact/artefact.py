@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..calibration.store import write_atomic
@@ -187,31 +186,3 @@ def plan_of(manifest: dict) -> QuantPlan:
     }
     groups = [[(n, p) for n, p in group] for group in manifest['groups']]
     return QuantPlan(layers, groups, manifest['uncovered'])
-
-
-def storage_mb(model: nn.Module) -> tuple[float, float]:
-    """Size of the parameters before and after quantization.
-
-    Args:
-        model (nn.Module): With quantizers attached.
-
-    Returns:
-        tuple[float, float]: 10^6 bytes with float32 parameters, and with
-        codes, the quantizers' own parameters, and float32 for the rest.
-    """
-    layers = quant_layers(model)
-    own = {n: p for n, p in model.named_parameters() if '_quantizer' not in n}
-    full = sum(p.numel() for p in own.values()) * 32
-    packed = full
-    for layer in layers.values():
-        quantizer = layer.weight_quantizer
-        if quantizer is not None:
-            shape = layer.weight.shape
-            packed += quantizer.storage_bits(shape) - shape.numel() * 32
-    shared = {
-        id(q): q for la in layers.values() for q in la.act_quantizers.values()
-    }
-    for quantizer in shared.values():
-        rows = getattr(quantizer, 'scale', torch.empty(0)).numel()
-        packed += quantizer.parameter_bits(rows)
-    return full / 8e6, packed / 8e6

@@ -203,12 +203,14 @@ def survey_detector(model: nn.Module, example: dict) -> LayerGraph:
         data = model.data_preprocessor(_shallow(example), False)
         try:
             with torch.no_grad():
-                return survey(
+                graph = survey(
                     model,
                     lambda data=data, mode=mode: _forward(model, data, mode),
                     is_leaf=is_leaf,
                     ports=ports_of,
                 )
+            graph.mode = mode
+            return graph
         except PTQError:
             raise
         except Exception as error:

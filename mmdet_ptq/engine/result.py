@@ -22,8 +22,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..artefact import storage_mb
 from ..calibration import Session
+from ..cost import cost_of, storage_mb
 from ..errors import PTQError
 from ..recipe import QuantConfig
 from ..version import __version__
@@ -80,7 +80,7 @@ class Result:
         self.seconds[name] = time.perf_counter() - start
 
     def add_session(self, session: Session) -> None:
-        """Takes over layers, sizes, times and notes of a quantization."""
+        """Takes over layers, costs, times and notes of a quantization."""
         plans = session.plan.layers
         left = [
             dict(name=n, why=p.why_float)
@@ -102,6 +102,7 @@ class Result:
                 float=left,
             ),
             storage_mb=dict(float=round(full, 4), quantized=round(packed, 4)),
+            cost=cost_of(session.model, session.graph, session.plan),
             notes=session.notes,
             reconstruction=session.records,
         )
@@ -155,14 +156,13 @@ class Result:
             table.add_column(column, justify=justify)
         for name, value in found['quantized'].items():
             table.add_row(*_row(name, found['float'].get(name), value, 3))
-        size = found['storage_mb']
         table.add_section()
-        table.add_row(
-            'parameters (MB)',
-            f'{size["float"]:.2f}',
-            f'{size["quantized"]:.2f}',
-            f'÷ {size["float"] / size["quantized"]:.2f}',
-        )
+        table.add_row(*_less('parameters (MB)', found['storage_mb'], 1, '.2f'))
+        cost = found['cost']
+        macs = f'{cost["macs"] / 1e9:.4g}'
+        shape = 'x'.join(map(str, cost['input'][2:]))
+        table.add_row(f'MACs (G) at {shape}', macs, macs, '')
+        table.add_row(*_less('BOPs (T)', cost['bops'], 1e12, '.4g'))
         table.add_row('layers', '', str(found['layers']['quantized']), '')
         console.print(table)
         times = Table('stage', 'seconds', title='time')
@@ -245,3 +245,11 @@ def _row(
         f'{after:.{digits}f}',
         f'{after - before:+.{digits}f}',
     )
+
+
+def _less(
+    name: str, size: dict[str, float], unit: float, form: str
+) -> tuple[str, str, str, str]:
+    before, after = size['float'], size['quantized']
+    ratio = f'÷ {before / after:.2f}' if after else ''
+    return name, f'{before / unit:{form}}', f'{after / unit:{form}}', ratio

@@ -1,0 +1,106 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The cost of one surveyed forward, before and after quantization."""
+
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from ..graph.vocabulary import MIXING, canonical
+from ..structures import LayerGraph, LayerNode, LayerPlan, QuantPlan
+from .macs import Bits, Macs, count_macs
+from .paper import reg_ptq_flops
+
+FLOAT_BITS = 32
+
+
+def operand_bits(plan: LayerPlan) -> tuple[int, int]:
+    """Bits of the two numbers that a layer multiplies, 32 for float."""
+    # a product has two ports and no weight
+    first, second = [plan.weight, *plan.acts.values()][-2:]
+    return (
+        first.bits if first else FLOAT_BITS,
+        second.bits if second else FLOAT_BITS,
+    )
+
+
+def bops(macs: Macs, bits: Bits) -> int:
+    """Bit operations: MACs times the bits of both operands, summed.
+
+    Args:
+        macs (Mapping): From :func:`count_macs`.
+        bits (Mapping): From :func:`operand_bits`, for each layer.
+
+    Returns:
+        int: BOPs; divided by 1024 they are float32 MACs worth as much.
+    """
+    return sum(
+        sum(n) * bits[name][0] * bits[name][1] for name, n in macs.items()
+    )
+
+
+def cost_of(
+    model: nn.Module, graph: LayerGraph, plan: QuantPlan
+) -> dict[str, Any]:
+    """The ``cost`` entry of the result file.
+
+    Args:
+        model (nn.Module): The surveyed model.
+        graph (LayerGraph): Its survey; calls and shapes are taken from it.
+        plan (QuantPlan): Bits of every layer, as they came out.
+
+    Returns:
+        dict[str, Any]: Plain JSON types. ``input`` is the shape (N, C, H,
+        W) of the surveyed image batch and ``mode`` how it was run;
+        ``macs``, ``parts`` (MACs of each part), ``bops`` (``float`` and
+        ``quantized``), ``flops_eq`` (BOPs / 1024) and ``reg_ptq_flops`` are
+        sums over calls; ``layers`` has MACs, calls and operand bits of each
+        layer; ``not_counted`` says how often other operations that multiply
+        were called.
+    """
+    macs = count_macs(model, graph)
+    bits = {name: operand_bits(plan.layers[name]) for name in macs}
+    total = sum(map(sum, macs.values()))
+    quantized = bops(macs, bits)
+    parts: Counter[str] = Counter()
+    for name, calls in macs.items():
+        parts[_part(graph.layers[name])] += sum(calls)
+    images = [v.shape for v in graph.values.values() if v.is_input]
+    return dict(
+        input=list(images[0]) if images else [],
+        mode=graph.mode,
+        macs=total,
+        parts=dict(parts),
+        bops=dict(float=total * FLOAT_BITS**2, quantized=quantized),
+        flops_eq=quantized / FLOAT_BITS**2,
+        reg_ptq_flops=reg_ptq_flops(macs, bits),
+        layers={
+            name: dict(
+                macs=sum(calls), calls=len(calls), bits=list(bits[name])
+            )
+            for name, calls in macs.items()
+        },
+        not_counted=_not_counted(graph, plan, macs),
+    )
+
+
+def _part(node: LayerNode) -> str:
+    order = ('prediction', 'stem', 'backbone', 'neck', 'rpn', 'mask')
+    return next((role for role in order if role in node.roles), 'head')
+
+
+def _not_counted(
+    graph: LayerGraph, plan: QuantPlan, macs: Macs
+) -> dict[str, int]:
+    multiply = MIXING - {'embedding'}  # which looks up
+    calls = Counter(
+        op.name
+        for op in graph.ops
+        if op.module not in macs
+        and (
+            op.module in graph.layers
+            or op.module in plan.uncovered
+            or canonical(op.name) in multiply
+        )
+    )
+    return dict(calls)

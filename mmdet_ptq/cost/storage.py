@@ -1,0 +1,39 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Bytes of the parameters."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..layers import quant_layers
+
+
+def storage_mb(model: nn.Module) -> tuple[float, float]:
+    """Size of the parameters before and after quantization.
+
+    Each parameter counts once, however many modules or calls share it.
+
+    Args:
+        model (nn.Module): With quantizers attached.
+
+    Returns:
+        tuple[float, float]: 10^6 bytes with float32 parameters, and with
+        codes, the quantizers' own parameters, and float32 for the rest.
+    """
+    layers: list[Any] = list(quant_layers(model).values())
+    own = {n: p for n, p in model.named_parameters() if '_quantizer' not in n}
+    full = sum(p.numel() for p in own.values()) * 32
+    packed = full
+    for layer in layers:
+        quantizer = layer.weight_quantizer
+        if quantizer is not None:
+            shape = layer.weight.shape
+            packed += quantizer.storage_bits(shape) - shape.numel() * 32
+    shared = {
+        id(q): q for layer in layers for q in layer.act_quantizers.values()
+    }
+    for quantizer in shared.values():
+        rows = getattr(quantizer, 'scale', torch.empty(0)).numel()
+        packed += quantizer.parameter_bits(rows)
+    return full / 8e6, packed / 8e6
