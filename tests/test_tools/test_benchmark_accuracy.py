@@ -11,7 +11,7 @@ import pytest
 from mmdet_ptq.recipe import parse_quant_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
-BUDGET = dict(iters=7, images=5, global_every=3)
+BUDGET = dict(iters=7, images=5, global_every=3, correction=4)
 
 
 @pytest.fixture
@@ -72,6 +72,9 @@ def test_budget_of_a_cell(tool):
         assert [p['iters'] for p in found] == [7] * len(every)
         assert [p.get('global_every') for p in found] == every
     assert reconstructions(tool, 'uniform') == []
+    for method, steps in (('qdrop', None), ('pd_quant', dict(iters=4))):
+        (found,) = reconstructions(tool, method)
+        assert found.get('distribution_correction') == steps
 
 
 def test_variants_differ_in_what_they_are_named_after(tool):

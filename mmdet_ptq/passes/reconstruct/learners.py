@@ -255,7 +255,8 @@ class LearnedWeights(Learner):
 
     Args:
         lr_weight (float, optional): Rate of the weights. None takes ``2 /
-            iters``, as much as crosses two steps, or 1e-5 if not relative.
+            iters``, as much as crosses two steps, at most 0.02; or 1e-5 if
+            not relative.
         lr_bias (float): Rate of the biases, in their own unit. Defaults to
             1e-3.
         lr_range (float, optional): Rate of the ends of weights. None takes
@@ -302,7 +303,8 @@ class LearnedWeights(Learner):
         defaults = dict(lr_weight=1e-5, lr_range=1e-3, lr_act=0.1)
         if self.relative:
             ends = 2e-4 * math.sqrt(2000 / iters)
-            defaults = dict(lr_weight=2 / iters, lr_range=ends, lr_act=ends)
+            weight = min(0.02, 2 / iters)
+            defaults = dict(lr_weight=weight, lr_range=ends, lr_act=ends)
         rates = {
             k: defaults[k] if v is None else v for k, v in self.rates.items()
         }
