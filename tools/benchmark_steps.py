@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdet_ptq.calibration import Session
-from mmdet_ptq.layers import float_mode
+from mmdet_ptq.layers import float_mode, quant_layers
 from mmdet_ptq.passes.reconstruct import Reconstruct, reconstruct
 from mmdet_ptq.passes.reconstruct.samples import reset_levels
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
@@ -134,7 +134,7 @@ def suffix(
     *stages, _ = inputs[neck]
 
     def forward() -> list[Tensor]:
-        reset_levels(model)
+        reset_levels(quant_layers(model).values())
         with ExitStack() as stack:
             for one, value in constants.items():
                 one.forward = lambda _, value=value: value
@@ -147,7 +147,7 @@ def suffix(
 
 def _tower(model: nn.Module, feats: tuple[Tensor, ...]) -> list[Tensor]:
     """Scores of all levels; the first layer is the unit."""
-    reset_levels(model)
+    reset_levels(quant_layers(model).values())
     head, found = model.bbox_head, []
     for x in feats:
         for conv in head.cls_convs:

@@ -19,6 +19,11 @@ from ..quantizers import BaseQuantizer
 Tap = Callable[[str, int, Tensor], None]
 """``tap(port, level, tensor)`` sees the float input of each call."""
 
+SWITCHES = frozenset(
+    ('level', 'quantize_weight', 'quantize_act', 'keep_rate', 'generator')
+)
+"""Attributes that are set many times in a forward or a step."""
+
 
 class QuantLayer(nn.Module):
     """Mixin of all twins: quantizes inputs and weight around the forward.
@@ -65,6 +70,13 @@ class QuantLayer(nn.Module):
         self.tap: Tap | None = None
         self.levels = 1
         self.level = 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # these change in every forward, and a module's own way is slow
+        if name in SWITCHES:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the replaced class's forward on quantized operands."""

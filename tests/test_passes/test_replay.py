@@ -10,7 +10,7 @@ import torch
 
 from mmdet_ptq.detectors import find_adapter
 from mmdet_ptq.engine.quantize import prepare
-from mmdet_ptq.layers import float_mode
+from mmdet_ptq.layers import float_mode, quant_layers
 from mmdet_ptq.passes.reconstruct.capture import UnitView, frozen, mix
 from mmdet_ptq.passes.reconstruct.fisher import gradients
 from mmdet_ptq.passes.reconstruct.replay import Prefix
@@ -58,7 +58,7 @@ def test_replay(detector, at):
     count = [0]
 
     def run():
-        reset_levels(model)
+        reset_levels(quant_layers(model).values())
         return adapter.outputs(model, batch, anchor)
 
     with frozen(model), float_mode(model):
@@ -117,7 +117,7 @@ def test_head_units_leave_the_backbone_out():
     assert view.module is model.get_submodule('bbox_head.reg_convs.1')
 
     def run():
-        reset_levels(model)
+        reset_levels(quant_layers(model).values())
         return adapter.outputs(model, batch, {})
 
     with frozen(model), float_mode(model):

@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Calibration images and what a unit makes of them, in the cache."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
-from torch import nn
 from torch.utils._pytree import tree_flatten
 
 from ...calibration import ActivationCache, Session
 from ...detectors import Adapter
 from ...errors import NumericError
-from ...layers import float_mode, quant_layers
+from ...layers import QuantLayer, float_mode, quant_layers
 from ...structures import Unit
 from .capture import Call, UnitView
 from .replay import Prefix
@@ -46,6 +45,7 @@ class Images:
         limit: int | None = None,
     ) -> None:
         self.model = session.model
+        self.layers = list(quant_layers(session.model).values())
         self.cache = cache
         self.adapter = adapter
         rank, world = get_rank(), get_world_size()
@@ -63,9 +63,9 @@ class Images:
     def _prepare(self, data: dict, losses: list[Any]) -> tuple:
         batch = self.model.data_preprocessor(data, False)
         with torch.no_grad(), float_mode(self.model):
-            reset_levels(self.model)
+            reset_levels(self.layers)
             anchor = self.adapter.anchor(self.model, batch)
-            reset_levels(self.model)
+            reset_levels(self.layers)
             targets: list[Any] = []
             if losses:
                 outputs = self.adapter.outputs(self.model, batch, anchor)
@@ -76,7 +76,7 @@ class Images:
     def run(self, j: int) -> Any:
         """The detector's raw outputs on image ``j``, as it is set now."""
         (batch, anchor), samples = self._inputs(j)
-        reset_levels(self.model)
+        reset_levels(self.layers)
         return self.adapter.outputs(
             self.model, dict(batch, data_samples=samples), anchor
         )
@@ -90,9 +90,9 @@ class Images:
         return self.cache.fetch((batch, anchor)), samples
 
 
-def reset_levels(model: nn.Module) -> None:
+def reset_levels(layers: Iterable[QuantLayer]) -> None:
     """Starts a new forward that does not go through the model's call."""
-    for layer in quant_layers(model).values():
+    for layer in layers:
         layer.reset_level()
 
 
