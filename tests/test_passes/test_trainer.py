@@ -419,7 +419,9 @@ def test_images_of_a_rank(monkeypatch):
         samples.Images, '_prepare', lambda self, data, losses: data
     )
     feed = SimpleNamespace(total=4, batch=lambda i: None if i == 2 else 'x')
-    session = SimpleNamespace(model=None, feed=feed, progress=lambda *_: None)
+    session = SimpleNamespace(
+        model=nn.Identity(), feed=feed, progress=lambda *_: None
+    )
     images = samples.Images(session, None, None, [])
     assert images.mine == [1, 4, 10]
     assert images.everyone == [0, 1, 2, 3, 4, 8, 10]
@@ -430,8 +432,9 @@ def test_a_forward_starts_at_the_first_level():
     model = nn.Sequential(nn.Linear(2, 2))
     convert(model)
     model[0].level = 3
-    images = object.__new__(samples.Images)
-    images.model = model
+    feed = SimpleNamespace(total=0)
+    session = SimpleNamespace(model=model, feed=feed)
+    images = samples.Images(session, None, None, [])
     images._inputs = lambda j: (({}, None), [])
     images.adapter = SimpleNamespace(outputs=lambda *_: model[0].level)
     assert images.run(0) == 0
