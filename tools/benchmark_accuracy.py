@@ -123,8 +123,8 @@ SUITES = {
 }
 BUDGETS = {
     # a CPU has 200 steps a unit where a GPU has 2000, looks at the
-    # detector's outputs in every fourth, and corrects inputs in 20 steps
-    'cpu': dict(iters=200, images=32, global_every=4, correction=20),
+    # detector's outputs for one image of two, and corrects inputs in 20
+    'cpu': dict(iters=200, images=32, global_every=2, correction=20),
     'gpu': dict(iters=2000, images=64, global_every=1, correction=500),
 }
 
@@ -321,8 +321,8 @@ def _budgets(cells: list[dict]) -> str:
     """What the cells were allowed, and how their spread is meant."""
     found = {
         f'{c["settings"]["images"]} calibration images, '
-        f'{c["settings"]["iters"]} steps a unit, the global loss in every '
-        f'{c["settings"]["global_every"]}.'
+        f'{c["settings"]["iters"]} steps a unit, the global loss for one '
+        f'image in {c["settings"]["global_every"]}.'
         for c in cells
     }
     text = ' '.join(sorted(found))

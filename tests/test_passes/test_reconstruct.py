@@ -195,7 +195,7 @@ def test_cache_has_to_hold_the_images_of_a_step():
         (dict(global_every=0), 'global_every'),
         (
             dict(losses=[dict(type='DetectionLoss')], global_every=2),
-            'without a loss',
+            'images without a loss',
         ),
         (dict(learn=[]), 'learn'),
         (dict(learn=[dict(type='AdaRond')]), 'AdaRound'),

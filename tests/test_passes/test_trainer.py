@@ -521,9 +521,10 @@ def test_steps_of_a_run(steps):
     assert not set(seeds) & {seed for _, seed in steps['seeds']}
 
 
-def test_global_losses_of_some_steps(steps):
-    reconstruct(iters=5, batch_size=1, losses=LOSSES, global_every=3)
-    assert steps['factors'] == [3, 0, 0, 3, 0] * 6
+def test_global_losses_of_some_images(steps):
+    """Each slot of the batch has its turn."""
+    reconstruct(iters=5, losses=LOSSES, global_every=3)
+    assert steps['factors'] == [3, 0, 0, 0, 0, 3, 3, 0, 0, 0] * 6
 
 
 def test_factor_of_the_global_loss(inside):

@@ -62,9 +62,9 @@ class Reconstruct:
             step. Defaults to 1.
         separate_global (bool): Losses on the detector's outputs see the
             quantized input, not the mixture (PD-Quant). Defaults to False.
-        global_every (int): Losses on the detector's outputs count in every
-            n-th step only, n times as much; the other steps run the unit
-            alone. Defaults to 1.
+        global_every (int): Losses on the detector's outputs count for one
+            in n images of the batches, n times as much; for the others
+            the unit runs alone. Defaults to 1.
         distribution_correction (dict, optional): Steps ``iters`` (500),
             rate ``lr`` (1e-3) and ``lambda_c`` (0.02) of PD-Quant's
             correction of the float inputs of units with batch norms;
@@ -159,7 +159,7 @@ class Reconstruct:
                 build_from(LOSSES, loss.of, f'Reconstruct.losses[{i}].of')
         _check(
             global_every == 1 or 'local' in scopes,
-            f'global_every={global_every} leaves steps without a loss: add '
+            f'global_every={global_every} leaves images without a loss: add '
             "one on the units' outputs, e.g. dict(type='L2Loss')",
         )
         _check(

@@ -152,7 +152,7 @@ class Trainer:
         every = self.settings.global_every
         total = torch.zeros(())
         with torch.enable_grad():
-            for j in batch:
+            for slot, j in enumerate(batch):
                 if j not in self.samples:
                     continue
                 # the mask of an image does not depend on the rank it is on
@@ -163,7 +163,7 @@ class Trainer:
                     j,
                     self.settings.keep_rate,
                     generator,
-                    0 if it % every else every,
+                    0 if (it + slot) % every else every,
                 )
                 loss = loss / len(batch)
                 if loss.requires_grad:
