@@ -80,6 +80,42 @@ def test_adaround_starts_at_the_float_weight(name):
     assert torch.equal(quantizer(layer.rounded), layer.rounded)
 
 
+@pytest.mark.parametrize('name', QUANTIZERS)
+def test_hard_values_are_the_two_neighbours(name):
+    """Wherever V went: |W - W_q| is at most the step between them."""
+    torch.manual_seed(0)
+    weight = torch.randn(6, 40)
+    layer = layer_with(QUANTIZERS[name](), weight)
+    quantizer = layer.weight_quantizer
+    lower = quantizer.lower_codes(weight)
+    low, high = quantizer.values(lower), quantizer.values(lower + 1)
+    learner = AdaRound()
+    (group,) = learner.start({'0': layer}, [], 200)
+    (soft,) = group['params']
+    soft.data = torch.randn(soft.shape)
+    up = soft.data >= 0
+    learner.harden()
+    assert torch.equal(layer.rounded, torch.where(up, high, low))
+    inside = (weight > low) & (weight < high)
+    assert inside[up].any() and inside[~up].any()
+    off = (weight - layer.rounded).abs()[inside]
+    assert bool((off <= (high - low)[inside]).all())
+
+
+@pytest.mark.parametrize('name', QUANTIZERS)
+def test_hard_values_cost_nothing(name):
+    layer = layer_with(QUANTIZERS[name](), torch.randn(6, 40))
+    learner = AdaRound()
+    (group,) = learner.start({'0': layer}, [], 200)
+    (soft,) = group['params']
+    assert float(learner.penalty(0.5)) > 0
+    soft.data = 9 * torch.randn(soft.shape).sign()
+    assert float(learner.penalty(0.5)) == 0
+    weight = layer.quantized_weight()
+    learner.harden()
+    torch.testing.assert_close(layer.rounded, weight)
+
+
 def test_rectified_sigmoid_by_hand():
     v = torch.tensor([0.0, math.log(11), -math.log(11), 9.0, -9.0])
     torch.testing.assert_close(
@@ -140,8 +176,9 @@ def test_learned_steps():
 def test_codebook_is_fixed_before_rounding_decodes():
     layer = layer_with(QUANTIZERS['llaq'](), torch.randn(4, 30))
     codebook, rounding = LearnedCodebook(), AdaRound()
-    codebook.start({'0': layer}, [], 100)
-    rounding.start({'0': layer}, [], 100)
+    with torch.no_grad():  # as in a pass
+        codebook.start({'0': layer}, [], 100)
+        rounding.start({'0': layer}, [], 100)
     quantizer = layer.weight_quantizer
     before = layer.quantized_weight().detach()
     with torch.no_grad():

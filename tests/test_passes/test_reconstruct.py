@@ -18,8 +18,10 @@ from reconstruct_model import (
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.errors import QuantConfigError
+from mmdet_ptq.layers import QuantLayer
 from mmdet_ptq.passes.reconstruct import L2Loss, Reconstruct
-from mmdet_ptq.passes.reconstruct.trainer import draw
+from mmdet_ptq.passes.reconstruct.trainer import Trainer, draw
+from mmdet_ptq.quantizers import LLAQuantizer
 from mmdet_ptq.registry import LOSSES
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
@@ -97,25 +99,78 @@ def test_rounding_stays_between_neighbours():
     assert moved > 20
 
 
-def test_keep_rate_one_is_no_dropping():
+def test_keep_rate_one_is_no_dropping(monkeypatch):
     a = reconstruct(learn=LEARN, keep_rate=1.0)[0]
-    assert equal(a, reconstruct(learn=LEARN)[0])
     assert not equal(a, reconstruct(learn=LEARN, keep_rate=0.5)[0])
 
+    def quantized(self, port, level, x):
+        if self.tap is not None:
+            self.tap(port, level, x)
+        if not self.quantize_act or port not in self.act_quantizers:
+            return x
+        return self.act_quantizers[port](x, level)
 
-def test_same_seed_same_result():
+    def inputs(self, sample, i, *_):
+        return self.images.cache.fetch(sample.inputs[i])
+
+    # a step that knows of no dropping
+    monkeypatch.setattr(QuantLayer, '_input', quantized)
+    monkeypatch.setattr(Trainer, '_inputs', inputs)
+    assert equal(a, reconstruct(learn=LEARN, keep_rate=1.0)[0])
+
+
+def test_same_seed_same_result(monkeypatch):
     args = dict(learn=LEARN, keep_rate=0.5)
+    original = Trainer.fit
+
+    def fit(self, *given):
+        torch.seed()  # of the global generator nothing depends
+        return original(self, *given)
+
+    monkeypatch.setattr(Trainer, 'fit', fit)
     first = reconstruct(**args)[0]
     assert equal(first, reconstruct(**args)[0])
     assert not equal(first, reconstruct(calibration=dict(seed=1), **args)[0])
 
 
+CODEBOOK = [dict(type='LearnedCodebook', lr_a=0.1), *LEARN]
+
+
+@pytest.fixture
+def llaq(monkeypatch):
+    """Weights take logarithmic levels."""
+    weight = dict(type='LLAQuantizer', granularity='channel')
+    rules = [dict(match='*', weight=weight, act={}), *RULES[1:]]
+    monkeypatch.setattr('reconstruct_model.RULES', rules)
+    monkeypatch.setitem(globals(), 'RULES', rules)
+
+
+def test_codebooks_are_learned(llaq):
+    model, session = reconstruct(learn=CODEBOOK, revert=False, iters=5)
+    plain = uniform()
+    for record in session.records:
+        assert len(set(record['curve'])) > 1
+    for name in ('backbone.2.conv1', 'tower'):
+        found = model.get_submodule(name)
+        ours, theirs = (
+            m.get_submodule(name).weight_quantizer for m in (model, plain)
+        )
+        assert isinstance(ours, LLAQuantizer)
+        assert (ours.a != theirs.a).any()
+        assert (ours.log_k != theirs.log_k).any()
+        assert torch.equal(ours(found.weight), found.weight)
+
+
 @pytest.mark.parametrize(
-    'learn', [LEARN, [dict(type='LearnedWeights', lr_weight=1e-3)]]
+    'learn',
+    [LEARN, [dict(type='LearnedWeights', lr_weight=1e-3)], CODEBOOK],
+    ids=['rounding', 'weights', 'codebook'],
 )
-def test_worse_is_put_back(monkeypatch, learn):
+def test_worse_is_put_back(monkeypatch, request, learn):
     """With the sign of the loss turned, every unit gets worse."""
     original = L2Loss.__call__
+    if learn is CODEBOOK:
+        request.getfixturevalue('llaq')
 
     def turned(self, *args):
         value = original(self, *args)

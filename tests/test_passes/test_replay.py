@@ -10,11 +10,12 @@ import torch
 
 from mmdet_ptq.detectors import find_adapter
 from mmdet_ptq.engine.quantize import prepare
-from mmdet_ptq.layers import float_mode, quant_layers
+from mmdet_ptq.layers import convert, float_mode, quant_layers
 from mmdet_ptq.passes.reconstruct.capture import UnitView, frozen, mix
 from mmdet_ptq.passes.reconstruct.fisher import gradients
 from mmdet_ptq.passes.reconstruct.replay import Prefix
 from mmdet_ptq.passes.reconstruct.samples import reset_levels
+from mmdet_ptq.quantizers import UniformQuantizer
 from mmdet_ptq.recipe import parse_quant_cfg
 from mmdet_ptq.structures import Unit
 from mmdet_ptq.testing import noise_batches, random_detector
@@ -304,3 +305,22 @@ def test_mixing_rates():
     (first,), rest = mix(a, b, 0.3, generator)
     assert abs(float(first.mean()) - 0.3) < 0.02
     assert not torch.equal(first, rest['x'])
+
+
+@pytest.mark.parametrize('rate', [0.0, 0.3, 0.8, 1.0])
+def test_activations_are_mixed_at_the_rate(rate):
+    model = torch.nn.Sequential(torch.nn.Linear(100, 4))
+    convert(model)
+    layer = model[0]
+    quantizer = UniformQuantizer(3)
+    quantizer.set_range(torch.tensor([-2.0]), torch.tensor([2.0]))
+    layer.act_quantizers['input'] = quantizer
+    layer.keep_rate = rate
+    layer.generator = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 100, generator=torch.Generator().manual_seed(1))
+    first, second = (layer._input('input', 0, x) for _ in range(2))
+    kept = first == quantizer(x)
+    assert bool((kept | (first == x)).all())
+    assert abs(float(kept.float().mean()) - rate) < 0.02
+    # anew in each call
+    assert torch.equal(first, second) == (rate in (0, 1))

@@ -7,7 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from reconstruct_model import RULES, Net, batches, equal, reconstruct
+from reconstruct_model import (
+    RULES,
+    Block,
+    Net,
+    batches,
+    equal,
+    reconstruct,
+)
 from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten
@@ -256,10 +263,67 @@ def test_replayed_tensors_may_be_written_to(inside, monkeypatch, unit):
     inside(look, only=unit, unit='layer', losses=LOSSES)
 
 
+class Eager(Block):
+    """Begins with a ReLU that writes to what comes in."""
+
+    def forward(self, x):
+        x = self.relu(x)
+        return self.conv2(self.relu(self.conv1(x))) + x
+
+
+class Unactivated(Net):
+    def __init__(self):
+        super().__init__()
+        self.backbone[1], self.backbone[2] = nn.Identity(), Eager()
+
+
+def test_a_unit_leaves_its_cached_inputs(inside, monkeypatch):
+    monkeypatch.setattr('reconstruct_model.Net', Unactivated)
+
+    def look(trainer, *_):
+        fetch, sample = trainer.images.cache.fetch, trainer.samples[0]
+        held = [sample.inputs, sample.exact]
+        before = [t.clone() for t in flat(fetch(held))]
+        assert all((t < 0).any() for t in before)
+        for rate in (1.0, 0.5):
+            trainer.loss(0, rate, torch.Generator().manual_seed(0))
+        for ours, theirs in zip(flat(fetch(held)), before, strict=True):
+            assert torch.equal(ours, theirs)
+        return True
+
+    assert inside(look, keep_rate=0.5)
+
+
 def flat(outputs):
     found = [t for t in tree_flatten(outputs)[0] if torch.is_tensor(t)]
     assert found
     return found
+
+
+def test_global_gradient_reaches_the_unit_alone(inside):
+    """Replayed or run as a whole; no other parameter gets one."""
+
+    def look(trainer, learners, acts, k):
+        model, layers = trainer.session.model, trainer.view.layers
+        (target,) = trainer.images.targets(0)
+        groups = [g for o in learners for g in o.start(layers, acts, 100)]
+        mine = [p for g in groups for p in g['params']]
+        assert len(mine) == len(layers) + len(acts)
+        for run in (trainer.replayed, trainer.images.run):
+            for p in (*mine, *model.parameters()):
+                p.grad = None
+            with torch.enable_grad():
+                trainer.whole[0](run(0), target).backward()
+            assert all(p.grad is not None and p.grad.any() for p in mine)
+            found = {id(p) for p in model.parameters() if p.grad is not None}
+            assert found <= {id(p) for p in mine}
+        for one in learners:
+            one.harden()
+        return True
+
+    learn = [dict(type='AdaRound'), dict(type='LearnedSteps')]
+    args = dict(losses=[dict(type='DetectionLoss')], learn=learn)
+    assert len(inside(look, only=None, **args)) == 6
 
 
 @pytest.mark.parametrize('separate', [False, True])

@@ -217,6 +217,31 @@ def test_start_is_the_best_for_laplace(bits, zero):
         assert best < at(*move) * 1.0005
 
 
+#: k, lowest and highest level of the specification, for lambda = 1
+START = {
+    (2, False): (0.463, 0.591, 2.64),
+    (3, False): (0.90, 0.425, 4.3),
+    (4, False): (1.59, 0.28, 6.0),
+    (4, True): (1.65, 0.50, 6.2),
+}
+
+
+@pytest.mark.parametrize(('bits', 'zero'), START)
+def test_start_is_that_of_the_specification(bits, zero):
+    grid = Grid(bits, zero)
+    k, low = grid.start()
+    high = low * 2 ** ((grid.top - grid.first) / k)
+    assert (k, low, high) == pytest.approx(START[bits, zero], rel=0.025)
+    assert 15.8 < Grid(8, False).start()[0] <= 16
+    # the scale of a side enters as a = -k log2(c_min lambda)
+    rows = laplace(1 << 10)
+    for factor in (1.0, 0.01):
+        k, a = fit_rows(grid, factor * rows, False)
+        lowest = 2 ** ((grid.first - a) / k) / factor
+        # within the search around the start
+        assert (0.7 * low < lowest).all() and (lowest < 1.4 * low).all()
+
+
 @pytest.mark.parametrize('zero', [False, True])
 @pytest.mark.parametrize('log', [False, True])
 def test_side_errors_are_exact(zero, log):
@@ -340,6 +365,18 @@ def test_every_code_survives():
             assert torch.equal(q.encode(table).long(), codes)
 
 
+@pytest.mark.parametrize('bits', [2, 3, 4, 8])
+def test_levels_next_to_a_large_centre(bits):
+    """Closer than float32 resolves there, so that some coincide."""
+    torch.manual_seed(0)
+    for spread in (1e-5, 1e-4, 1e-3):
+        w = 1000 + spread * torch.randn(3, 400)
+        q = fitted(w, bits, mu='median')
+        assert (q.mu == 1000).all()
+        assert (q.codebook().diff(dim=1) >= 0).all()
+        assert torch.equal(q(q(w)), q(w))
+
+
 def test_degenerate_channels():
     torch.manual_seed(0)
     w = torch.distributions.Laplace(0.0, 0.02).sample((4, 2000))
@@ -352,7 +389,8 @@ def test_degenerate_channels():
         assert y[1].abs().max() < 1e-7
         rows = (y - w).square().mean(1) / w.square().mean(1).clamp(min=1e-9)
         # the free side serves the weights next to zero
-        assert rows[2] < rows[0] * 1.2 and rows[3] < rows[0] * 1.2
+        most = rows[0] * (0.95 if bits < 4 else 1.2)
+        assert rows[2] < most and rows[3] < most
         assert (y[2] > -1e-6).all() and (y[3] < 1e-6).all()
 
 
@@ -402,12 +440,15 @@ def test_range(bits, zero):
     assert one.log_k.shape == (1, 1) and one.a.shape == (3, 2)
 
 
+@pytest.mark.parametrize('bits', [2, 3, 4, 8])
 @pytest.mark.parametrize('zero', [False, True])
 @pytest.mark.parametrize('shared', ['side', 'layer'])
-def test_codebook_gradient(zero, shared):
+def test_codebook_gradient(bits, zero, shared):
     torch.manual_seed(0)
     w = torch.randn(3, 40)
-    q = fitted(w + 0.2, 3, zero=zero, k_granularity=shared, mu='median')
+    q = fitted(w + 0.2, bits, zero=zero, k_granularity=shared, mu='median')
+    # away from the bound, which has no differences beyond it
+    q.log_k.clamp_(max=3.5)
     before, codes = q(w), q.encode(w)
     q.learn_codebook()
     assert sorted(n for n, _ in q.named_parameters()) == ['a', 'log_k']
@@ -419,7 +460,7 @@ def test_codebook_gradient(zero, shared):
     q.zero_grad()
     z = w.clone().requires_grad_()
     (q(z) * g).sum().backward()  # and to the input at once
-    assert z.grad.count_nonzero() > 60
+    assert z.grad.count_nonzero() > 30
     for name, p in q.named_parameters():
         assert torch.equal(p.grad, grads[name])
     q.zero_grad()

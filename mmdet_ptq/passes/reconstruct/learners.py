@@ -138,7 +138,10 @@ class AdaRound(Learner):
         self, quantizer: BaseQuantizer, lower: Tensor, soft: nn.Parameter
     ) -> Any:
         low, high = quantizer.values(lower), quantizer.values(lower + 1)
-        if low.requires_grad:  # a learned codebook moves both
+        # asked of the parameters: passes run without gradients, only their
+        # steps with
+        if any(p.requires_grad for p in quantizer.parameters()):
+            # a learned codebook moves both
 
             def weight() -> Tensor:
                 low = quantizer.values(lower)
