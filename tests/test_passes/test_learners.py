@@ -18,6 +18,7 @@ from mmdet_ptq.passes.reconstruct import (
     SubsetMultipliers,
 )
 from mmdet_ptq.passes.reconstruct.learners import rectified_sigmoid
+from mmdet_ptq.passes.reconstruct.trainer import _average_gradients
 from mmdet_ptq.quantizers import (
     LLAQuantizer,
     SubsetQuantizer,
@@ -171,6 +172,32 @@ def test_learned_steps():
     assert float(q.scale) == pytest.approx(0.4)
     (group,) = LearnedSteps(lr=0.1, cosine=False).start({}, [q], 500)
     assert group['lr'] == 0.1 and not group['cosine']
+
+
+def test_gradients_of_a_codebook_are_cut():
+    """The norm of each layer's is 1 at most, direction and others stay."""
+    layer = layer_with(QUANTIZERS['llaq'](), torch.randn(4, 10))
+    codebook, rounding = LearnedCodebook(), AdaRound()
+    groups = [*codebook.start({'0': layer}, [], 9)]
+    groups += rounding.start({'0': layer}, [], 9)
+    optimizer = torch.optim.Adam(groups)
+    for group in groups:
+        for parameter in group['params']:
+            parameter.grad = torch.full_like(parameter, 3.0)
+    _average_gradients(optimizer)
+    quantizer = layer.weight_quantizer
+    for parameter in (quantizer.log_k, quantizer.a):
+        share = parameter.numel() ** -0.5
+        torch.testing.assert_close(
+            parameter.grad, torch.full_like(parameter, share)
+        )
+        parameter.grad = parameter.grad / 8
+    (soft,) = groups[-1]['params']
+    assert bool((soft.grad == 3).all())
+    _average_gradients(optimizer)
+    torch.testing.assert_close(
+        quantizer.a.grad, torch.full_like(quantizer.a, share / 8)
+    )
 
 
 def test_codebook_is_fixed_before_rounding_decodes():

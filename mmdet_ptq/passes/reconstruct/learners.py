@@ -447,6 +447,8 @@ def _multiplied(layer: QuantLayer, factor: Tensor) -> Tensor:
 class LearnedCodebook(Learner):
     """Learned parameters of weight quantizers that have them (LLAQ).
 
+    Gradients of a layer's ``log k`` and of its ``a`` are cut to norm 1.
+
     Args:
         lr_k (float): Rate of ``log k``. Defaults to 1e-3.
         lr_a (float): Rate of ``a``. Defaults to 5e-3.
@@ -475,11 +477,12 @@ class LearnedCodebook(Learner):
             for m in _with_weights(layers)
             if hasattr(m.weight_quantizer, 'learn_codebook')
         ]
-        for quantizer in self._quantizers:
+        learned = self._quantizers
+        for quantizer in learned:
             quantizer.learn_codebook()
         return [
-            dict(params=[q.log_k for q in self._quantizers], lr=self.lr_k),
-            dict(params=[q.a for q in self._quantizers], lr=self.lr_a),
+            dict(params=[q.log_k for q in learned], lr=self.lr_k, clip=1.0),
+            dict(params=[q.a for q in learned], lr=self.lr_a, clip=1.0),
         ]
 
     def harden(self) -> None:
