@@ -27,7 +27,7 @@ passes = [
     dict(
         type='Reconstruct',
         learn=[dict(type='AdaRound')],
-        losses=[dict(type='FisherLoss')],
+        losses=[dict(type='FisherLoss', damping=0.8)],
         activations=False,
     ),
     dict(

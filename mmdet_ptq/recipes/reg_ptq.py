@@ -3,7 +3,8 @@
 
 The loss is the error of a unit's output, weighed by the Fisher information,
 plus the filtered difference of the detector's outputs. Weights of the heads
-have learned logarithmic levels.
+have learned logarithmic levels. The Fisher weights are damped: from a few
+images, the undamped ones rest on few positions.
 """
 
 rules = [
@@ -36,7 +37,10 @@ passes = [
             dict(type='LearnedSteps'),
             dict(type='LearnedCodebook'),
         ],
-        losses=[dict(type='FisherLoss'), dict(type='DetectionLoss')],
+        losses=[
+            dict(type='FisherLoss', damping=0.8),
+            dict(type='DetectionLoss'),
+        ],
         keep_rate=0.5,
     ),
 ]

@@ -78,12 +78,18 @@ def test_budget_of_a_cell(tool):
 
 
 def test_variants_differ_in_what_they_are_named_after(tool):
-    (filtered,) = reconstructions(tool, 'c=0.0002_i=0.5')
+    (filtered,) = reconstructions(tool, 'c=0.0002_i=0.1')
     fisher, loss = filtered['losses']
     assert fisher['of'] == loss
-    assert (loss['theta_c'], loss['theta_i']) == (2e-4, 0.5)
+    assert (loss['theta_c'], loss['theta_i']) == (2e-4, 0.1)
     (local,) = reconstructions(tool, 'local')
     assert [one['type'] for one in local['losses']] == ['FisherLoss']
+    (recipe,) = reconstructions(tool, 'reg_ptq')
+    (undamped,) = reconstructions(tool, 'undamped')
+    assert fisher['damping'] == recipe['losses'][0]['damping'] > 0
+    assert local['losses'] == recipe['losses'][:1]
+    assert 'damping' not in undamped['losses'][0]
+    assert undamped['losses'][1:] == recipe['losses'][1:]
     rules = {
         m: tool.quant_cfg(m, 'w2a4', 0, BUDGET).get('rules', [])
         for m in ('uniform_heads', 'llaq_heads', 'float_heads')

@@ -9,6 +9,7 @@ quant_cfg = dict(
             losses=[
                 dict(
                     type='FisherLoss',
+                    damping=0.8,
                     of=dict(
                         type='DetectionLoss',
                         theta_c=2e-4,
