@@ -1,0 +1,147 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Learned rounding."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ....layers import QuantLayer
+from ....quantizers import BaseQuantizer
+from ....registry import LEARNERS
+from .base import Learner, with_weights
+
+ZETA, GAMMA = 1.1, -0.1
+
+
+@LEARNERS.register_module()
+class AdaRound(Learner):
+    """Learned rounding to the next value below or above.
+
+    ``w_q = v_low + h(V) (v_high - v_low)`` with the rectified sigmoid ``h``
+    (Nagel et al., Up or Down?, 2020, equations 21 to 24), starting from the
+    float weight. On a uniform grid this is AdaRound; on any other it is the
+    same with its own neighbouring values. The penalty ``reg sum(1 - |2h -
+    1|^beta)`` is off for the first ``warmup`` of the steps, then beta falls
+    from ``beta[0]`` to ``beta[1]``.
+
+    Args:
+        lr (float, optional): Rate of V. None takes ``6 / iters``, from 1e-3
+            (what the papers have for 20000 steps) to 0.05: V has to travel
+            to where ``h`` is 0 or 1, however few the steps. Defaults to
+            None.
+        reg (float): Factor of the penalty. Defaults to 0.01.
+        warmup (float): Share of the steps without penalty. Defaults to 0.2.
+        beta (tuple[float, float]): Defaults to (20, 2).
+        schedule (str): How beta falls, ``'linear'`` (BRECQ, QDrop) or
+            ``'cosine'`` (AIMET). Defaults to ``'linear'``.
+
+    Raises:
+        ValueError: If an argument is not among the allowed values.
+    """
+
+    weights = True
+
+    def __init__(
+        self,
+        lr: float | None = None,
+        reg: float = 0.01,
+        warmup: float = 0.2,
+        beta: tuple[float, float] = (20.0, 2.0),
+        schedule: str = 'linear',
+    ) -> None:
+        if schedule not in ('linear', 'cosine'):
+            raise ValueError(
+                f"schedule must be 'linear' or 'cosine', got {schedule!r}"
+            )
+        if not 0 <= warmup < 1:
+            raise ValueError(f'warmup must be 0 to below 1, got {warmup!r}')
+        if lr is not None and not lr > 0:
+            raise ValueError(f'lr must be above 0, got {lr!r}')
+        if not reg >= 0:
+            raise ValueError(f'reg must not be negative, got {reg!r}')
+        self.lr = lr
+        self.reg = reg
+        self.warmup = warmup
+        self.beta = tuple(beta)
+        self.schedule = schedule
+        self._parts: list[tuple[QuantLayer, Tensor, nn.Parameter]] = []
+
+    def start(
+        self,
+        layers: dict[str, QuantLayer],
+        acts: list[BaseQuantizer],
+        iters: int,
+    ) -> list[dict[str, Any]]:
+        """See :meth:`Learner.start`."""
+        self._parts = []
+        for layer in with_weights(layers):
+            quantizer, weight = layer.weight_quantizer, layer.weight.detach()
+            lower = quantizer.lower_codes(weight)
+            low, high = quantizer.values(lower), quantizer.values(lower + 1)
+            fraction = ((weight - low) / (high - low)).nan_to_num(0.5)
+            fraction = fraction.detach().clamp(0, 1)
+            logit = -torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1)
+            soft = nn.Parameter(logit)
+            self._parts.append((layer, lower, soft))
+            layer.weight_source = self._source(quantizer, lower, soft)
+            # the soft weight is the float one, so nothing is to correct
+            layer.bias_shift = None
+        lr = self.lr or min(0.05, max(1e-3, 6 / iters))
+        return [dict(params=[soft for *_, soft in self._parts], lr=lr)]
+
+    def _source(
+        self, quantizer: BaseQuantizer, lower: Tensor, soft: nn.Parameter
+    ) -> Any:
+        low, high = quantizer.values(lower), quantizer.values(lower + 1)
+        # asked of the parameters: passes run without gradients, only their
+        # steps with
+        if any(p.requires_grad for p in quantizer.parameters()):
+            # a learned codebook moves both
+
+            def weight() -> Tensor:
+                low = quantizer.values(lower)
+                high = quantizer.values(lower + 1)
+                return torch.lerp(low, high, rectified_sigmoid(soft))
+
+        else:
+
+            def weight() -> Tensor:
+                return torch.lerp(low, high, rectified_sigmoid(soft))
+
+        return weight
+
+    def beta_at(self, progress: float) -> float | None:
+        """Exponent of the penalty, None before it starts."""
+        if progress < self.warmup:
+            return None
+        gone = (progress - self.warmup) / (1 - self.warmup)
+        if self.schedule == 'cosine':
+            gone = (1 - math.cos(math.pi * gone)) / 2
+        return self.beta[0] + (self.beta[1] - self.beta[0]) * gone
+
+    def penalty(self, progress: float) -> Tensor | float:
+        """See :meth:`Learner.penalty`."""
+        beta = self.beta_at(progress)
+        if beta is None or not self._parts:
+            return 0.0
+        total = torch.zeros((), device=self._parts[0][2].device)
+        for *_, soft in self._parts:
+            off = (2 * rectified_sigmoid(soft) - 1).abs()
+            total = total + (1 - off**beta).sum()
+        return self.reg * total
+
+    @torch.no_grad()
+    def harden(self) -> None:
+        """Takes the value that is nearer by now."""
+        for layer, lower, soft in self._parts:
+            layer.weight_source = None
+            codes = lower + (soft >= 0).to(lower.dtype)
+            layer.rounded = layer.weight_quantizer.values(codes).detach()
+        self._parts = []
+
+
+def rectified_sigmoid(v: Tensor) -> Tensor:
+    """``clip(sigmoid(v) 1.2 - 0.1, 0, 1)`` (AdaRound, equation 23)."""
+    return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)

@@ -1,0 +1,53 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""What learners have in common."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ....layers import QuantLayer
+from ....quantizers import BaseQuantizer
+
+
+class Learner:
+    """Something that is learned for one unit at a time.
+
+    Attributes:
+        weights (bool): Whether it makes the unit's quantized weights; of
+            such learners a pass can have one.
+    """
+
+    weights = False
+
+    def start(
+        self,
+        layers: dict[str, QuantLayer],
+        acts: list[BaseQuantizer],
+        iters: int,
+    ) -> list[dict[str, Any]]:
+        """Puts what is learned in place of what is fixed.
+
+        Args:
+            layers (dict[str, QuantLayer]): Layers of the unit.
+            acts (list[BaseQuantizer]): Activation quantizers that no
+                earlier unit reads.
+            iters (int): How many steps will follow.
+
+        Returns:
+            list[dict]: Parameter groups: ``params``, ``lr`` and whether
+            the rate falls to zero along a ``cosine``.
+        """
+        raise NotImplementedError
+
+    def penalty(self, progress: float) -> Tensor | float:
+        """A term of the loss; ``progress`` runs from 0 to 1."""
+        return 0.0
+
+    def harden(self) -> None:
+        """Fixes what was learned in its deployed form."""
+        raise NotImplementedError
+
+
+def with_weights(layers: dict[str, QuantLayer]) -> list[QuantLayer]:
+    """Layers of a unit that have weights to quantize."""
+    return [m for m in layers.values() if m.weight_quantizer is not None]

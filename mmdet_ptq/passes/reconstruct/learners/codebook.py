@@ -1,0 +1,58 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Learned codebooks."""
+
+from typing import Any
+
+from ....layers import QuantLayer
+from ....quantizers import BaseQuantizer
+from ....registry import LEARNERS
+from .base import Learner, with_weights
+
+
+@LEARNERS.register_module()
+class LearnedCodebook(Learner):
+    """Learned parameters of weight quantizers that have them (LLAQ).
+
+    Gradients of a layer's ``log k`` and of its ``a`` are cut to norm 1.
+
+    Args:
+        lr_k (float): Rate of ``log k``. Defaults to 1e-3.
+        lr_a (float): Rate of ``a``. Defaults to 5e-3.
+
+    Raises:
+        ValueError: If a rate is not above 0.
+    """
+
+    def __init__(self, lr_k: float = 1e-3, lr_a: float = 5e-3) -> None:
+        for name, lr in (('lr_k', lr_k), ('lr_a', lr_a)):
+            if not lr > 0:
+                raise ValueError(f'{name} must be above 0, got {lr!r}')
+        self.lr_k = lr_k
+        self.lr_a = lr_a
+        self._quantizers: list[Any] = []
+
+    def start(
+        self,
+        layers: dict[str, QuantLayer],
+        acts: list[BaseQuantizer],
+        iters: int,
+    ) -> list[dict[str, Any]]:
+        """See :meth:`Learner.start`."""
+        self._quantizers = [
+            m.weight_quantizer
+            for m in with_weights(layers)
+            if hasattr(m.weight_quantizer, 'learn_codebook')
+        ]
+        learned = self._quantizers
+        for quantizer in learned:
+            quantizer.learn_codebook()
+        return [
+            dict(params=[q.log_k for q in learned], lr=self.lr_k, clip=1.0),
+            dict(params=[q.a for q in learned], lr=self.lr_a, clip=1.0),
+        ]
+
+    def harden(self) -> None:
+        """See :meth:`Learner.harden`."""
+        for quantizer in self._quantizers:
+            quantizer.learn_codebook(False)
+        self._quantizers = []
