@@ -54,7 +54,7 @@ FLOAT_HEADS = [dict(match=HEADS, skip=True)]
 FISHER = dict(type='FisherLoss', damping=0.8)
 
 
-def _filtered(theta_c: float, theta_i: float) -> dict:
+def _filtered(theta_c: float, theta_i: float, **fisher: float) -> dict:
     """Reg-PTQ's losses with these filters, weights of heads uniform."""
     loss = dict(
         type='DetectionLoss',
@@ -65,7 +65,9 @@ def _filtered(theta_c: float, theta_i: float) -> dict:
     return dict(
         recipe='reg_ptq',
         rules=UNIFORM_HEADS,
-        pass_args=dict(Reconstruct=dict(losses=[dict(FISHER, of=loss), loss])),
+        pass_args=dict(
+            Reconstruct=dict(losses=[dict(FISHER, of=loss, **fisher), loss])
+        ),
     )
 
 
@@ -93,15 +95,8 @@ YOLOX_METHODS = (
 VARIANTS = {
     'local': dict(LOCAL, rules=UNIFORM_HEADS),
     **FILTERS,
-    'undamped': dict(
-        recipe='reg_ptq',
-        rules=UNIFORM_HEADS,
-        pass_args=dict(
-            Reconstruct=dict(
-                losses=[dict(type='FisherLoss'), dict(type='DetectionLoss')]
-            )
-        ),
-    ),
+    # the paper's filters, so that only the damping differs
+    'undamped': _filtered(2e-4, 0.1, damping=0.0),
     'uniform_heads': dict(LOCAL, rules=UNIFORM_HEADS),
     'llaq_heads': LOCAL,
     'float_heads': dict(recipe='reg_ptq', rules=FLOAT_HEADS),
