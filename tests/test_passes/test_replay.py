@@ -177,6 +177,40 @@ def test_dependence_that_noise_does_not_show():
     assert prefix.keys == [('beside', 0)]
 
 
+def test_a_recording_that_stops(detector):
+    model, graph, adapter, batch, anchor, units = detector
+    last = list(graph.layers)[-1]
+    ended = [0]
+    hook = model.get_submodule(last).register_forward_hook(
+        lambda *_: ended.__setitem__(0, ended[0] + 1)
+    )
+    for unit in units:
+        view, found = UnitView(model, graph, unit), []
+        roles = graph.layers[unit.layers[0]].roles
+        assert view.once == bool(roles & {'backbone', 'neck'})
+        for stop in (False, True):
+            calls = []
+            found.append(calls)
+            ended[0] = 0
+            reset_levels(quant_layers(model).values())
+            with (
+                torch.no_grad(),
+                float_mode(model),
+                view.recording(calls.append, stop),
+            ):
+                adapter.outputs(model, copy.deepcopy(batch), anchor)
+            assert bool(ended[0]) == (not stop or not view.once)
+        for whole, early in zip(*found, strict=True):
+            assert whole.levels == early.levels
+            torch.testing.assert_close(
+                (early.inputs, early.outputs),
+                (whole.inputs, whole.outputs),
+                rtol=0,
+                atol=0,
+            )
+    hook.remove()
+
+
 class Overwriting(torch.nn.Module):
     """What follows writes over the input and the output of the unit."""
 
@@ -284,7 +318,7 @@ def test_relu_behind_a_layer(readers, relu):
     ops += [SimpleNamespace(name=n, inputs=(3, 7)) for n in readers]
     call = SimpleNamespace(outputs=(7,))
     graph = SimpleNamespace(
-        ops=ops, layers={'0': SimpleNamespace(calls=[call])}
+        ops=ops, layers={'0': SimpleNamespace(calls=[call], roles=set())}
     )
     model = torch.nn.Sequential(torch.nn.Linear(4, 4))
     view = UnitView(model, graph, Unit('0', ('0',)))

@@ -2,7 +2,7 @@
 """What goes into a unit and what comes out of it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,10 @@ from torch.utils._pytree import (
 from ...graph.vocabulary import canonical
 from ...layers import QuantLayer
 from ...structures import LayerGraph, Unit
+
+
+class _Enough(Exception):
+    """Ends a forward whose rest is not needed."""
 
 
 @dataclass
@@ -53,12 +57,19 @@ class UnitView:
         name (str): Of the unit.
         module (nn.Module): What is called.
         layers (dict[str, QuantLayer]): Its quantizable layers.
+        once (bool): Whether every forward calls it exactly once. How often
+            a head is called may depend on the image.
     """
 
     def __init__(
         self, model: nn.Module, graph: LayerGraph, unit: Unit
     ) -> None:
         self.name = unit.name
+        nodes = [graph.layers[n] for n in unit.layers]
+        self.once = all(
+            len(node.calls) == 1 and node.roles & {'backbone', 'neck'}
+            for node in nodes
+        )
         self.layers: dict[str, QuantLayer] = {
             n: model.get_submodule(n) for n in unit.layers
         }
@@ -117,8 +128,16 @@ class UnitView:
                 hook.remove()
 
     @contextmanager
-    def recording(self, note: Callable[[Call], Any]) -> Iterator[None]:
-        """Gives every call, detached and copied, to ``note``."""
+    def recording(
+        self, note: Callable[[Call], Any], stop: bool = False
+    ) -> Iterator[None]:
+        """Gives every call, detached and copied, to ``note``.
+
+        Args:
+            note (Callable): Takes a call.
+            stop (bool): Whether to leave the block after the call of a unit
+                that is called once: nothing after it matters.
+        """
         levels: list[dict[str, int]] = []
 
         def before(_: int, inputs: Any) -> Any:
@@ -129,8 +148,10 @@ class UnitView:
             # copies: what follows may work in place on either
             outputs = [t.detach().clone() for t in self.finish(output)]
             note(Call(_copy(inputs), outputs, levels[index]))
+            if stop and self.once:
+                raise _Enough
 
-        with self.watching(after, before):
+        with self.watching(after, before), suppress(_Enough):
             yield
 
     def __call__(self, levels: dict[str, int], inputs: Any) -> list[Tensor]:

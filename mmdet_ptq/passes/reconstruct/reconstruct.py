@@ -150,6 +150,10 @@ class Reconstruct:
             sum(one.weights for one in built) <= 1,
             'learn has two learners of weights; use one',
         )
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        """Refuses losses that the other arguments speak against."""
         scopes, gradients = set(), False
         for i, cfg in enumerate(self.losses):
             loss = build_from(LOSSES, cfg, f'Reconstruct.losses[{i}]')
@@ -158,13 +162,13 @@ class Reconstruct:
                 gradients = True
                 build_from(LOSSES, loss.of, f'Reconstruct.losses[{i}].of')
         _check(
-            global_every == 1 or 'local' in scopes,
-            f'global_every={global_every} leaves images without a loss: add '
-            "one on the units' outputs, e.g. dict(type='L2Loss')",
+            self.global_every == 1 or 'local' in scopes,
+            f'global_every={self.global_every} leaves images without a loss: '
+            "add one on the units' outputs, e.g. dict(type='L2Loss')",
         )
         _check(
-            order == 'sequential'
-            or (not asymmetric and scopes == {'local'} and not gradients),
+            self.order == 'sequential'
+            or (not self.asymmetric and scopes == {'local'} and not gradients),
             "order='parallel' needs asymmetric=False, and losses on the "
             "units' outputs that need no gradient, e.g. dict(type='L2Loss')",
         )

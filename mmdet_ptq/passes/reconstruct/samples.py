@@ -157,7 +157,9 @@ def collect(
         exact = _float_calls(images, [view], j, mixed)[0]
         calls: list[Call] = []
         stored = None
-        with torch.no_grad(), quantized(), view.recording(calls.append):
+        # what is replayed may come after the unit
+        stop = prefix is None
+        with torch.no_grad(), quantized(), view.recording(calls.append, stop):
             if prefix is None:
                 images.run(j)
             else:
@@ -226,7 +228,9 @@ def _float_calls(
         stack.enter_context(torch.no_grad())
         stack.enter_context(float_mode(images.model))
         for view, calls in zip(views, found, strict=True):
-            stack.enter_context(view.recording(partial(note, view, calls)))
+            stack.enter_context(
+                view.recording(partial(note, view, calls), len(views) == 1)
+            )
         images.run(j)
     return found
 
