@@ -5,11 +5,11 @@ Each cell (detector, recipe, bits, seed) is one run of ``tools/ptq.py`` in a
 process of its own. A finished cell is kept under a hash of everything that
 matters: the checkpoint, the spelled-out recipe, the budget, the seed, the
 data and the package's own code. A suite that was stopped goes on where it
-was, and a cell whose hash has changed is run again.
+was, and a cell whose hash has changed is run again. A run that is part of
+several suites is done once.
 """
 
 import argparse
-import copy
 import hashlib
 import json
 import os
@@ -22,161 +22,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from accuracy_suites import (
+    BUDGETS,
+    ROOT,
+    SUITES,
+    YOLOX,
+    files_of,
+    quant_cfg,
+)
 
 import mmdet_ptq
 from mmdet_ptq.recipe import load_recipe
-
-ROOT = Path(__file__).resolve().parents[1]
-DETECTORS = ('retinanet', 'yolof', 'faster-rcnn', 'mask-rcnn_swin', 'detr')
-BITS = ('w2a4', 'w3a3', 'w4a4', 'w4a8')
-METHODS = (
-    'uniform',
-    'adaround',
-    'adaquant',
-    'brecq',
-    'qdrop',
-    'pd_quant',
-    'subsetq',
-    'reg_ptq',
-)
-
-
-HEADS = ['@rpn', '@head', '@mask']
-UNIFORM_HEADS = [
-    dict(
-        match=HEADS,
-        weight=dict(type='UniformQuantizer', granularity='channel'),
-    ),
-    # the rule before has taken in the prediction layers
-    dict(match='@prediction', skip=True),
-]
-FLOAT_HEADS = [dict(match=HEADS, skip=True)]
-FISHER = dict(type='FisherLoss', damping=0.8)
-
-
-def _filtered(theta_c: float, theta_i: float, **fisher: float) -> dict:
-    """Reg-PTQ's losses with these filters, weights of heads uniform."""
-    loss = dict(
-        type='DetectionLoss',
-        theta_c=theta_c,
-        theta_i=theta_i,
-        topk_per_level=None,  # a threshold of 0 filters nothing
-    )
-    return dict(
-        recipe='reg_ptq',
-        rules=UNIFORM_HEADS,
-        pass_args=dict(
-            Reconstruct=dict(losses=[dict(FISHER, of=loss, **fisher), loss])
-        ),
-    )
-
-
-LOCAL = dict(
-    recipe='reg_ptq', pass_args=dict(Reconstruct=dict(losses=[FISHER]))
-)
-FILTERS = {
-    f'c={c:g}_i={i:g}': _filtered(c, i)
-    for i in (0.0, 0.1)
-    for c in (0.0, 2e-4, 1e-2)
-}
-YOLOX = 'yolox-nano'
-YOLOX_METHODS = (
-    'minmax',
-    'uniform',
-    'q_yolo',
-    'adaround',
-    'adaquant',
-    'brecq',
-    'qdrop',
-    'pd_quant',
-    'reg_ptq',
-)
-# what a method's name means where it is not a recipe as it is
-VARIANTS = {
-    'local': dict(LOCAL, rules=UNIFORM_HEADS),
-    **FILTERS,
-    # the paper's filters, so that only the damping differs
-    'undamped': _filtered(2e-4, 0.1, damping=0.0),
-    'uniform_heads': dict(LOCAL, rules=UNIFORM_HEADS),
-    'llaq_heads': LOCAL,
-    'float_heads': dict(recipe='reg_ptq', rules=FLOAT_HEADS),
-}
-
-
-def _cells(detectors, methods, bits, seeds=(0,)) -> list[tuple]:
-    """The product, methods innermost so that a row fills up first."""
-    return [
-        (d, m, b, s)
-        for s in seeds
-        for b in bits
-        for d in detectors
-        for m in methods
-    ]
-
-
-TWO = ('retinanet', 'faster-rcnn')
-SEEDS = (0, 1, 2)
-SUITES = {
-    # Reg-PTQ, Table 1: every method at every width
-    'table1': _cells(DETECTORS, METHODS, BITS),
-    # Table 2: what the global loss, its two filters and damping do
-    'table2': _cells(TWO, ('local', 'undamped', *FILTERS), BITS[:1], SEEDS),
-    # Table 3: levels of the heads' weights, without the global loss
-    'table3': _cells(TWO, ('uniform_heads', 'llaq_heads'), BITS[:3], SEEDS),
-    # Table S1: heads left float against everything quantized
-    's1': _cells(TWO, ('float_heads', 'reg_ptq'), BITS[::2], SEEDS),
-    # Table S3: DETR
-    's3': _cells(('detr',), ('uniform', 'qdrop', 'reg_ptq'), BITS[:3]),
-    # a trained detector of depthwise convolutions on photographs
-    'yolox': _cells((YOLOX,), YOLOX_METHODS, ('w8a8', 'w6a6', *BITS[:1:-1])),
-}
-BUDGETS = {
-    # a CPU has 200 steps a unit where a GPU has 2000, looks at the
-    # detector's outputs for one image of two, and corrects inputs in 20
-    'cpu': dict(iters=200, images=32, global_every=2, correction=20),
-    'gpu': dict(iters=2000, images=64, global_every=1, correction=500),
-}
-
-
-def quant_cfg(method: str, bits: str, seed: int, budget: dict) -> dict:
-    """The ``quant_cfg`` of one cell."""
-    cfg = copy.deepcopy(VARIANTS.get(method) or dict(recipe=method))
-    cfg.update(
-        bits=bits,
-        calibration=dict(num_samples=budget['images'], seed=seed),
-    )
-    args = {}
-    for one in load_recipe(cfg['recipe'])['passes']:
-        if one['type'] == 'Reconstruct':
-            args['iters'] = budget['iters']
-            kinds = {loss['type'] for loss in one['losses']}
-            if kinds & {'DetectionLoss', 'PredictionDifference'}:
-                args['global_every'] = budget['global_every']
-            if 'distribution_correction' in one:
-                args['distribution_correction'] = dict(
-                    iters=budget['correction']
-                )
-    if args:
-        cfg.setdefault('pass_args', {}).setdefault('Reconstruct', {})
-        cfg['pass_args']['Reconstruct'].update(args)
-    return cfg
-
-
-def files_of(detector: str) -> dict[str, Path]:
-    """Config, checkpoint and annotations of a detector."""
-    if detector == YOLOX:
-        return dict(
-            config=ROOT / 'configs/coco_mini/yolox_nano_coco-mini.py',
-            checkpoint=ROOT / 'data/yolox_nano_coco_mmdet.pth',
-            train=ROOT / 'data/coco_mini/instances_train.json',
-            val=ROOT / 'data/coco_mini/instances_val.json',
-        )
-    return dict(
-        config=ROOT / f'configs/digits/{detector}_digits.py',
-        checkpoint=ROOT / f'demo/checkpoints/{detector}_digits.pth',
-        train=ROOT / 'data/digits/train.json',
-        val=ROOT / 'data/digits/val.json',
-    )
 
 
 def code_hash() -> str:
@@ -397,6 +253,26 @@ def stale(
     return new, doubted
 
 
+def measured(folder: Path) -> dict[str, dict]:
+    """Finished cells of this code in all suites, by hash.
+
+    The same run can be part of several suites, under other names.
+
+    Args:
+        folder (Path): With the result files.
+
+    Returns:
+        dict[str, dict]: Each with ``suite`` added.
+    """
+    code, found = code_hash(), {}
+    for suite in SUITES:
+        path = folder / f'{suite}.json'
+        for cell in json.loads(path.read_text()) if path.is_file() else []:
+            if cell['code'] == code:
+                found[cell['hash']] = dict({'suite': suite}, **cell)
+    return found
+
+
 class Table:
     """The cells of a suite in its two files, written after each."""
 
@@ -518,7 +394,16 @@ def main() -> int:
             for cell in doubted:
                 table.add(dict(table.cells[cell], code=code))
             doubted = []
-    run_all(sorted([*new, *doubted], key=todo.index))
+    elsewhere = {} if args.fresh else measured(Path(args.out))
+    left = []
+    for cell in sorted([*new, *doubted], key=todo.index):
+        same = elsewhere.get(cell_hash(cell, budget))
+        if same:
+            table.add(dict(same, recipe=cell[1]))
+            print(*cell, same['quantized'], f'from {same["suite"]}')
+        else:
+            left.append(cell)
+    run_all(left)
     return 1 if failed else 0
 
 

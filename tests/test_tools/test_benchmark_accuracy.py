@@ -19,6 +19,7 @@ def tool(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location(
         'benchmark_accuracy', ROOT / 'tools' / 'benchmark_accuracy.py'
     )
+    monkeypatch.syspath_prepend(ROOT / 'tools')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.ran = []
@@ -87,7 +88,12 @@ def test_variants_differ_in_what_they_are_named_after(tool):
     (recipe,) = reconstructions(tool, 'reg_ptq')
     (undamped,) = reconstructions(tool, 'undamped')
     assert fisher['damping'] == recipe['losses'][0]['damping'] > 0
-    assert local['losses'] == recipe['losses'][:1]
+    rows = dict(type='DetectionLoss', topk_per_level=None)
+    assert local['losses'] == [dict(recipe['losses'][0], of=rows)]
+    # nothing but the filters and the global loss differs
+    assert dict(loss, **rows) == loss and fisher == dict(
+        local['losses'][0], of=loss
+    )
     # nothing but the damping differs
     assert undamped['losses'] == [dict(fisher, damping=0.0), loss]
     rules = {
@@ -152,6 +158,38 @@ def test_changed_code_runs_everything_again(tool, monkeypatch):
     monkeypatch.setattr(tool, 'code_hash', lambda: 'other code')
     assert tool.run_main() == 0
     assert len(tool.ran) == len(tool.SUITES['s3'])
+
+
+def test_a_cell_of_another_suite(tool, monkeypatch, capsys):
+    """The same settings of the same code are not run twice."""
+    cell = ('detr', 'qdrop', 'w3a3', 0)
+    monkeypatch.setattr(
+        tool, 'cell_hash', lambda c, b: 'h' if c == cell else f'{c}'
+    )
+    path = tool.path.with_name('table1.json')
+    known = dict(
+        detector='detr',
+        recipe='another name',
+        bits='w3a3',
+        seed=0,
+        quantized=0.75,
+        float=0.8,
+        hash='h',
+        settings=BUDGET,
+    )
+    path.write_text(json.dumps([dict(known, code='old')]))
+    tool.run_main('--cell', ','.join(map(str, cell)))
+    assert tool.ran == [cell]
+    tool.path.unlink()
+    path.write_text(json.dumps([dict(known, code=tool.code_hash())]))
+    tool.run_main('--cell', ','.join(map(str, cell)))
+    assert tool.ran == []
+    (found,) = json.loads(tool.path.read_text())
+    assert tool._key(found) == cell and found['suite'] == 'table1'
+    assert found['quantized'] == 0.75
+    assert 'from table1' in capsys.readouterr().out
+    tool.run_main('--cell', ','.join(map(str, cell)), '--fresh')
+    assert tool.ran == [cell]
 
 
 def test_parts_of_a_suite(tool, capsys):
