@@ -155,6 +155,8 @@ BUDGETS = {
     # a CPU has 200 steps a unit where a GPU has 2000, looks at the
     # detector's outputs for one image of two, and corrects inputs in 20
     'cpu': dict(iters=200, images=32, global_every=2, correction=20),
+    # do results change if a unit has four times the steps?
+    'long': dict(iters=800, images=32, global_every=2, correction=80),
     'gpu': dict(iters=2000, images=64, global_every=1, correction=500),
 }
 

@@ -11,6 +11,7 @@ several suites is done once.
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -265,20 +266,27 @@ def measured(folder: Path) -> dict[str, dict]:
         dict[str, dict]: Each with ``suite`` added.
     """
     code, found = code_hash(), {}
-    for suite in SUITES:
-        path = folder / f'{suite}.json'
+    for suite, budget in itertools.product(SUITES, BUDGETS):
+        path = folder / f'{name_of(suite, budget)}.json'
         for cell in json.loads(path.read_text()) if path.is_file() else []:
             if cell['code'] == code:
                 found[cell['hash']] = dict({'suite': suite}, **cell)
     return found
 
 
+def name_of(suite: str, budget: str) -> str:
+    """Of the result files: a budget does not overwrite another's."""
+    return suite if budget == 'cpu' else f'{suite}_{budget}'
+
+
 class Table:
     """The cells of a suite in its two files, written after each."""
 
-    def __init__(self, suite: str, folder: Path, command: str) -> None:
+    def __init__(
+        self, suite: str, budget: str, folder: Path, command: str
+    ) -> None:
         self.suite, self.command = suite, command
-        self.path = folder / f'{suite}.json'
+        self.path = folder / f'{name_of(suite, budget)}.json'
         kept = json.loads(self.path.read_text()) if self.path.is_file() else []
         self.cells = {_key(c): c for c in kept}
         self.lock = threading.Lock()
@@ -346,6 +354,7 @@ def main() -> int:
     budget_flag = f' --budget {args.budget}' if args.budget != 'cpu' else ''
     table = Table(
         args.suite,
+        args.budget,
         Path(args.out),
         f'python tools/benchmark_accuracy.py {args.suite}{budget_flag}',
     )

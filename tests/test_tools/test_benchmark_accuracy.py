@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
@@ -48,7 +49,7 @@ def tool(tmp_path, monkeypatch):
     monkeypatch.setattr(
         module, 'cell_hash', lambda cell, budget: f'{cell} {budget}'
     )
-    module.run_main = main
+    module.run_main, module.monkeypatch = main, monkeypatch
     module.path = tmp_path / 's3.json'
     return module
 
@@ -134,7 +135,16 @@ def test_a_failed_cell_is_told_and_run_again(tool, capsys):
 
 def test_changed_settings_run_again(tool):
     tool.run_main()
+    before = tool.path.read_text()
     assert tool.run_main('--budget', 'gpu') == 0
+    assert len(tool.ran) == len(tool.SUITES['s3'])
+    # beside the others
+    assert tool.path.read_text() == before
+    gpu = json.loads(tool.path.with_name('s3_gpu.json').read_text())
+    assert gpu[0]['settings'] == dict(tool.BUDGETS['gpu'], threads=ANY)
+    tool.run_main()
+    tool.monkeypatch.setitem(tool.BUDGETS, 'cpu', dict(BUDGET, iters=8))
+    assert tool.run_main() == 0
     assert len(tool.ran) == len(tool.SUITES['s3'])
 
 
