@@ -309,8 +309,7 @@ class Table:
             )
 
 
-def main() -> int:
-    """Command line of the tool; exit code 1 if a cell failed."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('suite', choices=SUITES)
     parser.add_argument('--budget', choices=BUDGETS, default='cpu')
@@ -339,6 +338,12 @@ def main() -> int:
     parser.add_argument(
         '--work-dir', default=str(ROOT / 'work_dirs' / 'accuracy')
     )
+    return parser
+
+
+def main() -> int:
+    """Command line of the tool; exit code 1 if a cell failed."""
+    parser = _parser()
     args = parser.parse_args()
     todo = SUITES[args.suite]
     if args.cell:
