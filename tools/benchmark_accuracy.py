@@ -174,7 +174,50 @@ def to_markdown(suite: str, cells: list[dict], command: str) -> str:
                 )
             )
         lines.append('')
-    return '\n'.join(lines)
+    return '\n'.join([*lines, *_overall(cells)])
+
+
+def _overall(cells: list[dict]) -> list[str]:
+    """How methods compare, where a detector has all of them at a width."""
+    methods = list(dict.fromkeys(c['recipe'] for c in cells))
+    seeds: dict[tuple, list[float]] = {}
+    for c in cells:
+        place = c['detector'], c['bits']
+        seeds.setdefault((*place, c['recipe']), []).append(c['quantized'])
+    means = {key: sum(found) / len(found) for key, found in seeds.items()}
+    places = [
+        place
+        for place in dict.fromkeys(key[:2] for key in means)
+        if all((*place, m) in means for m in methods)
+    ]
+    if not places or 'uniform' not in methods:
+        return []
+    lines = [
+        '## Over all widths',
+        '',
+        f'Of {len(places)} places (a detector at a width) where all methods '
+        'were run.',
+        '',
+        '| method | within 0.003 of the best | best | above uniform, at '
+        'least |',
+        '|---|---|---|---|',
+    ]
+    for method in methods:
+        # three decimals each
+        behind = [
+            round(
+                max(means[(*p, m)] for m in methods) - means[(*p, method)], 4
+            )
+            for p in places
+        ]
+        gain = min(
+            means[(*p, method)] - means[(*p, 'uniform')] for p in places
+        )
+        lines.append(
+            f'| {method} | {sum(b <= 0.003 for b in behind)} | '
+            f'{behind.count(0)} | {gain:.3f} |'
+        )
+    return [*lines, '']
 
 
 def _images(cells: list[dict]) -> str:

@@ -240,6 +240,34 @@ def test_table_of_two_seeds(tool):
     assert '5 calibration images, 7 steps a unit' in text
 
 
+def test_methods_over_all_widths(tool):
+    aps = {
+        ('a', 'w2a4'): dict(uniform=0.2, x=0.5, y=0.497),
+        ('a', 'w4a4'): dict(uniform=0.6, x=0.595, y=0.599),
+        ('b', 'w4a4'): dict(uniform=0.1, x=0.3),  # y was not run
+    }
+    cells = [
+        dict(
+            detector=d,
+            recipe=m,
+            bits=bits,
+            seed=0,
+            float=0.7,
+            quantized=ap,
+            settings=BUDGET,
+        )
+        for (d, bits), of_methods in aps.items()
+        for m, ap in of_methods.items()
+    ]
+    text = tool.to_markdown('name', cells, 'the command')
+    assert 'Of 2 places' in text
+    assert '| uniform | 1 | 1 | 0.000 |' in text
+    assert '| x | 1 | 1 | -0.005 |' in text
+    assert '| y | 2 | 0 | -0.001 |' in text
+    # nothing to compare with
+    assert 'Over all' not in tool.to_markdown('name', cells[1:3], 'command')
+
+
 @pytest.mark.parametrize('text', ['a,b,c', 'a,b,c,x', 'a,b,c,0,1'])
 def test_bad_cell(tool, text, capsys):
     with pytest.raises(SystemExit):
