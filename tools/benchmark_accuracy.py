@@ -190,7 +190,7 @@ def _overall(cells: list[dict]) -> list[str]:
         for place in dict.fromkeys(key[:2] for key in means)
         if all((*place, m) in means for m in methods)
     ]
-    if not places or 'uniform' not in methods:
+    if len({bits for _, bits in places}) < 2 or 'uniform' not in methods:
         return []
     lines = [
         '## Over all widths',
