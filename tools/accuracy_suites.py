@@ -106,6 +106,14 @@ VARIANTS = {
     'backbone_a8': dict(
         recipe='uniform', rules=[dict(match='@backbone', act=dict(bits=8))]
     ),
+    # attention as tools leave it that replace Conv2d and Linear modules:
+    # torch's MultiheadAttention uses its weights without calling a Linear
+    **{
+        f'{recipe}_attention_float': dict(
+            recipe=recipe, rules=[dict(match='@attention', skip=True)]
+        )
+        for recipe in ('qdrop', 'reg_ptq')
+    },
 }
 
 
@@ -131,8 +139,19 @@ SUITES = {
     'table3': _cells(TWO, ('uniform_heads', 'llaq_heads'), BITS[:3], SEEDS),
     # Table S1: heads left float against everything quantized
     's1': _cells(TWO, ('float_heads', 'reg_ptq'), BITS[::2], SEEDS),
-    # Table S3: DETR
-    's3': _cells(('detr',), ('uniform', 'qdrop', 'reg_ptq'), BITS[:3]),
+    # Table S3: DETR, with attention quantized and without
+    's3': _cells(
+        ('detr',),
+        (
+            'uniform',
+            'qdrop',
+            'reg_ptq',
+            'attention_float',
+            'qdrop_attention_float',
+            'reg_ptq_attention_float',
+        ),
+        BITS[:3],
+    ),
     # where 4 bits hurt: plain rounding with one part spared
     'parts': [
         *_cells(
