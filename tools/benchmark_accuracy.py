@@ -27,6 +27,7 @@ from accuracy_suites import (
     BUDGETS,
     ROOT,
     SUITES,
+    VARIANTS,
     YOLOX,
     files_of,
     quant_cfg,
@@ -190,7 +191,9 @@ def _overall(cells: list[dict]) -> list[str]:
         for place in dict.fromkeys(key[:2] for key in means)
         if all((*place, m) in means for m in methods)
     ]
-    if len({bits for _, bits in places}) < 2 or 'uniform' not in methods:
+    # variants of a method differ in what they leave float
+    differ = VARIANTS.keys() & set(methods)
+    if not places or differ or 'uniform' not in methods:
         return []
     lines = [
         '## Over all widths',

@@ -266,6 +266,9 @@ def test_methods_over_all_widths(tool):
     assert '| y | 2 | 0 | -0.001 |' in text
     # nothing to compare with
     assert 'Over all' not in tool.to_markdown('name', cells[1:3], 'command')
+    # one leaves more float than the other
+    pair = [cells[0], dict(cells[0], recipe='attention_float')]
+    assert 'Over all' not in tool.to_markdown('name', pair, 'command')
 
 
 @pytest.mark.parametrize('text', ['a,b,c', 'a,b,c,x', 'a,b,c,0,1'])
