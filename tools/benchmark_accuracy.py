@@ -14,24 +14,24 @@ import hashlib
 import itertools
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from accuracy_suites import (
     BUDGETS,
     ROOT,
     SUITES,
-    VARIANTS,
     YOLOX,
     files_of,
     quant_cfg,
 )
+from accuracy_tables import to_markdown
 
 import mmdet_ptq
 from mmdet_ptq.recipe import load_recipe
@@ -139,130 +139,6 @@ def float_metrics(results: Path) -> dict[str, float]:
     return {name: ap['coco/bbox_mAP'] for name, ap in found.items()}
 
 
-def to_markdown(suite: str, cells: list[dict], command: str) -> str:
-    """One table for each width: a row a method, a column a detector."""
-    lines = [
-        f'# {suite}',
-        '',
-        f'Box AP (0.50:0.95) on {_images(cells)}. '
-        f'Made by `{command}` on {platform.machine()} CPU, torch '
-        f'{torch.__version__}. {_budgets(cells)}',
-        '',
-    ]
-    detectors = list(dict.fromkeys(c['detector'] for c in cells))
-    for bits in dict.fromkeys(c['bits'] for c in cells):
-        here = [c for c in cells if c['bits'] == bits]
-        lines += [
-            f'## {bits}',
-            '',
-            '| method | ' + ' | '.join(detectors) + ' | mean |',
-            '|---' * (len(detectors) + 2) + '|',
-        ]
-        floats = {c['detector']: c['float'] for c in cells}
-        lines.append(_row('float', [[floats[d]] for d in detectors]))
-        for recipe in dict.fromkeys(c['recipe'] for c in here):
-            lines.append(
-                _row(
-                    recipe,
-                    [
-                        [
-                            c['quantized']
-                            for c in here
-                            if (c['recipe'], c['detector']) == (recipe, d)
-                        ]
-                        for d in detectors
-                    ],
-                )
-            )
-        lines.append('')
-    return '\n'.join([*lines, *_overall(cells)])
-
-
-def _overall(cells: list[dict]) -> list[str]:
-    """How methods compare, where a detector has all of them at a width."""
-    methods = list(dict.fromkeys(c['recipe'] for c in cells))
-    seeds: dict[tuple, list[float]] = {}
-    for c in cells:
-        place = c['detector'], c['bits']
-        seeds.setdefault((*place, c['recipe']), []).append(c['quantized'])
-    means = {key: sum(found) / len(found) for key, found in seeds.items()}
-    places = [
-        place
-        for place in dict.fromkeys(key[:2] for key in means)
-        if all((*place, m) in means for m in methods)
-    ]
-    # variants of a method differ in what they leave float
-    differ = VARIANTS.keys() & set(methods)
-    if not places or differ or 'uniform' not in methods:
-        return []
-    lines = [
-        '## Over all widths',
-        '',
-        f'Of {len(places)} places (a detector at a width) where all methods '
-        'were run.',
-        '',
-        '| method | within 0.003 of the best | best | above uniform, at '
-        'least |',
-        '|---|---|---|---|',
-    ]
-    for method in methods:
-        # three decimals each
-        behind = [
-            round(
-                max(means[(*p, m)] for m in methods) - means[(*p, method)], 4
-            )
-            for p in places
-        ]
-        gain = min(
-            means[(*p, method)] - means[(*p, 'uniform')] for p in places
-        )
-        lines.append(
-            f'| {method} | {sum(b <= 0.003 for b in behind)} | '
-            f'{behind.count(0)} | {gain:.3f} |'
-        )
-    return [*lines, '']
-
-
-def _images(cells: list[dict]) -> str:
-    if cells[0]['detector'] == YOLOX:
-        # so few that rounding alone shows
-        return (
-            'the 164 COCO val images of coco_mini (another number of threads '
-            'rounds convolutions otherwise, which alone moves AP here by '
-            'some thousandths)'
-        )
-    return 'the 320 validation images of the digits set'
-
-
-def _budgets(cells: list[dict]) -> str:
-    """What the cells were allowed, and how their spread is meant."""
-    found = {
-        f'{c["settings"]["images"]} calibration images, '
-        f'{c["settings"]["iters"]} steps a unit, the global loss for one '
-        f'image in {c["settings"]["global_every"]}.'
-        for c in cells
-    }
-    text = ' '.join(sorted(found))
-    if len({c['seed'] for c in cells}) > 1:
-        text += ' Mean over seeds ± half of the range.'
-    return text
-
-
-def _row(name: str, columns: list[list[float]]) -> str:
-    """Mean over seeds, with the spread where there are several."""
-    means = [sum(c) / len(c) if c else None for c in columns]
-    texts = []
-    for mean, column in zip(means, columns, strict=True):
-        text = '' if mean is None else f'{mean:.3f}'
-        if len(column) > 1:
-            text += f' ± {(max(column) - min(column)) / 2:.3f}'
-        texts.append(text)
-    whole = (
-        '' if None in means else f'{sum(means) / len(means):.3f}'  # type: ignore[arg-type]
-    )
-    return '| ' + ' | '.join([name, *texts, whole]) + ' |'
-
-
 def parse_cell(text: str) -> tuple:
     """``detector,recipe,bits,seed`` as a cell."""
     parts = text.split(',')
@@ -339,20 +215,24 @@ class Table:
 
     def add(self, found: dict) -> None:
         """Takes a cell and writes the files."""
-        order = {c: i for i, c in enumerate(SUITES[self.suite])}
         with self.lock:
             self.cells[_key(found)] = found
-            cells = [
-                self.cells[key]
-                for key in sorted(
-                    self.cells, key=lambda c: order.get(c, len(order))
-                )
-            ]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(cells, indent=1))
-            self.path.with_suffix('.md').write_text(
-                to_markdown(self.suite, cells, self.command)
+            self.write()
+
+    def write(self) -> None:
+        """Writes both files, cells in the order of the suite."""
+        order = {c: i for i, c in enumerate(SUITES[self.suite])}
+        cells = [
+            self.cells[key]
+            for key in sorted(
+                self.cells, key=lambda c: order.get(c, len(order))
             )
+        ]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(cells, indent=1))
+        self.path.with_suffix('.md').write_text(
+            to_markdown(self.suite, cells, self.command)
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -366,6 +246,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--fresh', action='store_true', help='run a finished cell again'
+    )
+    parser.add_argument(
+        '--no-run',
+        action='store_true',
+        help='only write the table of the finished cells again',
     )
     parser.add_argument(
         '--spot-check',
@@ -387,20 +272,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
-    """Command line of the tool; exit code 1 if a cell failed."""
-    parser = _parser()
-    args = parser.parse_args()
-    todo = SUITES[args.suite]
-    if args.cell:
-        if args.cell not in todo:
-            parser.error(f'{args.suite} has no cell {args.cell}')
-        todo = [args.cell]
+def _wanted(parser: argparse.ArgumentParser, args: Any) -> list[tuple]:
+    """The cells that the arguments choose."""
+    cells = SUITES[args.suite]
+    if args.cell and args.cell not in cells:
+        parser.error(f'{args.suite} has no cell {args.cell}')
     for at, names in ((0, args.only), (1, args.methods), (2, args.bits)):
         unknown = set(names or ()) - {c[at] for c in SUITES[args.suite]}
         if unknown:
             parser.error(f'{args.suite} has no {", ".join(sorted(unknown))}')
-        todo = [c for c in todo if not names or c[at] in names]
+        cells = [c for c in cells if not names or c[at] in names]
+    return [args.cell] if args.cell else cells
+
+
+def main() -> int:
+    """Command line of the tool; exit code 1 if a cell failed."""
+    parser = _parser()
+    args = parser.parse_args()
+    todo = _wanted(parser, args)
     budget = BUDGETS[args.budget]
     budget_flag = f' --budget {args.budget}' if args.budget != 'cpu' else ''
     table = Table(
@@ -409,6 +298,11 @@ def main() -> int:
         Path(args.out),
         f'python tools/benchmark_accuracy.py {args.suite}{budget_flag}',
     )
+    if args.no_run:
+        if not table.cells:
+            parser.error(f'{table.path} has no finished cell')
+        table.write()
+        return 0
     floats = float_metrics(ROOT / 'docs' / 'results')
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     code = code_hash()

@@ -202,6 +202,18 @@ def test_a_cell_of_another_suite(tool, monkeypatch, capsys):
     assert tool.ran == [cell]
 
 
+def test_table_is_written_again(tool, capsys):
+    with pytest.raises(SystemExit):
+        tool.run_main('--no-run')
+    assert 's3.json has no finished cell' in capsys.readouterr().err
+    tool.run_main('--methods', 'qdrop')
+    table = tool.path.with_suffix('.md')
+    before = table.read_text(), tool.path.read_text()
+    table.unlink()
+    assert tool.run_main('--no-run') == 0 and tool.ran == []
+    assert (table.read_text(), tool.path.read_text()) == before
+
+
 def test_parts_of_a_suite(tool, capsys):
     tool.run_main('--bits', 'w3a3', '--methods', 'qdrop', 'reg_ptq')
     assert sorted(tool.ran) == [
