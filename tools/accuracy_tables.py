@@ -99,6 +99,14 @@ def _images(cells: list[dict]) -> str:
             'rounds convolutions otherwise, which alone moves AP here by '
             'some thousandths)'
         )
+    other = cells[0].get('images')
+    if other:
+        return (
+            f'{other["val"]} other images, data/{other["name"]} of '
+            f'`python tools/make_digits.py --train {other["train"]} '
+            f'--val {other["val"]} --seed {other["seed"]} '
+            f'--out data/{other["name"]}`'
+        )
     return 'the 320 validation images of the digits set'
 
 

@@ -149,7 +149,8 @@ def parse_cell(text: str) -> tuple:
     return (*parts[:3], int(parts[3]))
 
 
-def _key(cell: dict) -> tuple:
+def key_of(cell: dict) -> tuple:
+    """Of a finished cell: detector, method, bits, seed."""
     return cell['detector'], cell['recipe'], cell['bits'], cell['seed']
 
 
@@ -210,13 +211,13 @@ class Table:
         self.suite, self.command = suite, command
         self.path = folder / f'{name_of(suite, budget)}.json'
         kept = json.loads(self.path.read_text()) if self.path.is_file() else []
-        self.cells = {_key(c): c for c in kept}
+        self.cells = {key_of(c): c for c in kept}
         self.lock = threading.Lock()
 
     def add(self, found: dict) -> None:
         """Takes a cell and writes the files."""
         with self.lock:
-            self.cells[_key(found)] = found
+            self.cells[key_of(found)] = found
             self.write()
 
     def write(self) -> None:
@@ -272,24 +273,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _wanted(parser: argparse.ArgumentParser, args: Any) -> list[tuple]:
-    """The cells that the arguments choose."""
+def choose(parser: argparse.ArgumentParser, args: Any) -> list[tuple]:
+    """The cells of a suite that ``only``, ``methods`` and ``bits`` leave."""
     cells = SUITES[args.suite]
-    if args.cell and args.cell not in cells:
-        parser.error(f'{args.suite} has no cell {args.cell}')
     for at, names in ((0, args.only), (1, args.methods), (2, args.bits)):
         unknown = set(names or ()) - {c[at] for c in SUITES[args.suite]}
         if unknown:
             parser.error(f'{args.suite} has no {", ".join(sorted(unknown))}')
         cells = [c for c in cells if not names or c[at] in names]
-    return [args.cell] if args.cell else cells
+    return cells
 
 
 def main() -> int:
     """Command line of the tool; exit code 1 if a cell failed."""
     parser = _parser()
     args = parser.parse_args()
-    todo = _wanted(parser, args)
+    todo = [args.cell] if args.cell else choose(parser, args)
+    if args.cell and args.cell not in SUITES[args.suite]:
+        parser.error(f'{args.suite} has no cell {args.cell}')
     budget = BUDGETS[args.budget]
     budget_flag = f' --budget {args.budget}' if args.budget != 'cpu' else ''
     table = Table(

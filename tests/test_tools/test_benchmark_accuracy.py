@@ -115,7 +115,7 @@ def test_finished_cells_are_kept(tool):
     assert sorted(tool.ran) == sorted(everything)
     # in the order of the suite, whatever finished first
     cells = json.loads(tool.path.read_text())
-    assert [tool._key(c) for c in cells] == everything
+    assert [tool.key_of(c) for c in cells] == everything
     assert tool.run_main() == 0 and tool.ran == []
     one = ['--cell', 'detr,qdrop,w3a3,0']
     assert tool.run_main(*one) == 0 and tool.ran == []
@@ -195,7 +195,7 @@ def test_a_cell_of_another_suite(tool, monkeypatch, capsys):
     tool.run_main('--cell', ','.join(map(str, cell)))
     assert tool.ran == []
     (found,) = json.loads(tool.path.read_text())
-    assert tool._key(found) == cell and found['suite'] == 'table1'
+    assert tool.key_of(found) == cell and found['suite'] == 'table1'
     assert found['quantized'] == 0.75
     assert 'from table1' in capsys.readouterr().out
     tool.run_main('--cell', ','.join(map(str, cell)), '--fresh')
