@@ -90,6 +90,7 @@ VARIANTS = {
     'uniform_heads': dict(LOCAL, rules=UNIFORM_HEADS),
     'llaq_heads': LOCAL,
     'float_heads': dict(recipe='reg_ptq', rules=FLOAT_HEADS),
+    'reg_ptq_uniform_heads': dict(recipe='reg_ptq', rules=UNIFORM_HEADS),
     # one part of the detector spared
     **{
         f'{name}_float': dict(
@@ -139,19 +140,27 @@ SUITES = {
     'table3': _cells(TWO, ('uniform_heads', 'llaq_heads'), BITS[:3], SEEDS),
     # Table S1: heads left float against everything quantized
     's1': _cells(TWO, ('float_heads', 'reg_ptq'), BITS[::2], SEEDS),
-    # Table S3: DETR, with attention quantized and without
-    's3': _cells(
-        ('detr',),
-        (
-            'uniform',
-            'qdrop',
-            'reg_ptq',
-            'attention_float',
-            'qdrop_attention_float',
-            'reg_ptq_attention_float',
+    # Table S3: DETR, with attention quantized and without; and, where the
+    # activations have 8 bits, whether its heads need logarithmic levels
+    's3': [
+        *_cells(
+            ('detr',),
+            (
+                'uniform',
+                'qdrop',
+                'reg_ptq',
+                'attention_float',
+                'qdrop_attention_float',
+                'reg_ptq_attention_float',
+            ),
+            BITS[:3],
         ),
-        BITS[:3],
-    ),
+        *_cells(
+            ('detr',),
+            ('qdrop', 'reg_ptq', 'reg_ptq_uniform_heads'),
+            BITS[3:],
+        ),
+    ],
     # where 4 bits hurt: plain rounding with one part spared
     'parts': [
         *_cells(
