@@ -96,7 +96,7 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('suite', choices=SUITES)
+    parser.add_argument('suite', choices=[s for s in SUITES if s != 'yolox'])
     parser.add_argument('data', type=Path, help='a set of make_digits.py')
     parser.add_argument('--only', nargs='*', help='only these detectors')
     parser.add_argument('--bits', nargs='*', help='only these widths')
@@ -113,7 +113,12 @@ def main() -> int:
         parser.error(f'{data}/val.json does not exist; see --help')
     images = json.loads((data / 'settings.json').read_text())
     wanted = choose(parser, args)
-    known = json.loads((args.out / f'{args.suite}.json').read_text())
+    table = args.out / f'{args.suite}.json'
+    if not table.is_file():
+        parser.error(
+            f'{table} does not exist: run benchmark_accuracy.py first'
+        )
+    known = json.loads(table.read_text())
     cells = {key_of(c): c for c in known}
     path = args.out / f'{args.suite}_{data.name}.json'
     kept = json.loads(path.read_text()) if path.is_file() else []

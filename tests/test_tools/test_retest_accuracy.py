@@ -56,10 +56,10 @@ def tool(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, 'test', test)
 
-    def main(*args):
+    def main(*args, suite='s3'):
         module.ran.clear()
         fixed = ['--out', tmp_path, '--work-dir', module.work]
-        argv = ['tool', 's3', module.data, *fixed, *args]
+        argv = ['tool', suite, module.data, *fixed, *args]
         monkeypatch.setattr(sys, 'argv', list(map(str, argv)))
         return module.main()
 
@@ -121,3 +121,15 @@ def test_no_such_set(tool, capsys):
     with pytest.raises(SystemExit):
         tool.run_main()
     assert 'val.json does not exist' in capsys.readouterr().err
+
+
+def test_nothing_to_retest(tool, capsys):
+    """No finished cell, or cells of photographs and not of digits."""
+    tool.path.with_name('s3.json').unlink()
+    with pytest.raises(SystemExit):
+        tool.run_main()
+    assert 's3.json does not exist' in capsys.readouterr().err
+    assert 'yolox' in tool.SUITES
+    with pytest.raises(SystemExit):
+        tool.run_main(suite='yolox')
+    assert "invalid choice: 'yolox'" in capsys.readouterr().err
