@@ -64,10 +64,9 @@ LOCAL = dict(
         )
     ),
 )
+THETA_C, THETA_I = (0.0, 2e-4, 1e-2), (0.0, 0.1)
 FILTERS = {
-    f'c={c:g}_i={i:g}': _filtered(c, i)
-    for i in (0.0, 0.1)
-    for c in (0.0, 2e-4, 1e-2)
+    f'c={c:g}_i={i:g}': _filtered(c, i) for i in THETA_I for c in THETA_C
 }
 YOLOX = 'yolox-nano'
 YOLOX_METHODS = (
