@@ -90,8 +90,7 @@ def _digest(*paths: Path) -> str:
     return hashlib.sha256(whole).hexdigest()
 
 
-def main() -> int:
-    """Command line of the tool; exit code 1 if a test failed."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -106,6 +105,12 @@ def main() -> int:
     parser.add_argument(
         '--work-dir', type=Path, default=ROOT / 'work_dirs' / 'accuracy'
     )
+    return parser
+
+
+def main() -> int:
+    """Command line of the tool; exit code 1 if a test failed."""
+    parser = _parser()
     args = parser.parse_args()
     data = args.data.resolve()
     work = (args.work_dir / args.suite).resolve()

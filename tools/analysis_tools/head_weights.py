@@ -136,10 +136,9 @@ def to_markdown(rows: list[dict]) -> str:
 def main() -> None:
     """Command line of the tool."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--only', nargs='*', choices=DETECTORS)
     parser.add_argument('--out', type=Path, default=ROOT / 'docs/results')
     args = parser.parse_args()
-    rows = [study(detector) for detector in args.only or DETECTORS]
+    rows = [study(detector) for detector in DETECTORS]
     path = args.out / 'head_weights.json'
     path.write_text(json.dumps(rows, indent=1))
     path.with_suffix('.md').write_text(to_markdown(rows))

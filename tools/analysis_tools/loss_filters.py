@@ -133,15 +133,10 @@ def to_markdown(rows: list[dict], images: int) -> str:
 def main() -> None:
     """Command line of the tool."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--only', nargs='*', choices=TWO)
     parser.add_argument('--images', type=int, default=32)
     parser.add_argument('--out', type=Path, default=ROOT / 'docs/results')
     args = parser.parse_args()
-    rows = [
-        row
-        for detector in args.only or TWO
-        for row in study(detector, args.images)
-    ]
+    rows = [row for detector in TWO for row in study(detector, args.images)]
     path = args.out / 'loss_filters.json'
     path.write_text(json.dumps(rows, indent=1))
     path.with_suffix('.md').write_text(to_markdown(rows, args.images))
