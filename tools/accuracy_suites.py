@@ -176,7 +176,11 @@ SUITES = {
         *_cells(DETECTORS[3:], ('attention_float', 'matmul_float'), BITS[2:3]),
     ],
     # a trained detector of depthwise convolutions on photographs
-    'yolox': _cells((YOLOX,), YOLOX_METHODS, ('w8a8', 'w6a6', *BITS[:1:-1])),
+    'yolox': [
+        *_cells((YOLOX,), YOLOX_METHODS, ('w8a8', 'w6a6', *BITS[:1:-1])),
+        # whether 4 bits hurt its weights or its activations
+        *_cells((YOLOX,), ('uniform', 'qdrop'), ('w8a4',)),
+    ],
 }
 BUDGETS = {
     # a CPU has 200 steps a unit where a GPU has 2000, looks at the
