@@ -160,6 +160,12 @@ SUITES = {
             BITS[3:],
         ),
     ],
+    # whether the heads of Mask R-CNN with Swin need logarithmic levels
+    'swin_heads': _cells(
+        DETECTORS[3:4],
+        ('uniform', 'reg_ptq', 'reg_ptq_uniform_heads'),
+        BITS[1::2],
+    ),
     # where 4 bits hurt: plain rounding with one part spared
     'parts': [
         *_cells(
