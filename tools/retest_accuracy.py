@@ -22,9 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mmdet
-from accuracy_suites import ROOT, SUITES, files_of
+from accuracy_suites import BUDGETS, ROOT, SUITES, files_of
 from accuracy_tables import to_markdown
-from benchmark_accuracy import choose, key_of
+from benchmark_accuracy import choose, key_of, name_of
 
 METRIC = 'coco/bbox_mAP'
 ARTEFACT = 'quantized.pth'
@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('suite', choices=[s for s in SUITES if s != 'yolox'])
     parser.add_argument('data', type=Path, help='a set of make_digits.py')
+    parser.add_argument('--budget', choices=BUDGETS, default='cpu')
     parser.add_argument('--only', nargs='*', help='only these detectors')
     parser.add_argument('--bits', nargs='*', help='only these widths')
     parser.add_argument('--methods', nargs='*', help='only these methods')
@@ -118,19 +119,21 @@ def main() -> int:
         parser.error(f'{data}/val.json does not exist; see --help')
     images = json.loads((data / 'settings.json').read_text())
     wanted = choose(parser, args)
-    table = args.out / f'{args.suite}.json'
+    name = name_of(args.suite, args.budget)
+    table = args.out / f'{name}.json'
     if not table.is_file():
         parser.error(
             f'{table} does not exist: run benchmark_accuracy.py first'
         )
     known = json.loads(table.read_text())
     cells = {key_of(c): c for c in known}
-    path = args.out / f'{args.suite}_{data.name}.json'
+    path = args.out / f'{name}_{data.name}.json'
     kept = json.loads(path.read_text()) if path.is_file() else []
     done = {key_of(c): c for c in kept}
     floats = {c['float_hash']: c['float'] for c in kept}
     hashes = {}
     lock, failed = threading.Lock(), []
+    flag = f' --budget {args.budget}' if args.budget != 'cpu' else ''
 
     def float_one(detector: str) -> None:
         checkpoint = files_of(detector)['checkpoint']
@@ -169,7 +172,7 @@ def main() -> int:
             path.write_text(json.dumps(found, indent=1))
             command = (
                 f'python tools/retest_accuracy.py {args.suite} '
-                f'data/{data.name}'
+                f'data/{data.name}{flag}'
             )
             path.with_suffix('.md').write_text(
                 to_markdown(args.suite, found, command)

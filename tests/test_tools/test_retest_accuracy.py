@@ -106,6 +106,18 @@ def test_a_cell_of_another_suite(tool):
     assert path in tool.ran
 
 
+def test_cells_of_another_budget(tool):
+    artefact(tool.work / 's3', 'code', QDROP, 0.25)
+    more = artefact(tool.work / 's3', 'code', REG, 0.375)
+    cells = json.loads(tool.path.with_name('s3.json').read_text())
+    cells[1]['quantized'] = 0.375
+    write(tool.path.with_name('s3_long.json'), cells[1:])
+    assert tool.run_main('--budget', 'long') == 0
+    assert tool.ran[1:] == [more] and not tool.path.exists()
+    table = tool.path.with_name('s3_long_other.md').read_text()
+    assert 'retest_accuracy.py s3 data/other --budget long`' in table
+
+
 def test_a_failed_test_is_told(tool, capsys):
     artefact(tool.work / 's3', 'code', QDROP, 0.25)
     tool.run_main()
