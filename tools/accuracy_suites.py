@@ -164,7 +164,7 @@ SUITES = {
     'swin_heads': _cells(
         DETECTORS[3:4],
         ('uniform', 'reg_ptq', 'reg_ptq_uniform_heads'),
-        BITS[1::2],
+        BITS[3:],
     ),
     # where 4 bits hurt: plain rounding with one part spared
     'parts': [
