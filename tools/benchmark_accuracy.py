@@ -202,6 +202,11 @@ def name_of(suite: str, budget: str) -> str:
     return suite if budget == 'cpu' else f'{suite}_{budget}'
 
 
+def flag_of(budget: str) -> str:
+    """What a command ends with to ask for a budget."""
+    return '' if budget == 'cpu' else f' --budget {budget}'
+
+
 class Table:
     """The cells of a suite in its two files, written after each."""
 
@@ -292,12 +297,12 @@ def main() -> int:
     if args.cell and args.cell not in SUITES[args.suite]:
         parser.error(f'{args.suite} has no cell {args.cell}')
     budget = BUDGETS[args.budget]
-    budget_flag = f' --budget {args.budget}' if args.budget != 'cpu' else ''
     table = Table(
         args.suite,
         args.budget,
         Path(args.out),
-        f'python tools/benchmark_accuracy.py {args.suite}{budget_flag}',
+        f'python tools/benchmark_accuracy.py {args.suite}'
+        f'{flag_of(args.budget)}',
     )
     if args.no_run:
         if not table.cells:

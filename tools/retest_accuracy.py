@@ -24,7 +24,7 @@ from pathlib import Path
 import mmdet
 from accuracy_suites import BUDGETS, ROOT, SUITES, files_of
 from accuracy_tables import to_markdown
-from benchmark_accuracy import choose, key_of, name_of
+from benchmark_accuracy import choose, flag_of, key_of, name_of
 
 METRIC = 'coco/bbox_mAP'
 ARTEFACT = 'quantized.pth'
@@ -133,7 +133,6 @@ def main() -> int:
     floats = {c['float_hash']: c['float'] for c in kept}
     hashes = {}
     lock, failed = threading.Lock(), []
-    flag = f' --budget {args.budget}' if args.budget != 'cpu' else ''
 
     def float_one(detector: str) -> None:
         checkpoint = files_of(detector)['checkpoint']
@@ -172,7 +171,7 @@ def main() -> int:
             path.write_text(json.dumps(found, indent=1))
             command = (
                 f'python tools/retest_accuracy.py {args.suite} '
-                f'data/{data.name}{flag}'
+                f'data/{data.name}{flag_of(args.budget)}'
             )
             path.with_suffix('.md').write_text(
                 to_markdown(args.suite, found, command)
