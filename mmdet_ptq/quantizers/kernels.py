@@ -1,9 +1,10 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""Fast quantize-dequantize with the arithmetic of torch's fused kernels.
+"""Fast quantize-dequantize with the arithmetic of ONNX.
 
 All functions compute, in float32,
-``(clamp(round(x * (1 / s)) + z, qmin, qmax) - z) * s``, round half to even:
-what ``torch.fake_quantize_per_{tensor,channel}_affine`` compute, bit for bit.
+``(clamp(round(x / s) + z, qmin, qmax) - z) * s``, round half to even: what
+ONNX's QuantizeLinear and DequantizeLinear compute, bit for bit. Torch's fused
+kernels multiply by ``1 / s`` instead, which moves ties to the next code.
 """
 
 from collections.abc import Iterator
@@ -92,8 +93,6 @@ def fake_quantize(
         Tensor: float32, of x's shape and memory format. NaN stays NaN, so
         that it is found where it arose.
     """
-    if x.is_cuda:
-        return _fused(x, scale, zero_point, axis, qmin, qmax)
     if memory_order(x) is None:
         x = x.contiguous()
     out = torch.empty_like(x)
@@ -101,33 +100,17 @@ def fake_quantize(
     target, _ = _as_boxes(out, axis)
     shape = (1, -1, 1)
     s = scale.reshape(shape)
-    inverse = s.reciprocal()
     z = zero_point.reshape(shape).to(torch.float32)
-    for i, j, k in _blocks(*source.shape):
+    # a GPU gains nothing from blocks
+    every = slice(None)
+    blocks = _blocks(*source.shape) if x.is_cpu else [(every, every, every)]
+    for i, j, k in blocks:
         cj = j if axis is not None else slice(None)
         y = target[i, j, k]
-        torch.mul(source[i, j, k], inverse[:, cj], out=y)
+        torch.div(source[i, j, k], s[:, cj], out=y)
         y.round_().add_(z[:, cj]).clamp_(qmin, qmax)
         y.sub_(z[:, cj]).mul_(s[:, cj])
     return out
-
-
-def _fused(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    axis: int | None,
-    qmin: int,
-    qmax: int,
-) -> Tensor:
-    """One CUDA kernel instead of six."""
-    if axis is None:
-        return torch.fake_quantize_per_tensor_affine(
-            x, scale, zero_point, qmin, qmax
-        )
-    return torch.fake_quantize_per_channel_affine(
-        x, scale, zero_point, axis, qmin, qmax
-    )
 
 
 def ste_round(x: Tensor) -> Tensor:
@@ -168,7 +151,7 @@ class UniformFunction(torch.autograd.Function):
         if axis is not None:
             shape[axis] = -1
         z = zero_point.reshape(shape)
-        ratio = x * scale.reciprocal().reshape(shape)
+        ratio = x / scale.reshape(shape)
         steps = ratio.round()
         code = steps + z
         inside = (code >= qmin) & (code <= qmax)

@@ -141,8 +141,8 @@ class UniformQuantizer(BaseQuantizer):
         scale, zero = self.parameters_of(level)
         if x.numel() == 0:
             return torch.zeros_like(x, dtype=torch.int32)
-        inverse = self.granularity.expand(scale.detach().reciprocal(), x.shape)
-        codes = torch.round(x.detach().to(torch.float32) * inverse)
+        step = self.granularity.expand(scale.detach(), x.shape)
+        codes = torch.round(x.detach().to(torch.float32) / step)
         codes += self.granularity.expand(zero, x.shape)
         return codes.clamp_(self.qmin, self.qmax).to(torch.int32)
 
@@ -208,8 +208,8 @@ class UniformQuantizer(BaseQuantizer):
     def lower_codes(self, x: Tensor) -> Tensor:
         """See :meth:`BaseQuantizer.lower_codes`."""
         scale, zero = self.parameters_of()
-        inverse = self.granularity.expand(scale.detach().reciprocal(), x.shape)
-        codes = torch.floor(x.detach().to(torch.float32) * inverse)
+        step = self.granularity.expand(scale.detach(), x.shape)
+        codes = torch.floor(x.detach().to(torch.float32) / step)
         codes += self.granularity.expand(zero, x.shape)
         return codes.clamp_(self.qmin, self.qmax - 1).to(torch.int32)
 
@@ -275,7 +275,7 @@ class UniformQuantizer(BaseQuantizer):
     def grid_quantize(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """See :meth:`BaseQuantizer.grid_quantize`."""
         scale, zero = (t.unsqueeze(-1) for t in self.grid(low, high))
-        y = (x.unsqueeze(1) * scale.reciprocal()).round_()
+        y = (x.unsqueeze(1) / scale).round_()
         # one step less than moving by z, and faster than clamp by tensors
         torch.maximum(y, (self.qmin - zero).to(torch.float32), out=y)
         torch.minimum(y, (self.qmax - zero).to(torch.float32), out=y)
