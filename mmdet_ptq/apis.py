@@ -13,7 +13,7 @@ from .calibration import Session
 from .engine.checkpoint import read_checkpoint
 from .engine.quantize import run_quantization
 from .errors import CalibrationError, CheckpointError
-from .recipe import parse_quant_cfg
+from .quant_cfg import parse_quant_cfg
 
 
 class _Feed:

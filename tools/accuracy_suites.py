@@ -4,7 +4,7 @@
 import copy
 from pathlib import Path
 
-from mmdet_ptq.recipe import load_recipe
+from mmdet_ptq.quant_cfg import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 DETECTORS = ('retinanet', 'yolof', 'faster-rcnn', 'mask-rcnn_swin', 'detr')

@@ -34,7 +34,7 @@ from accuracy_suites import (
 from accuracy_tables import to_markdown
 
 import mmdet_ptq
-from mmdet_ptq.recipe import load_recipe
+from mmdet_ptq.quant_cfg import load_recipe
 
 
 def code_hash() -> str:

@@ -17,8 +17,8 @@ from benchmark_steps import chosen, chosen_only
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration import ActivationCache
+from mmdet_ptq.calibration.units import UnitView
 from mmdet_ptq.passes.reconstruct import Reconstruct, reconstruct
-from mmdet_ptq.passes.reconstruct.capture import UnitView
 from mmdet_ptq.structures import Unit
 from mmdet_ptq.testing import (
     noise_batches,

@@ -24,7 +24,7 @@ from benchmark_steps import (
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration import Session
-from mmdet_ptq.recipe import parse_quant_cfg
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 from mmdet_ptq.testing import (
     noise_batches,
     random_detector,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mmdet_ptq.calibration import Session
+from mmdet_ptq.calibration.samples import reset_levels
 from mmdet_ptq.layers import float_mode, quant_layers
 from mmdet_ptq.passes.reconstruct import Reconstruct, reconstruct
-from mmdet_ptq.passes.reconstruct.samples import reset_levels
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
 from mmdet_ptq.structures import Unit
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mmengine.registry import Registry
 
-from mmdet_ptq.recipe import load_recipe, recipe_names
-from mmdet_ptq.recipe.config import (
+from mmdet_ptq.quant_cfg import load_recipe, recipe_names
+from mmdet_ptq.quant_cfg.config import (
     _KEYS,
     _RULE_KEYS,
     RECIPE_DIR,

@@ -12,7 +12,7 @@ from mmengine.registry import RUNNERS
 
 import mmdet_ptq  # noqa: F401
 from mmdet_ptq.errors import PTQError, QuantConfigError
-from mmdet_ptq.recipe import parse_quant_cfg, recipe_names
+from mmdet_ptq.quant_cfg import parse_quant_cfg, recipe_names
 
 
 def parse_args() -> argparse.Namespace:

@@ -2,7 +2,6 @@
 """The saved quantized model: packed codes, tensors and a plain manifest."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,11 @@ from torch import Tensor, nn
 
 from ..calibration.store import write_atomic
 from ..errors import CheckpointError, PTQError
-from ..graph import restore_folds
-from ..layers import (
-    convert,
-    decompose,
-    named_tensors,
-    quant_layers,
-    restore_tensors,
-)
-from ..structures import LayerPlan, QuantPlan, QuantSpec
+from ..layers import convert, named_tensors, quant_layers, restore_tensors
+from ..plan import attach, plan_of, plan_to_dict
+from ..structures import QuantPlan
+from ..surgery import decompose, restore_folds
 from ..version import __version__
-from .attach import attach
 from .packing import pack, unpack
 
 KEY = 'mmdet_ptq'
@@ -154,35 +147,3 @@ def _decode_weight(layer: Any, packed: Tensor) -> None:
     codes = codes + getattr(quantizer, 'qmin', 0)
     weight = quantizer.decode(codes.to(layer.weight.device))
     layer.weight.data.copy_(weight)
-
-
-def plan_to_dict(plan: QuantPlan) -> dict:
-    """A plan as plain JSON types; :func:`plan_of` reads it back."""
-    return json.loads(
-        json.dumps(
-            dict(
-                layers={n: asdict(p) for n, p in plan.layers.items()},
-                groups=plan.groups,
-                uncovered=plan.uncovered,
-            )
-        )
-    )
-
-
-def plan_of(manifest: dict) -> QuantPlan:
-    """Reads the plan out of a manifest."""
-
-    def spec(found: dict | None) -> QuantSpec | None:
-        return QuantSpec(**found) if found else None
-
-    layers = {
-        name: LayerPlan(
-            name,
-            spec(p['weight']),
-            {port: spec(s) for port, s in p['acts'].items()},
-            p['why_float'],
-        )
-        for name, p in manifest['layers'].items()
-    }
-    groups = [[(n, p) for n, p in group] for group in manifest['groups']]
-    return QuantPlan(layers, groups, manifest['uncovered'])

@@ -12,7 +12,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import print_log
 
 from ..errors import CalibrationError
-from ..recipe import Calibration
+from ..quant_cfg import Calibration
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 

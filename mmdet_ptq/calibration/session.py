@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..layers import QuantLayer, quant_layers
-from ..recipe import QuantConfig
+from ..quant_cfg import QuantConfig
 from ..structures import LayerGraph, QuantPlan
 
 Progress = Callable[[str, str, int, int], None]

@@ -10,25 +10,21 @@ from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
 from torch import nn
 
-from ..artefact import (
-    attach,
-    plan_of,
-    plan_to_dict,
-)
 from ..calibration import ResumeStore, Session
 from ..errors import CalibrationError, PTQError
 from ..graph import survey
 from ..layers import (
     convert,
-    decompose,
     is_leaf,
     named_tensors,
     ports_of,
     quant_layers,
     restore_tensors,
 )
-from ..recipe import QuantConfig, check_globs, make_plan
+from ..plan import attach, check_globs, make_plan, plan_of, plan_to_dict
+from ..quant_cfg import QuantConfig
 from ..structures import LayerGraph
+from ..surgery import decompose
 
 
 def run_quantization(

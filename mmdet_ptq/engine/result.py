@@ -25,7 +25,7 @@ from rich.table import Table
 from ..calibration import Session
 from ..cost import cost_of, storage_mb
 from ..errors import PTQError
-from ..recipe import QuantConfig
+from ..quant_cfg import QuantConfig
 from ..version import __version__
 
 

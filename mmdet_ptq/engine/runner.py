@@ -33,7 +33,7 @@ from ..calibration import (
     share_of_rank,
 )
 from ..errors import CalibrationError, PTQError, QuantConfigError, unknown
-from ..recipe import QuantConfig, parse_quant_cfg
+from ..quant_cfg import QuantConfig, parse_quant_cfg
 from ..version import __version__
 from .checkpoint import load_float_weights, read_checkpoint, sha256
 from .hooks import CalibrationHook, ProgressHook

@@ -2,6 +2,5 @@
 """One real forward → :class:`~mmdet_ptq.structures.LayerGraph`."""
 
 from .assemble import survey
-from .fold import fold_batch_norms, restore_folds
 
-__all__ = ['fold_batch_norms', 'restore_folds', 'survey']
+__all__ = ['survey']

@@ -20,7 +20,7 @@ Tap = Callable[[str, int, Tensor], None]
 """``tap(port, level, tensor)`` sees the float input of each call."""
 
 SWITCHES = frozenset(
-    ('level', 'quantize_weight', 'quantize_act', 'keep_rate', 'generator')
+    ('level', 'quantize_weight', 'quantize_act', 'drop_prob', 'generator')
 )
 """Attributes that are set many times in a forward or a step."""
 
@@ -43,9 +43,9 @@ class QuantLayer(nn.Module):
             bias, shape (out_channels, ).
         weight_source (Callable, optional): Gives the quantized weight while
             it is being learned.
-        keep_rate (float): Share of the elements of the inputs that are
-            quantized, the others stay float (QDrop); 1 but in
-            reconstruction. Drawn from ``generator``.
+        drop_prob (float): Share of the elements of the inputs that are left
+            float (QDrop); 0 but in reconstruction. Drawn from
+            ``generator``.
         levels (int): Calls in one forward of the detector.
         level (int): Which of them comes next.
     """
@@ -61,7 +61,7 @@ class QuantLayer(nn.Module):
         self.register_buffer('rounded', None, persistent=False)
         self.register_buffer('bias_shift', None, persistent=False)
         self.weight_source: Callable[[], Tensor] | None = None
-        self.keep_rate = 1.0
+        self.drop_prob = 0.0
         self.generator: torch.Generator | None = None
         self.act_quantizers = nn.ModuleDict()
         self.quantize_weight = True
@@ -138,11 +138,11 @@ class QuantLayer(nn.Module):
         if not self.quantize_act or port not in self.act_quantizers:
             return x
         quantized = self.act_quantizers[port](x, level)
-        if self.keep_rate == 1:
+        if self.drop_prob == 0:
             return quantized
         # drawn on the CPU: the same numbers whatever the device
         drawn = torch.rand(x.shape, generator=self.generator).to(x.device)
-        return torch.where(drawn < self.keep_rate, quantized, x)
+        return torch.where(drawn < 1 - self.drop_prob, quantized, x)
 
     @torch.no_grad()
     def bake(self) -> None:

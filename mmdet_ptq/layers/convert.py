@@ -3,31 +3,8 @@
 
 from torch import nn
 
-from ..registry import DECOMPOSED, QUANT_LAYERS
-from .base import QuantLayer, quant_layers
-
-
-def decompose(model: nn.Module) -> dict[str, str]:
-    """Takes attention modules apart so that their layers can be quantized.
-
-    Args:
-        model (nn.Module): Changed in place; computes the same as before.
-
-    Returns:
-        dict[str, str]: Modules that cannot be taken apart, with the reason.
-    """
-    refused = {}
-    for name, module in list(model.named_modules()):
-        split_cls = DECOMPOSED.get(type(module))
-        if split_cls is None:
-            continue
-        why_not = getattr(split_cls, 'why_not', lambda _: '')(module)
-        if why_not:
-            refused[name] = why_not
-            continue
-        module.__class__ = split_cls
-        module.split()
-    return refused
+from ..registry import QUANT_LAYERS
+from .base import QuantLayer
 
 
 def convert(model: nn.Module) -> None:
@@ -47,6 +24,3 @@ def _reset_levels(model: nn.Module, _: tuple) -> None:
     for layer in model.modules():
         if isinstance(layer, QuantLayer):
             layer.reset_level()
-
-
-__all__ = ['convert', 'decompose', 'quant_layers']

@@ -2,6 +2,12 @@
 from .fold_bn import FoldBatchNorm
 from .init_ranges import InitRanges
 from .reconstruct import Reconstruct
-from .task_ranges import LAPQ, ChooseNorms
+from .task_ranges import LAPQ, ChooseExponents
 
-__all__ = ['LAPQ', 'ChooseNorms', 'FoldBatchNorm', 'InitRanges', 'Reconstruct']
+__all__ = [
+    'LAPQ',
+    'ChooseExponents',
+    'FoldBatchNorm',
+    'InitRanges',
+    'Reconstruct',
+]

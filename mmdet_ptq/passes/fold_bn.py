@@ -2,8 +2,8 @@
 """Batch norms into the layers that feed them."""
 
 from ..calibration import Session
-from ..graph import fold_batch_norms
 from ..registry import PASSES
+from ..surgery import fold_batch_norms
 
 
 @PASSES.register_module()

@@ -7,14 +7,13 @@ import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from torch import Tensor
 
-from ..calibration import Session
+from ..calibration import ChannelMeans, Session
 from ..errors import NumericError
 from ..layers import QuantLayer, float_mode
 from ..observers import BaseObserver, LpObserver, search_weight_range
 from ..quantizers import BaseQuantizer
 from ..registry import OBSERVERS, PASSES, build_from
 from ..structures import LayerGraph, Port
-from .bias import ChannelMeans
 
 
 @PASSES.register_module()

@@ -10,14 +10,18 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from scipy.optimize import minimize
 
-from ..calibration import ActivationCache, Session
+from ..calibration import (
+    ActivationCache,
+    Images,
+    Session,
+    frozen,
+    set_quantized,
+)
 from ..detectors import find_adapter
 from ..observers import BaseObserver, search_weight_range
 from ..quantizers import BaseQuantizer
 from ..registry import LOSSES, PASSES, build_from
 from .init_ranges import InitRanges
-from .reconstruct.capture import frozen
-from .reconstruct.samples import Images, set_quantized
 
 
 class TaskRanges(InitRanges):
@@ -97,7 +101,7 @@ class _Task:
         return float(total) / len(self.images.everyone)
 
 
-def _set_norm(
+def _set_exponent(
     session: Session,
     observers: list[BaseObserver],
     layers: Sequence[str],
@@ -132,7 +136,7 @@ def _set_norm(
 
 
 @PASSES.register_module()
-class ChooseNorms(TaskRanges):
+class ChooseExponents(TaskRanges):
     """The exponent of the Lp search, for each unit the best one (DetPTQ).
 
     Units are visited in execution order. For each exponent, weights and
@@ -141,7 +145,7 @@ class ChooseNorms(TaskRanges):
     least loss. No code is published: this is the form of the abstract.
 
     Args:
-        norms (Sequence[float]): Exponents to try.
+        exponents (Sequence[float]): Exponents to try.
         images (int): See :class:`TaskRanges`.
         loss (dict, optional): See :class:`TaskRanges`.
         kwargs (Any): Arguments of :class:`InitRanges`; its observers must
@@ -153,16 +157,18 @@ class ChooseNorms(TaskRanges):
 
     def __init__(
         self,
-        norms: Sequence[float] = (1.0, 1.5, 2.0, 2.4, 3.0, 3.5, 4.0),
+        exponents: Sequence[float] = (1.0, 1.5, 2.0, 2.4, 3.0, 3.5, 4.0),
         images: int = 8,
         loss: dict | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(images=images, loss=loss, **kwargs)
-        if not norms or not all(p > 0 for p in norms):
-            raise ValueError(f'norms must be numbers above 0, got {norms!r}')
+        if not exponents or not all(p > 0 for p in exponents):
+            raise ValueError(
+                f'exponents must be numbers above 0, got {exponents!r}'
+            )
         _need_lp(self)
-        self.norms = tuple(norms)
+        self.exponents = tuple(exponents)
 
     def choose(
         self, session: Session, observers: list[BaseObserver], task: _Task
@@ -173,16 +179,16 @@ class ChooseNorms(TaskRanges):
         units = session.graph.units
         layers = session.layers
         for k, unit in enumerate(units):
-            session.progress('choose norms', unit.name, k, len(units))
+            session.progress('choose exponents', unit.name, k, len(units))
             quantized |= set(unit.layers)
             losses = []
-            for p in self.norms:
-                _set_norm(session, observers, unit.layers, p, seen)
+            for p in self.exponents:
+                _set_exponent(session, observers, unit.layers, p, seen)
                 losses.append(task(quantized))
-            best = self.norms[int(np.argmin(losses))]
-            _set_norm(session, observers, unit.layers, best, seen)
+            best = self.exponents[int(np.argmin(losses))]
+            _set_exponent(session, observers, unit.layers, best, seen)
             session.records.append(
-                dict(unit=unit.name, norm=best, loss=min(losses))
+                dict(unit=unit.name, exponent=best, loss=min(losses))
             )
             seen |= {
                 id(q)
@@ -195,13 +201,13 @@ class ChooseNorms(TaskRanges):
 class LAPQ(TaskRanges):
     """Loss-aware ranges (Nahshan et al., 2021).
 
-    First one exponent for all ranges: losses at ``norms`` are fitted by a
+    First one exponent for all ranges: losses at ``exponents`` are fitted by a
     parabola, whose vertex is taken. Then Powell's method, over a factor for
     each range, weights and activations together. The best that was seen is
     kept.
 
     Args:
-        norms (Sequence[float]): Exponents, at least three. Defaults to ten
+        exponents (Sequence[float]): Exponents, at least three. Defaults to ten
             from 2 to 4.
         powell_iters (int): Rounds of Powell's method; 0 leaves it out.
             Defaults to 1.
@@ -217,7 +223,7 @@ class LAPQ(TaskRanges):
 
     def __init__(
         self,
-        norms: Sequence[float] = tuple(np.linspace(2, 4, 10).tolist()),
+        exponents: Sequence[float] = tuple(np.linspace(2, 4, 10).tolist()),
         powell_iters: int = 1,
         width: float = 0.3,
         images: int = 8,
@@ -225,9 +231,10 @@ class LAPQ(TaskRanges):
         **kwargs: Any,
     ) -> None:
         super().__init__(images=images, loss=loss, **kwargs)
-        if len(norms) < 3 or not all(p > 0 for p in norms):
+        if len(exponents) < 3 or not all(p > 0 for p in exponents):
             raise ValueError(
-                f'norms must be three or more numbers above 0, got {norms!r}'
+                'exponents must be three or more numbers above 0, got '
+                f'{exponents!r}'
             )
         if type(powell_iters) is not int or powell_iters < 0:
             raise ValueError(
@@ -236,7 +243,7 @@ class LAPQ(TaskRanges):
         if not 0 < width < 1:
             raise ValueError(f'width must be between 0 and 1, got {width!r}')
         _need_lp(self)
-        self.norms = tuple(norms)
+        self.exponents = tuple(exponents)
         self.powell_iters = powell_iters
         self.width = width
 
@@ -246,21 +253,21 @@ class LAPQ(TaskRanges):
         """See :meth:`TaskRanges.choose`."""
         names = list(session.graph.layers)
         losses = []
-        for i, p in enumerate(self.norms):
-            session.progress('norms', f'{p:.2f}', i, len(self.norms))
-            _set_norm(session, observers, names, p)
+        for i, p in enumerate(self.exponents):
+            session.progress('exponents', f'{p:.2f}', i, len(self.exponents))
+            _set_exponent(session, observers, names, p)
             losses.append(task(set(names)))
-        tried = dict(zip(self.norms, losses, strict=True))
-        p = vertex(self.norms, losses)
-        _set_norm(session, observers, names, p)
+        tried = dict(zip(self.exponents, losses, strict=True))
+        p = vertex(self.exponents, losses)
+        _set_exponent(session, observers, names, p)
         tried[p] = task(set(names))
         best = min(tried, key=tried.__getitem__)
-        _set_norm(session, observers, names, best)
+        _set_exponent(session, observers, names, best)
         after = tried[best]
         if self.powell_iters:
             after = self._powell(session, task, set(names), after)
         session.records.append(
-            dict(unit='all', norm=best, loss=tried[best], after=after)
+            dict(unit='all', exponent=best, loss=tried[best], after=after)
         )
 
     def _powell(

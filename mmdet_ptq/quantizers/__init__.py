@@ -3,8 +3,7 @@
 
 from .base import BaseQuantizer
 from .granularity import Granularity
-from .llaq import LLAQuantizer
-from .llaq_export import ShiftForm, lut, shift_form
+from .llaq import LLAQuantizer, ShiftForm, lut, shift_form
 from .subset import SubsetQuantizer
 from .uniform import UniformQuantizer
 

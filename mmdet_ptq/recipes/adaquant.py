@@ -3,7 +3,8 @@
 
 Layers are visited one after the other, each on the inputs that the
 quantized layers before it give. The published default, float inputs of all
-layers at once, is `order='parallel', asymmetric=False` of `Reconstruct`.
+layers at once, is `order='parallel', input_distribution='float'` of
+`Reconstruct`.
 """
 
 rules = [

@@ -34,6 +34,6 @@ passes = [
         type='Reconstruct',
         learn=[dict(type='LearnedSteps')],
         losses=[dict(type='L2Loss', p=2.4)],
-        asymmetric=False,
+        input_distribution='float',
     ),
 ]

@@ -18,5 +18,5 @@ rules = [
 ]
 passes = [
     dict(type='FoldBatchNorm'),
-    dict(type='ChooseNorms', correct_bias=True),
+    dict(type='ChooseExponents', correct_bias=True),
 ]

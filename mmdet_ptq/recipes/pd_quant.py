@@ -32,7 +32,7 @@ passes = [
         type='Reconstruct',
         learn=[dict(type='AdaRound'), dict(type='LearnedSteps')],
         losses=[dict(type='L2Loss'), dict(type='PredictionDifference')],
-        keep_rate=0.5,
+        drop_prob=0.5,
         separate_global=True,
         distribution_correction=dict(iters=500, lr=1e-3, lambda_c=0.02),
     ),

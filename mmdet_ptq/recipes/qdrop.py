@@ -28,6 +28,6 @@ passes = [
         type='Reconstruct',
         learn=[dict(type='AdaRound'), dict(type='LearnedSteps')],
         losses=[dict(type='L2Loss')],
-        keep_rate=0.5,
+        drop_prob=0.5,
     ),
 ]

@@ -41,6 +41,6 @@ passes = [
             dict(type='FisherLoss', damping=0.8),
             dict(type='DetectionLoss'),
         ],
-        keep_rate=0.5,
+        drop_prob=0.5,
     ),
 ]

@@ -8,7 +8,7 @@ import torch
 
 from mmdet_ptq.calibration import ActivationCache
 from mmdet_ptq.errors import CalibrationError, QuantConfigError
-from mmdet_ptq.recipe.bits import parse_bytes
+from mmdet_ptq.quant_cfg.bits import parse_bytes
 
 
 def tree(seed=0):

@@ -7,7 +7,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
 from mmdet_ptq.calibration import from_config
-from mmdet_ptq.recipe import Calibration
+from mmdet_ptq.quant_cfg import Calibration
 
 BOX = (
     '<annotation><size><width>64</width><height>48</height></size>'

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.config import utils as config_utils
 
 from mmdet_ptq.engine.quantize import prepare
-from mmdet_ptq.recipe import load_recipe, parse_quant_cfg, recipe_names
+from mmdet_ptq.quant_cfg import load_recipe, parse_quant_cfg, recipe_names
 from mmdet_ptq.testing import noise_batches
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmdet_ptq.cost import count_macs, layer_macs
-from mmdet_ptq.layers import MatMul, SplitMultiheadAttention, convert
-from mmdet_ptq.layers.convert import decompose
+from mmdet_ptq.layers import MatMul, convert
+from mmdet_ptq.surgery import SplitMultiheadAttention, decompose
 
 #: layer, shapes of its inputs and output, products by hand
 LAYERS = [

@@ -7,9 +7,9 @@ from torch import nn
 
 from mmdet_ptq.apis import load_quantized, quantize_detector, save_quantized
 from mmdet_ptq.cost import storage_mb
-from mmdet_ptq.graph import restore_folds
 from mmdet_ptq.layers import convert
 from mmdet_ptq.quantizers import UniformQuantizer
+from mmdet_ptq.surgery import restore_folds
 from mmdet_ptq.testing.detectors import noise_batches, random_detector
 
 

@@ -23,7 +23,7 @@ from mmdet_ptq.detectors import (
     YOLOXAdapter,
     find_adapter,
 )
-from mmdet_ptq.passes.reconstruct.losses import DetectionLoss
+from mmdet_ptq.losses import DetectionLoss
 from mmdet_ptq.registry import ADAPTERS
 from mmdet_ptq.structures import DetectionOutputs
 from mmdet_ptq.testing import noise_batches, random_detector

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration import from_config
 from mmdet_ptq.engine.checkpoint import load_float_weights, read_checkpoint
-from mmdet_ptq.recipe import Calibration
+from mmdet_ptq.quant_cfg import Calibration
 from mmdet_ptq.testing import cosine, random_detector, raw_outputs
 
 ROOT = Path(__file__).parents[2]

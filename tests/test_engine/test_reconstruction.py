@@ -14,7 +14,7 @@ from mmdet.registry import MODELS
 from rich.console import Console
 
 from mmdet_ptq.engine.result import _print_units
-from mmdet_ptq.passes.reconstruct import L2Loss
+from mmdet_ptq.losses import L2Loss
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
 from mmdet_ptq.registry import LOSSES
 

@@ -17,6 +17,7 @@ from reconstruct_model import (
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
+from mmdet_ptq.calibration.samples import size_of
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.layers import float_mode
 from mmdet_ptq.passes.reconstruct import correction as module
@@ -25,15 +26,14 @@ from mmdet_ptq.passes.reconstruct.correction import (
     NormStatistics,
     norms_of,
 )
-from mmdet_ptq.passes.reconstruct.samples import size_of
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
-from mmdet_ptq.recipe import parse_quant_cfg
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
 LEARN = [dict(type='AdaRound'), dict(type='LearnedSteps')]
 CORRECTION = dict(iters=20, lr=1e-2, lambda_c=0.5)
 ARGS = dict(
-    learn=LEARN, keep_rate=0.5, iters=4, distribution_correction=CORRECTION
+    learn=LEARN, drop_prob=0.5, iters=4, distribution_correction=CORRECTION
 )
 BLOCK, HEAD = 'backbone.3', 'tower.0'
 
@@ -331,7 +331,7 @@ def test_same_seed_same_result():
 
 def test_orders_correct_the_same():
     """Also where the float inputs are the quantized ones' entries."""
-    args = dict(ARGS, asymmetric=False)
+    args = dict(ARGS, input_distribution='float')
     one, first = reconstruct(**args)
     two, second = reconstruct(order='parallel', **args)
     assert equal(one, two)
@@ -443,7 +443,7 @@ def test_the_rate_falls_where_nothing_is_won(monkeypatch):
 @pytest.mark.parametrize(
     ('args', 'match'),
     [
-        (dict(keep_rate=1.0), 'keep_rate below 1'),
+        (dict(drop_prob=0.0), 'drop_prob above 0'),
         (dict(distribution_correction=True), 'a dict, got True'),
         (dict(distribution_correction=dict(iter=5)), "mean 'iters'"),
         (dict(distribution_correction=dict(iters=0)), 'iters must'),

@@ -9,10 +9,10 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from mmdet_ptq.apis import quantize_detector
+from mmdet_ptq.calibration.moments import ChannelMeans
 from mmdet_ptq.errors import NumericError
 from mmdet_ptq.observers import search_weight_range
 from mmdet_ptq.passes import init_ranges
-from mmdet_ptq.passes.bias import ChannelMeans
 from mmdet_ptq.passes.init_ranges import _readers
 
 
@@ -198,7 +198,7 @@ def test_bias_correction_takes_the_mean_error_away():
 
 
 def test_mean_output_is_what_a_constant_image_gives():
-    from mmdet_ptq.passes.bias import mean_output
+    from mmdet_ptq.calibration.moments import mean_output
 
     torch.manual_seed(0)
     mean = torch.randn(8).double()

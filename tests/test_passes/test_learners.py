@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from mmdet_ptq.layers import convert
+from mmdet_ptq.losses import FisherLoss, L2Loss
 from mmdet_ptq.passes.reconstruct import (
     AdaRound,
-    FisherLoss,
-    L2Loss,
     LearnedCodebook,
     LearnedSteps,
     LearnedWeights,

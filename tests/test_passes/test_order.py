@@ -13,10 +13,10 @@ from reconstruct_model import (
     stopped_and_resumed,
 )
 
+from mmdet_ptq.calibration.samples import collect, size_of
 from mmdet_ptq.errors import NumericError, QuantConfigError
 from mmdet_ptq.layers import float_mode
 from mmdet_ptq.passes.reconstruct import reconstruct as module
-from mmdet_ptq.passes.reconstruct.samples import collect, size_of
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
@@ -28,14 +28,14 @@ UNITS = ['backbone.0', 'backbone.2', 'backbone.3', 'neck.0', 'neck.1', 'tower']
 @pytest.mark.parametrize(
     'args',
     [
-        dict(learn=LEARN, keep_rate=0.5),
+        dict(learn=LEARN, drop_prob=0.5),
         dict(learn=[dict(type='LearnedWeights')], unit='layer'),
         dict(activations=False, batch_size=3),
     ],
     ids=str,
 )
 def test_parallel_is_sequential_to_the_bit(args, monkeypatch):
-    args = dict(args, iters=10, asymmetric=False)
+    args = dict(args, iters=10, input_distribution='float')
     (one, first), (two, second) = (
         reconstruct(order=order, **args) for order in ORDERS
     )
@@ -75,7 +75,7 @@ def test_number_of_forwards(monkeypatch, order):
     for iters in (0, 1):
         count[0] = 0
         args = dict(order=order, iters=iters, data=batches(5))
-        reconstruct(asymmetric=False, **args)
+        reconstruct(input_distribution='float', **args)
         found.append(count[0])
     forwards = found[1] - found[0]
     assert forwards == (5 if order == 'parallel' else 5 * len(UNITS))
@@ -83,8 +83,8 @@ def test_number_of_forwards(monkeypatch, order):
 
 @pytest.mark.parametrize('stop_at', range(2, 2 + len(UNITS)))
 def test_resume_after_any_unit(stop_at):
-    args = dict(learn=LEARN, keep_rate=0.5, iters=3)
-    args.update(order='parallel', asymmetric=False)
+    args = dict(learn=LEARN, drop_prob=0.5, iters=3)
+    args.update(order='parallel', input_distribution='float')
     whole, expected, _ = stopped_and_resumed(None, **args)
     model, session, _ = stopped_and_resumed(stop_at, **args)
     assert equal(model, whole)
@@ -110,7 +110,7 @@ def test_cache_holds_the_units_to_come(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, 'fit', fit)
         small = dict(calibration=dict(cache='200KiB'))
-        args = dict(order='parallel', asymmetric=False, iters=5)
+        args = dict(order='parallel', input_distribution='float', iters=5)
         reconstruct(**args, **small)
     freed = [a - b for a, b in pairwise(held)]
     assert len(held) == len(UNITS) and freed == sizes[:-1]
@@ -128,18 +128,23 @@ def test_float_overflow_names_the_unit(monkeypatch):
     monkeypatch.setattr('reconstruct_model.Net', Overflowing)
     init = [dict(type='FoldBatchNorm'), dict(type='InitRanges')]
     with pytest.raises(NumericError, match=r'tower.* image 0'):
-        reconstruct(iters=1, init=init, order='parallel', asymmetric=False)
+        reconstruct(
+            iters=1,
+            init=init,
+            order='parallel',
+            input_distribution='float',
+        )
 
 
 @pytest.mark.parametrize(
     ('args', 'match'),
     [
-        (dict(order='random', asymmetric=False), 'sequential'),
-        (dict(order='parallel'), 'asymmetric=False'),
+        (dict(order='random', input_distribution='float'), 'sequential'),
+        (dict(order='parallel'), "input_distribution='float'"),
         (
             dict(
                 order='parallel',
-                asymmetric=False,
+                input_distribution='float',
                 losses=[dict(type='L2Loss'), dict(type='DetectionLoss')],
             ),
             "units' outputs",
@@ -147,7 +152,7 @@ def test_float_overflow_names_the_unit(monkeypatch):
         (
             dict(
                 order='parallel',
-                asymmetric=False,
+                input_distribution='float',
                 losses=[dict(type='FisherLoss')],
             ),
             'no gradient',

@@ -19,7 +19,8 @@ from reconstruct_model import (
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.layers import QuantLayer
-from mmdet_ptq.passes.reconstruct import L2Loss, Reconstruct
+from mmdet_ptq.losses import L2Loss
+from mmdet_ptq.passes.reconstruct import Reconstruct
 from mmdet_ptq.passes.reconstruct.trainer import Trainer, draw
 from mmdet_ptq.quantizers import LLAQuantizer
 from mmdet_ptq.registry import LOSSES
@@ -44,15 +45,15 @@ def test_no_step_is_uniform_to_the_bit():
     'args',
     [
         dict(),
-        dict(learn=LEARN, keep_rate=0.5),
+        dict(learn=LEARN, drop_prob=0.5),
         dict(learn=LEARN, unit='layer'),
-        dict(asymmetric=False),
+        dict(input_distribution='float'),
         dict(losses=[dict(type='FisherLoss')]),
         dict(losses=[dict(type='L2Loss'), dict(type='DetectionLoss')]),
         dict(
             losses=[dict(type='L2Loss'), dict(type='DetectionLoss')],
             separate_global=True,
-            keep_rate=0.5,
+            drop_prob=0.5,
         ),
         dict(learn=[dict(type='LearnedWeights')]),
     ],
@@ -99,9 +100,9 @@ def test_rounding_stays_between_neighbours():
     assert moved > 20
 
 
-def test_keep_rate_one_is_no_dropping(monkeypatch):
-    a = reconstruct(learn=LEARN, keep_rate=1.0)[0]
-    assert not equal(a, reconstruct(learn=LEARN, keep_rate=0.5)[0])
+def test_drop_prob_zero_is_no_dropping(monkeypatch):
+    a = reconstruct(learn=LEARN, drop_prob=0.0)[0]
+    assert not equal(a, reconstruct(learn=LEARN, drop_prob=0.5)[0])
 
     def quantized(self, port, level, x):
         if self.tap is not None:
@@ -116,11 +117,11 @@ def test_keep_rate_one_is_no_dropping(monkeypatch):
     # a step that knows of no dropping
     monkeypatch.setattr(QuantLayer, '_input', quantized)
     monkeypatch.setattr(Trainer, '_inputs', inputs)
-    assert equal(a, reconstruct(learn=LEARN, keep_rate=1.0)[0])
+    assert equal(a, reconstruct(learn=LEARN, drop_prob=0.0)[0])
 
 
 def test_same_seed_same_result(monkeypatch):
-    args = dict(learn=LEARN, keep_rate=0.5)
+    args = dict(learn=LEARN, drop_prob=0.5)
     original = Trainer.fit
 
     def fit(self, *given):
@@ -177,7 +178,7 @@ def test_worse_is_put_back(monkeypatch, request, learn):
         return -value if value.requires_grad else value
 
     monkeypatch.setattr(L2Loss, '__call__', turned)
-    args = dict(learn=learn, keep_rate=0.5)
+    args = dict(learn=learn, drop_prob=0.5)
     model, session = reconstruct(**args)
     assert not any(r['kept'] for r in session.records)
     assert len(session.notes) == 6 and 'did not fall' in session.notes[0]
@@ -208,7 +209,7 @@ def test_nan_puts_the_unit_back_and_goes_on():
 
 @pytest.mark.parametrize('stop_at', [3, 5])
 def test_resume_is_the_uninterrupted_run(stop_at):
-    args = dict(learn=LEARN, keep_rate=0.5, iters=20)
+    args = dict(learn=LEARN, drop_prob=0.5, iters=20)
     whole, expected, _ = stopped_and_resumed(None, **args)
     model, session, store = stopped_and_resumed(stop_at, **args)
     done = stop_at - 1
@@ -219,7 +220,7 @@ def test_resume_is_the_uninterrupted_run(stop_at):
 
 
 def test_cache_bound_and_disk_give_the_same():
-    args = dict(learn=LEARN, keep_rate=0.5, iters=10)
+    args = dict(learn=LEARN, drop_prob=0.5, iters=10)
     in_memory = reconstruct(**args)[0]
     on_disk = reconstruct(calibration=dict(cache='60KiB'), **args)[0]
     assert equal(in_memory, on_disk)
@@ -245,7 +246,7 @@ def test_cache_has_to_hold_the_images_of_a_step():
         (dict(unit='stage'), 'block'),
         (dict(iters=-1), 'iters'),
         (dict(batch_size=0), 'batch_size'),
-        (dict(keep_rate=1.5), 'keep_rate'),
+        (dict(drop_prob=1.5), 'drop_prob'),
         (dict(holdout=1.0), 'holdout'),
         (dict(global_every=0), 'global_every'),
         (

@@ -42,22 +42,25 @@ def test_vertex():
     assert vertex(x, [-((v - 2.1) ** 2) for v in x]) == 4.0
 
 
-def test_choose_norms_is_greedy():
-    norms = (1.0, 2.0, 4.0)
-    _, session = quantize('ChooseNorms', norms=norms)
+def test_choose_exponents_is_greedy():
+    exponents = (1.0, 2.0, 4.0)
+    _, session = quantize('ChooseExponents', exponents=exponents)
     records = session.records
     assert [r['unit'] for r in records][:2] == ['backbone.0', 'backbone.2']
-    assert {r['norm'] for r in records} <= set(norms)
+    assert {r['exponent'] for r in records} <= set(exponents)
     # the loss of the last unit is that of the finished detector
     last = next(r for r in records if r['unit'] == 'tower')
     raw = records[-1]
     assert (
         raw['loss']
-        <= min(loss(quantize('ChooseNorms', norms=[p])[0]) for p in norms)
+        <= min(
+            loss(quantize('ChooseExponents', exponents=[p])[0])
+            for p in exponents
+        )
         * 1.05
     )
     assert last['loss'] > 0
-    one = quantize('ChooseNorms', norms=[2.0])[0]
+    one = quantize('ChooseExponents', exponents=[2.0])[0]
     plain = Net().eval()
     lp = dict(type='LpObserver', p=2.0)
     quantize_detector(
@@ -77,12 +80,15 @@ def test_choose_norms_is_greedy():
 
 
 def test_lapq_only_gets_better():
-    norms = (2.0, 3.0, 4.0)
-    singles = {p: loss(quantize('ChooseNorms', norms=[p])[0]) for p in norms}
-    first, session = quantize('LAPQ', norms=norms, powell_iters=0)
+    exponents = (2.0, 3.0, 4.0)
+    singles = {
+        p: loss(quantize('ChooseExponents', exponents=[p])[0])
+        for p in exponents
+    }
+    first, session = quantize('LAPQ', exponents=exponents, powell_iters=0)
     record = session.records[0]
     assert record['loss'] <= min(singles.values()) * 1.0001
-    model, session = quantize('LAPQ', norms=norms, powell_iters=1)
+    model, session = quantize('LAPQ', exponents=exponents, powell_iters=1)
     record = session.records[0]
     assert record['after'] < record['loss']
     assert loss(model) < loss(first)
@@ -92,16 +98,16 @@ def test_lapq_only_gets_better():
 @pytest.mark.parametrize(
     ('kind', 'args', 'match'),
     [
-        ('ChooseNorms', dict(norms=[]), 'norms'),
-        ('ChooseNorms', dict(norms=[0.0]), 'above 0'),
-        ('ChooseNorms', dict(images=0), 'images'),
-        ('ChooseNorms', dict(loss=dict(type='Detect')), 'DetectionLoss'),
+        ('ChooseExponents', dict(exponents=[]), 'exponents'),
+        ('ChooseExponents', dict(exponents=[0.0]), 'above 0'),
+        ('ChooseExponents', dict(images=0), 'images'),
+        ('ChooseExponents', dict(loss=dict(type='Detect')), 'DetectionLoss'),
         (
-            'ChooseNorms',
+            'ChooseExponents',
             dict(observer=dict(type='MinMaxObserver')),
             'LpObserver',
         ),
-        ('LAPQ', dict(norms=[2.0, 3.0]), 'three'),
+        ('LAPQ', dict(exponents=[2.0, 3.0]), 'three'),
         ('LAPQ', dict(powell_iters=-1), 'powell_iters'),
         ('LAPQ', dict(width=1.0), 'width'),
     ],

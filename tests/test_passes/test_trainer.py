@@ -20,11 +20,12 @@ from torch.nn import functional
 from torch.utils._pytree import tree_flatten
 
 from mmdet_ptq import registry
+from mmdet_ptq.calibration import samples
+from mmdet_ptq.calibration.samples import size_of
 from mmdet_ptq.errors import NumericError
 from mmdet_ptq.layers import convert, float_mode
-from mmdet_ptq.passes.reconstruct import AdaRound, LearnedSteps, samples
+from mmdet_ptq.passes.reconstruct import AdaRound, LearnedSteps
 from mmdet_ptq.passes.reconstruct import trainer as module
-from mmdet_ptq.passes.reconstruct.samples import size_of
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
@@ -93,15 +94,15 @@ def test_quantized_inputs_and_activations_are_mixed(inside):
         assert dropped < half[0] < plain
         # nothing of it stays behind
         for layer in trainer.view.layers.values():
-            assert layer.keep_rate == 1 and layer.generator is None
+            assert layer.drop_prob == 0 and layer.generator is None
 
-    inside(look, keep_rate=0.5)
+    inside(look, drop_prob=0.5)
 
 
-@pytest.mark.parametrize('asymmetric', [True, False])
+@pytest.mark.parametrize('inputs', ['quantized', 'float'])
 @pytest.mark.parametrize('activations', [True, False])
-def test_what_is_quantized(inside, asymmetric, activations):
-    """The units before if asymmetric, this one, and none after it."""
+def test_what_is_quantized(inside, inputs, activations):
+    """The units before if inputs are, this one, and none after it."""
     before, own = {'backbone.0'}, {f'{BLOCK}.conv1', f'{BLOCK}.conv2'}
 
     def look(trainer, *_):
@@ -110,7 +111,7 @@ def test_what_is_quantized(inside, asymmetric, activations):
         layers = trainer.session.layers
         weights = {n for n, m in layers.items() if m.quantize_weight}
         acts = {n for n, m in layers.items() if m.quantize_act}
-        expected = own | (before if asymmetric else set())
+        expected = own | (before if inputs == 'quantized' else set())
         assert weights == expected
         assert acts == (expected if activations else set())
         first = layers['backbone.0']
@@ -123,11 +124,11 @@ def test_what_is_quantized(inside, asymmetric, activations):
             if first.bias_shift is not None:
                 bias = bias + first.bias_shift
             quantized = functional.conv2d(x, weight, bias, padding=1).relu()
-        wanted = quantized if asymmetric else exact
+        wanted = quantized if inputs == 'quantized' else exact
         torch.testing.assert_close(args[0], wanted)
         assert not torch.allclose(quantized, exact)
 
-    inside(look, asymmetric=asymmetric, activations=activations)
+    inside(look, input_distribution=inputs, activations=activations)
 
 
 class Shared(Net):
@@ -291,7 +292,7 @@ def test_a_unit_leaves_its_cached_inputs(inside, monkeypatch):
             assert torch.equal(ours, theirs)
         return True
 
-    assert inside(look, keep_rate=0.5)
+    assert inside(look, drop_prob=0.5)
 
 
 def flat(outputs):
@@ -360,7 +361,7 @@ def test_global_loss_sees_the_mixture_or_not(inside, separate):
         expected = dropped[1] + (kept if separate else dropped)[0]
         assert found == pytest.approx(expected)
 
-    inside(look, losses=LOSSES, separate_global=separate, keep_rate=0.5)
+    inside(look, losses=LOSSES, separate_global=separate, drop_prob=0.5)
 
 
 @pytest.fixture
@@ -455,7 +456,7 @@ def test_cache_holds_one_unit(inside):
         expected = size_of([held, list(trainer.images._kept.values())])
         assert cache.in_memory + cache.on_disk == expected > 0
 
-    inside(look, only=None, losses=LOSSES, keep_rate=0.5)
+    inside(look, only=None, losses=LOSSES, drop_prob=0.5)
 
 
 def test_float_overflow_in_a_unit_is_told(monkeypatch):
@@ -555,7 +556,7 @@ def steps(monkeypatch):
 
 def test_steps_of_a_run(steps):
     learn = [dict(type='AdaRound', lr=0.1), dict(type='LearnedSteps', lr=0.2)]
-    args = dict(learn=learn, iters=4, data=batches(8), keep_rate=0.5)
+    args = dict(learn=learn, iters=4, data=batches(8), drop_prob=0.5)
     reconstruct(**args)
     # image 7 is held out
     drawn = [j for _, batch in steps['batches'] for j in batch]
@@ -654,7 +655,7 @@ def test_gradients_of_two_ranks_add_up(inside, monkeypatch):
         for a, b, mean in zip(first, second, both, strict=True):
             torch.testing.assert_close((a + b) / 2, mean, rtol=1e-4, atol=1e-7)
 
-    inside(look, keep_rate=0.5)
+    inside(look, drop_prob=0.5)
 
 
 def test_nan_on_the_held_out_images_is_put_back(monkeypatch):
@@ -677,7 +678,7 @@ def test_nothing_to_learn_is_said():
 
 
 def test_float_model_is_left_as_it_was():
-    model, session = reconstruct(iters=2, asymmetric=False)
+    model, session = reconstruct(iters=2, input_distribution='float')
     plain = Net().eval()
     for layer in session.layers.values():
         assert layer.quantize_weight and layer.quantize_act

@@ -12,8 +12,8 @@ from mmdet_ptq.quantizers import (
     lut,
     shift_form,
 )
-from mmdet_ptq.quantizers.llaq_codebook import Grid, half, rounded_k
-from mmdet_ptq.quantizers.llaq_fit import fit_rows, side_errors, side_means
+from mmdet_ptq.quantizers.llaq.codebook import Grid, half, rounded_k
+from mmdet_ptq.quantizers.llaq.fit import fit_rows, side_errors, side_means
 from mmdet_ptq.registry import QUANTIZERS, build_from
 
 ALL_BITS = range(2, 9)
@@ -278,7 +278,7 @@ def test_search_takes_the_best(monkeypatch):
         grid = Grid(bits, bits == 4)
         k, a = fit_rows(grid, rows, False)
         # in pieces it is the same
-        monkeypatch.setattr('mmdet_ptq.quantizers.llaq_fit.CHUNK', 1)
+        monkeypatch.setattr('mmdet_ptq.quantizers.llaq.fit.CHUNK', 1)
         again = fit_rows(grid, rows, False)
         monkeypatch.undo()
         assert torch.equal(again[0], k) and torch.equal(again[1], a)

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from promises import check_codes, check_output, check_state, tensors
 
-from mmdet_ptq.quantizers import SubsetQuantizer, subset_search
+from mmdet_ptq.quantizers import SubsetQuantizer
+from mmdet_ptq.quantizers.subset import search as subset_search
 from mmdet_ptq.registry import QUANTIZERS, build_from
 
 # in 32nds, as in the paper

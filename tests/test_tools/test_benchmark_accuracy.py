@@ -9,7 +9,7 @@ from unittest.mock import ANY
 
 import pytest
 
-from mmdet_ptq.recipe import parse_quant_cfg
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET = dict(iters=7, images=5, global_every=3, correction=4)

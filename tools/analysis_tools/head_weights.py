@@ -24,7 +24,7 @@ from toy_weights import kurtosis
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration.data import from_config
-from mmdet_ptq.recipe import parse_quant_cfg
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / 'tools'))

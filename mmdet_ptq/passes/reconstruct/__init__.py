@@ -7,19 +7,14 @@ from .learners import (
     Learner,
     SubsetMultipliers,
 )
-from .losses import DetectionLoss, FisherLoss, L2Loss, PredictionDifference
 from .reconstruct import Reconstruct
 
 __all__ = [
     'AdaRound',
-    'DetectionLoss',
-    'FisherLoss',
-    'L2Loss',
     'LearnedCodebook',
     'LearnedSteps',
     'LearnedWeights',
     'Learner',
-    'PredictionDifference',
     'Reconstruct',
     'SubsetMultipliers',
 ]

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ...calibration import ActivationCache, Session
+from ...calibration import ActivationCache, Sample, Session, UnitView
 from ...errors import unknown
 from ...layers import float_mode
-from .capture import UnitView
-from .losses.local import mean_over_positions
-from .samples import Sample
+from ...losses import mean_over_positions
 
 
 class NormStatistics:

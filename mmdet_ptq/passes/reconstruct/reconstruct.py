@@ -6,28 +6,31 @@ from typing import Any
 
 from mmengine.dist import all_gather_object, broadcast_object_list
 
-from ...calibration import ActivationCache, Session
-from ...detectors import find_adapter
-from ...layers import named_tensors, restore_tensors
-from ...registry import LEARNERS, LOSSES, PASSES, build_from
-from ...structures import Unit
-from .capture import UnitView, frozen
-from .correction import DistributionCorrection
-from .fisher import weigh
-from .replay import Prefix
-from .samples import (
+from ...calibration import (
+    ActivationCache,
     Images,
+    Replay,
     Sample,
+    Session,
+    UnitView,
     collect,
     collect_float,
+    frozen,
     own_quantizers,
     set_quantized,
     size_of,
 )
+from ...detectors import find_adapter
+from ...layers import named_tensors, restore_tensors
+from ...registry import LEARNERS, LOSSES, PASSES, build_from
+from ...structures import Unit
+from .correction import DistributionCorrection
+from .fisher import weigh
 from .trainer import Trainer
 
 UNITS = ('block', 'layer')
 ORDERS = ('sequential', 'parallel')
+INPUTS = ('quantized', 'float')
 
 
 @PASSES.register_module()
@@ -46,20 +49,21 @@ class Reconstruct:
             ``[dict(type='L2Loss')]``.
         unit (str): ``'block'``: residual and transformer blocks, single
             layers elsewhere; ``'layer'``: single layers.
-        asymmetric (bool): Whether a unit's inputs come from the quantized
-            layers before it; else from the float model.
+        input_distribution (str): ``'quantized'``: a unit's inputs come
+            from the quantized layers before it; ``'float'``: from the float
+            model.
         order (str): ``'sequential'``: what a unit sees is taken when its
             turn comes; ``'parallel'``: of all units in one float forward of
             each image (AdaQuant's default). That needs
-            ``asymmetric=False`` and losses on the units' outputs without
-            gradients; the result is the same to the bit. It takes fewer
-            forwards and room for all units, beyond ``calibration.cache``
-            on disk.
+            ``input_distribution='float'`` and losses on the units' outputs
+            without gradients; the result is the same to the bit. It takes
+            fewer forwards and room for all units, beyond
+            ``calibration.cache`` on disk.
         iters (int): Steps for each unit; 0 changes nothing.
         batch_size (int): Images in a step, on each rank.
-        keep_rate (float): QDrop's probability: share of the elements of a
-            unit's inputs, and of its activations, that are quantized in a
-            step. Defaults to 1.
+        drop_prob (float): QDrop's probability: share of the elements of a
+            unit's inputs, and of its activations, that are left float in a
+            step. Defaults to 0.
         separate_global (bool): Losses on the detector's outputs see the
             quantized input, not the mixture (PD-Quant). Defaults to False.
         global_every (int): Losses on the detector's outputs count for one
@@ -68,7 +72,7 @@ class Reconstruct:
         distribution_correction (dict, optional): Steps ``iters`` (500),
             rate ``lr`` (1e-3) and ``lambda_c`` (0.02) of PD-Quant's
             correction of the float inputs of units with batch norms;
-            ``dict()`` takes these. Needs ``keep_rate`` below 1; see
+            ``dict()`` takes these. Needs ``drop_prob`` above 0; see
             ``DistributionCorrection``. Defaults to None.
         activations (bool): Whether activations are quantized meanwhile.
         holdout (float): Share of the images that are held out, at least
@@ -86,11 +90,11 @@ class Reconstruct:
         learn: list[dict],
         losses: list[dict] | None = None,
         unit: str = 'block',
-        asymmetric: bool = True,
+        input_distribution: str = 'quantized',
         order: str = 'sequential',
         iters: int = 2000,
         batch_size: int = 2,
-        keep_rate: float = 1.0,
+        drop_prob: float = 0.0,
         separate_global: bool = False,
         global_every: int = 1,
         distribution_correction: dict | None = None,
@@ -102,13 +106,18 @@ class Reconstruct:
         _check(
             order in ORDERS, f'order must be one of {ORDERS}, got {order!r}'
         )
+        _check(
+            input_distribution in INPUTS,
+            f'input_distribution must be one of {INPUTS}, got '
+            f'{input_distribution!r}',
+        )
         _check(type(iters) is int and iters >= 0, f'iters: {iters!r} < 0')
         _check(
             type(batch_size) is int and batch_size >= 1,
             f'batch_size must be a whole number from 1, got {batch_size!r}',
         )
         _check(
-            0 <= keep_rate <= 1, f'keep_rate must be 0 to 1, got {keep_rate!r}'
+            0 <= drop_prob <= 1, f'drop_prob must be 0 to 1, got {drop_prob!r}'
         )
         _check(
             0 <= holdout < 1, f'holdout must be 0 to below 1, got {holdout!r}'
@@ -121,11 +130,11 @@ class Reconstruct:
         self.learn = list(learn)
         self.losses = list(losses or [dict(type='L2Loss')])
         self.unit = unit
-        self.asymmetric = asymmetric
+        self.quantized_inputs = input_distribution == 'quantized'
         self.order = order
         self.iters = iters
         self.batch_size = batch_size
-        self.keep_rate = keep_rate
+        self.drop_prob = drop_prob
         self.separate_global = separate_global
         self.global_every = global_every
         self.activations = activations
@@ -134,8 +143,8 @@ class Reconstruct:
         self.correction = None
         if distribution_correction is not None:
             _check(
-                keep_rate < 1,
-                'distribution_correction needs keep_rate below 1: only the '
+                drop_prob > 0,
+                'distribution_correction needs drop_prob above 0: only the '
                 'float part of the mixed inputs is corrected',
             )
             self.correction = DistributionCorrection.of(
@@ -168,9 +177,14 @@ class Reconstruct:
         )
         _check(
             self.order == 'sequential'
-            or (not self.asymmetric and scopes == {'local'} and not gradients),
-            "order='parallel' needs asymmetric=False, and losses on the "
-            "units' outputs that need no gradient, e.g. dict(type='L2Loss')",
+            or (
+                not self.quantized_inputs
+                and scopes == {'local'}
+                and not gradients
+            ),
+            "order='parallel' needs input_distribution='float', and losses on "
+            "the units' outputs that need no gradient, e.g. "
+            "dict(type='L2Loss')",
         )
 
     def run(self, session: Session) -> None:
@@ -218,7 +232,7 @@ class Reconstruct:
         if self.order == 'sequential':
             return {}
         views = [UnitView(session.model, session.graph, u) for u in units]
-        found = collect_float(images, views, self.keep_rate < 1)
+        found = collect_float(images, views, self.drop_prob > 0)
         return {v.name: one for v, one in zip(views, found, strict=True)}
 
     def _units(self, session: Session) -> list[Unit]:
@@ -273,7 +287,7 @@ class Reconstruct:
         start = time.perf_counter()
         unit, cache = units[k], images.cache
         before = {n for u in units[:k] for n in u.layers}
-        if not self.asymmetric:
+        if not self.quantized_inputs:
             before = set()
         upto = before | set(unit.layers)
         acts = upto if self.activations else set()
@@ -290,13 +304,13 @@ class Reconstruct:
             # an image may not call the unit, a rank may have no image
             for j in images.mine:
                 with prefix_only():
-                    prefix = Prefix(
+                    prefix = Replay(
                         session.model, view, lambda j=j: images.run(j)
                     )
                 if prefix.reached:
                     break
-        mixed = self.keep_rate < 1
-        if samples is None and (self.asymmetric or prefix is not None):
+        mixed = self.drop_prob > 0
+        if samples is None and (self.quantized_inputs or prefix is not None):
             samples = collect(images, view, prefix, mixed, prefix_only)
         elif samples is None:
             samples = collect_float(images, [view], mixed)[0]

@@ -11,11 +11,8 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
-from ...calibration import Session
-from .capture import UnitView, mix
+from ...calibration import Images, Replay, Sample, Session, UnitView, mix
 from .learners import Learner
-from .replay import Prefix
-from .samples import Images, Sample
 
 POINTS = 50
 """Steps of the loss curve that go into the result."""
@@ -32,7 +29,7 @@ class Trainer:
         images (Images): The calibration images.
         view (UnitView): The unit.
         samples (dict[int, Sample]): This rank's samples.
-        prefix (Prefix, optional): For losses on the detector's outputs.
+        prefix (Replay, optional): For losses on the detector's outputs.
         losses (list): All losses.
     """
 
@@ -43,7 +40,7 @@ class Trainer:
         images: Images,
         view: UnitView,
         samples: dict[int, Sample],
-        prefix: Prefix | None,
+        prefix: Replay | None,
         losses: list[Any],
     ) -> None:
         self.settings = settings
@@ -161,7 +158,7 @@ class Trainer:
                 )
                 loss = self.loss(
                     j,
-                    self.settings.keep_rate,
+                    self.settings.drop_prob,
                     generator,
                     0 if (it + slot) % every else every,
                 )
@@ -179,7 +176,7 @@ class Trainer:
     def loss(
         self,
         j: int,
-        rate: float = 1.0,
+        drop_prob: float = 0.0,
         generator: torch.Generator | None = None,
         factor: int = 1,
     ) -> Tensor:
@@ -187,7 +184,7 @@ class Trainer:
 
         Args:
             j (int): Number of the image.
-            rate (float): Share of the elements that are quantized.
+            drop_prob (float): Share of the elements that are left float.
             generator (torch.Generator, optional): Draws which.
             factor (int): Of the losses on the detector's outputs; at 0
                 nothing after the unit is run.
@@ -204,16 +201,16 @@ class Trainer:
         if whole:
             seen: list[Tensor] = []
             outputs = self.replayed(
-                j, rate if together else 1.0, generator, seen
+                j, drop_prob if together else 0.0, generator, seen
             )
             targets = self.images.targets(j)
             for one, target in zip(whole, targets, strict=False):
                 total = total + factor * one(outputs, target)
         if not together and self.local:
             seen = []
-            with self._dropping(rate, generator):
+            with self._dropping(drop_prob, generator):
                 for i, levels in enumerate(sample.levels):
-                    inputs = self._inputs(sample, i, rate, generator)
+                    inputs = self._inputs(sample, i, drop_prob, generator)
                     seen += self.view(levels, inputs)
         # an image may not call the unit
         for one in self.local if sample.levels else ():
@@ -223,7 +220,7 @@ class Trainer:
     def replayed(
         self,
         j: int,
-        rate: float = 1.0,
+        drop_prob: float = 0.0,
         generator: torch.Generator | None = None,
         seen: list[Tensor] | None = None,
     ) -> Any:
@@ -231,7 +228,7 @@ class Trainer:
 
         Args:
             j (int): Number of the image.
-            rate (float): Share of the elements that are quantized.
+            drop_prob (float): Share of the elements that are left float.
             generator (torch.Generator, optional): Draws which.
             seen (list[Tensor], optional): Takes the outputs of the unit.
 
@@ -246,12 +243,12 @@ class Trainer:
                 seen.extend(t.clone() for t in self.view.finish(output))
 
         def before(i: int, inputs: Any) -> Any:
-            if rate == 1:
+            if drop_prob == 0:
                 return inputs
-            return self._inputs(sample, i, rate, generator)
+            return self._inputs(sample, i, drop_prob, generator)
 
         with (
-            self._dropping(rate, generator),
+            self._dropping(drop_prob, generator),
             self.prefix.replaying(self.images.cache.fetch(sample.replay)),
             self.view.watching(after, before),
         ):
@@ -261,27 +258,27 @@ class Trainer:
         self,
         sample: Sample,
         i: int,
-        rate: float,
+        drop_prob: float,
         generator: torch.Generator | None,
     ) -> Any:
         fetch = self.images.cache.fetch
         inputs = fetch(sample.inputs[i])
-        if rate == 1:
+        if drop_prob == 0:
             return inputs
-        return mix(inputs, fetch(sample.exact[i]), rate, generator)
+        return mix(inputs, fetch(sample.exact[i]), drop_prob, generator)
 
     @contextmanager
     def _dropping(
-        self, rate: float, generator: torch.Generator | None
+        self, drop_prob: float, generator: torch.Generator | None
     ) -> Iterator[None]:
         layers = list(self.view.layers.values())
         for layer in layers:
-            layer.keep_rate, layer.generator = rate, generator
+            layer.drop_prob, layer.generator = drop_prob, generator
         try:
             yield
         finally:
             for layer in layers:
-                layer.keep_rate, layer.generator = 1.0, None
+                layer.drop_prob, layer.generator = 0.0, None
 
     def split(self) -> tuple[list[int], list[int]]:
         """Numbers of the images to learn from, and of the held-out ones."""

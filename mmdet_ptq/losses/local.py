@@ -1,0 +1,180 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Losses on the output of a unit."""
+
+import torch
+from torch import Tensor
+
+from ..registry import LOSSES
+
+FORMS = ('normalized', 'brecq', 'raw')
+
+
+def channel_sum(t: Tensor) -> tuple[Tensor, int]:
+    """Sum over everything, and the number of positions.
+
+    Args:
+        t (Tensor): Maps (N, C, H, W), or (..., C).
+
+    Returns:
+        tuple[Tensor, int]: Sum over channels and positions, and how many
+        positions there are.
+    """
+    channels = t.shape[1] if t.dim() == 4 else t.shape[-1]
+    return t.sum(), t.numel() // max(1, channels)
+
+
+def mean_over_positions(parts: list[Tensor]) -> Tensor:
+    """Mean over all positions of all tensors of the sum over channels.
+
+    A mean over positions does not blow up on large maps, and pyramid levels
+    count by their size.
+    """
+    sums, counts = zip(*(channel_sum(t) for t in parts), strict=True)
+    return torch.stack(sums).sum() / max(1, sum(counts))
+
+
+@LOSSES.register_module()
+class L2Loss:
+    """``mean over positions of sum_C |o_q - o|^p``.
+
+    The reconstruction loss of AdaRound, BRECQ (``mse``) and QDrop; BRECQ's
+    activations use ``p=2.4``.
+
+    Args:
+        p (float): Exponent, above 0. Defaults to 2.
+        weight (float): Factor of the loss. Defaults to 1.
+
+    Raises:
+        ValueError: If ``p`` is not above 0 or ``weight`` is negative.
+    """
+
+    scope = 'local'
+    needs_gradient = False
+
+    def __init__(self, p: float = 2.0, weight: float = 1.0) -> None:
+        if not p > 0:
+            raise ValueError(f'p must be above 0, got {p!r}')
+        if not weight >= 0:
+            raise ValueError(f'weight must not be negative, got {weight!r}')
+        self.p = p
+        self.weight = weight
+
+    def __call__(
+        self, outputs: list[Tensor], targets: list[Tensor], _: list[Tensor]
+    ) -> Tensor:
+        """The loss of one sample.
+
+        Args:
+            outputs (list[Tensor]): Of the quantized unit.
+            targets (list[Tensor]): Of the float unit.
+
+        Returns:
+            Tensor: A scalar.
+        """
+        parts = [
+            _power(a - b, self.p)
+            for a, b in zip(outputs, targets, strict=True)
+        ]
+        return self.weight * mean_over_positions(parts)
+
+
+@LOSSES.register_module()
+class FisherLoss:
+    """Squared error weighed by the diagonal of the empirical Fisher matrix.
+
+    ``mean over positions of sum_C w (o_q - o)^2`` (Reg-PTQ, equation 3;
+    BRECQ, equation 10), where g is the gradient of ``of`` at the unit's
+    output, taken once before the unit is optimised:
+
+    * ``'normalized'``: ``w = g^2 / mean(g^2)`` over the calibration set.
+      It has the scale of the plain squared error, so that it can be added
+      to a loss on the detector's outputs. ``w = 1`` where g is zero
+      everywhere (a head that the loss does not reach).
+    * ``'brecq'``: ``w = (|g| + 1)^2``, what BRECQ's code does; g is small,
+      so it is nearly the plain squared error.
+    * ``'raw'``: ``w = g^2``.
+
+    Args:
+        form (str): See above. Defaults to ``'normalized'``.
+        damping (float): ``w <- (1 - d) w + d``, from 0 to 1. Defaults
+            to 0.
+        of (dict, optional): The loss that is differentiated. Defaults to
+            ``dict(type='DetectionLoss')``.
+        weight (float): Factor of the loss. Defaults to 1.
+
+    Raises:
+        ValueError: If an argument is not among the allowed values.
+    """
+
+    scope = 'local'
+    needs_gradient = True
+
+    def __init__(
+        self,
+        form: str = 'normalized',
+        damping: float = 0.0,
+        of: dict | None = None,
+        weight: float = 1.0,
+    ) -> None:
+        if form not in FORMS:
+            raise ValueError(
+                f'form must be one of {", ".join(FORMS)}, got {form!r}'
+            )
+        if not 0 <= damping <= 1:
+            raise ValueError(f'damping must be 0 to 1, got {damping!r}')
+        if not weight >= 0:
+            raise ValueError(f'weight must not be negative, got {weight!r}')
+        self.form = form
+        self.damping = damping
+        self.of = of or dict(type='DetectionLoss')
+        self.weight = weight
+
+    def weigh(self, gradient: Tensor, mean_square: float) -> Tensor:
+        """Weights of the squared errors.
+
+        Args:
+            gradient (Tensor): g, of the shape of an output.
+            mean_square (float): Mean of ``g^2`` over the calibration set.
+
+        Returns:
+            Tensor: w, of the same shape.
+        """
+        if self.form == 'brecq':
+            found = (gradient.abs() + 1) ** 2
+        elif self.form == 'raw':
+            found = gradient**2
+        elif mean_square == 0 or not bool(gradient.any()):
+            found = torch.ones_like(gradient)
+        else:
+            # divided first: the square of a small gradient underflows
+            found = (gradient / mean_square**0.5) ** 2
+        return (1 - self.damping) * found + self.damping
+
+    def __call__(
+        self,
+        outputs: list[Tensor],
+        targets: list[Tensor],
+        weights: list[Tensor],
+    ) -> Tensor:
+        """The loss of one sample.
+
+        Args:
+            outputs (list[Tensor]): Of the quantized unit.
+            targets (list[Tensor]): Of the float unit.
+            weights (list[Tensor]): From :meth:`weigh`.
+
+        Returns:
+            Tensor: A scalar.
+        """
+        parts = [
+            w * (a - b) ** 2
+            for a, b, w in zip(outputs, targets, weights, strict=True)
+        ]
+        return self.weight * mean_over_positions(parts)
+
+
+def _power(difference: Tensor, p: float) -> Tensor:
+    if p == 2:
+        return difference**2
+    # the slope of |x|^p at 0 is 0 for p > 1, autograd of abs gives that
+    return difference.abs() ** p

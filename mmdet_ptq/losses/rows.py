@@ -1,0 +1,149 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""What the global losses share: choice of rows, divergences, raw L2."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..structures import DetectionOutputs
+
+Target = dict[str, Tensor]
+
+
+def is_mask(output: DetectionOutputs) -> bool:
+    """Whether columns are pixels of a mask, in place of classes."""
+    return 'mask_head' in output.name
+
+
+def at_least(name: str, value: object, low: float, high: float) -> None:
+    """Checks a number of a config.
+
+    Args:
+        name (str): Its argument name.
+        value (object): What was given.
+        low (float): Least allowed value.
+        high (float): Greatest allowed value; may be infinite.
+
+    Raises:
+        ValueError: Naming the allowed values.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high or value == float('inf'):
+        limits = f'from {low:g} to {high:g}'
+        if high == float('inf'):
+            limits = f'of at least {low:g}'
+        raise ValueError(f'{name} must be a number {limits}, got {value!r}')
+
+
+def check_count(name: str, value: object) -> None:
+    """Raises ValueError unless a value is None or a positive int."""
+    if value is not None and (type(value) is not int or value < 1):
+        raise ValueError(
+            f'{name} must be a positive int, or None for no limit, '
+            f'got {value!r}'
+        )
+
+
+def confidence(output: DetectionOutputs) -> tuple[Tensor, Tensor]:
+    """Probability and index of the likeliest foreground class.
+
+    Args:
+        output (DetectionOutputs): N rows.
+
+    Returns:
+        tuple[Tensor, Tensor]: Shapes (N, ). The index counts foreground
+        classes, as the K boxes of class-aware heads do.
+    """
+    if output.activation == 'sigmoid':
+        probability = output.logits.sigmoid()
+    else:
+        probability = output.logits.softmax(dim=1)
+    if output.background is not None:
+        device = probability.device
+        classes = torch.arange(probability.shape[1], device=device)
+        probability = probability[:, classes != output.background]
+    return probability.max(dim=1)
+
+
+def surest_rows(
+    scores: Tensor, levels: Tensor | None, limit: int | None
+) -> Tensor:
+    """Rows of highest confidence, at most so many of a level.
+
+    Args:
+        scores (Tensor): Shape (N, ).
+        levels (Tensor, optional): Level of each row, None for one level.
+        limit (int, optional): Rows kept of a level, None for all.
+
+    Returns:
+        Tensor: int64, ascending. Of equal scores the first rows are kept.
+    """
+    if limit is None:
+        return torch.arange(len(scores), device=scores.device)
+    order = scores.argsort(descending=True, stable=True)
+    if levels is None:
+        return order[:limit].sort()[0]
+    kept = [order[levels[order] == k][:limit] for k in levels.unique()]
+    return torch.cat([*kept, order[:0]]).sort()[0]
+
+
+def divergence(logits: Tensor, target: Tensor, activation: str) -> Tensor:
+    """Cross-entropy from the target's probabilities, less their entropy.
+
+    The entropy is constant: the gradient is the cross-entropy's, and the
+    value is the Kullback-Leibler divergence, which a perfect copy brings to
+    exactly zero because both terms are then computed alike.
+
+    Args:
+        logits (Tensor): Shape (M, C).
+        target (Tensor): Logits of the float model, (M, C).
+        activation (str): ``'softmax'``, or ``'sigmoid'`` for a sum over C
+            Bernoulli distributions.
+
+    Returns:
+        Tensor: Shape (M, ), in nats.
+    """
+    if activation == 'sigmoid':
+        probability = target.sigmoid()
+        loss = F.binary_cross_entropy_with_logits
+        cross = loss(logits, probability, reduction='none')
+        entropy = loss(target, probability, reduction='none')
+        return (cross - entropy).sum(dim=1)
+    logs = target.log_softmax(dim=1)
+    return (logs.exp() * (logs - logits.log_softmax(dim=1))).sum(dim=1)
+
+
+def raw_l2(outputs: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
+    """Mean squared difference over all elements of all raw tensors.
+
+    Args:
+        outputs (Sequence[Tensor]): Of :class:`RawAdapter`.
+        targets (Sequence[dict]): ``'raw'`` of the float model, each of the
+            shape of its output.
+
+    Returns:
+        Tensor: Scalar.
+
+    Raises:
+        ValueError: If shapes differ, as where a detector keeps another
+            number of boxes in each run.
+    """
+    shapes = [tuple(o.shape) for o in outputs]
+    wanted = [tuple(t['raw'].shape) for t in targets]
+    if shapes != wanted:
+        raise ValueError(
+            'raw outputs of the float and the quantized detector differ in '
+            f'shape and cannot be compared: {wanted} and {shapes}'
+        )
+    total = sum(
+        (o - t['raw'].to(o.device)).square().sum()
+        for o, t in zip(outputs, targets, strict=True)
+    )
+    return total / max(1, sum(o.numel() for o in outputs))
+
+
+def raw_targets(outputs: Sequence[Tensor]) -> list[Target]:
+    """Constants that :func:`raw_l2` compares with."""
+    return [dict(raw=o.detach().clone()) for o in outputs]

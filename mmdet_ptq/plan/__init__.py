@@ -1,0 +1,8 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Rules applied to a graph, and quantizers attached as they say."""
+
+from .attach import attach
+from .make import check_globs, make_plan
+from .manifest import plan_of, plan_to_dict
+
+__all__ = ['attach', 'check_globs', 'make_plan', 'plan_of', 'plan_to_dict']

@@ -1,0 +1,20 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The grammar of ``quant_cfg`` and its checks."""
+
+from .bits import Bits, parse_bits
+from .calibration import Calibration
+from .config import QuantConfig, parse_quant_cfg
+from .recipes import load_recipe, recipe_names
+from .rules import PORT_ROLES, patterns_of
+
+__all__ = [
+    'PORT_ROLES',
+    'Bits',
+    'Calibration',
+    'QuantConfig',
+    'load_recipe',
+    'parse_bits',
+    'parse_quant_cfg',
+    'patterns_of',
+    'recipe_names',
+]

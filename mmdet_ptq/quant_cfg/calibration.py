@@ -1,0 +1,55 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Which images calibrate, and in how much memory."""
+
+from dataclasses import dataclass
+
+from ..errors import QuantConfigError, unknown
+from .bits import parse_bytes
+
+
+@dataclass
+class Calibration:
+    """Which images calibrate.
+
+    Attributes:
+        num_samples (int): How many images. Defaults to 32.
+        source (str): ``'train'``, ``'test'`` or a folder of images.
+        seed (int): Seed of the choice of images, and of passes that draw.
+            Defaults to 0.
+        cache (str | int): How much memory activations may take, e.g.
+            ``'4GiB'``; the rest goes to the work dir. Defaults to 4 GiB.
+        cache_dtype (str): ``'float32'`` or ``'float16'``, which halves it.
+            Defaults to ``'float32'``.
+    """
+
+    num_samples: int = 32
+    source: str = 'train'
+    seed: int = 0
+    cache: str | int = '4GiB'
+    cache_dtype: str = 'float32'
+
+    @property
+    def cache_bytes(self) -> int:
+        """``cache`` as a number."""
+        return parse_bytes(self.cache, 'calibration.cache')
+
+    def __post_init__(self) -> None:
+        for name, low in (('num_samples', 1), ('seed', 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < low:
+                raise QuantConfigError(
+                    f'calibration.{name}: {value!r} is not a whole number '
+                    f'of at least {low}'
+                )
+        if not self.cache_bytes:
+            raise QuantConfigError('calibration.cache: must be above 0')
+        if self.cache_dtype not in ('float32', 'float16'):
+            raise QuantConfigError(
+                'calibration.cache_dtype: '
+                + unknown('dtype', self.cache_dtype, ['float32', 'float16'])
+            )
+        if not isinstance(self.source, str):
+            raise QuantConfigError(
+                f"calibration.source: {self.source!r} is not 'train', 'test' "
+                'or a folder of images'
+            )

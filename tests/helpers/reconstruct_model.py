@@ -1,0 +1,164 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""A detector of residual blocks, a pyramid of two levels and one head."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+
+from mmdet_ptq import quantize_detector
+from mmdet_ptq.engine.quantize import run_quantization
+from mmdet_ptq.layers import named_tensors
+from mmdet_ptq.quant_cfg import parse_quant_cfg
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.relu(self.conv2(self.relu(self.conv1(x))) + x)
+
+
+class Net(BaseModel):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Block(), Block()
+        )
+        self.neck = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(2))
+        self.tower = nn.Conv2d(8, 8, 3, padding=1)
+        self.out = nn.Conv2d(8, 4, 1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = self.backbone(torch.stack(list(inputs)).float())
+        fine, coarse = self.neck[0](x), self.neck[1](x[..., ::2, ::2])
+        up = nn.functional.interpolate(coarse, scale_factor=2)
+        return [self.out(self.tower(f).relu()) for f in (fine + up, coarse)]
+
+
+def batches(count=16):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        dict(
+            inputs=[torch.randn(3, 12, 12 + 4 * (i % 2), generator=generator)],
+            data_samples=[None],
+        )
+        for i in range(count)
+    ]
+
+
+RULES = [
+    dict(match='*', weight=dict(granularity='channel'), act={}),
+    dict(match='out', skip=True),
+]
+INIT = [
+    dict(type='FoldBatchNorm'),
+    dict(type='InitRanges', correct_bias=True),
+]
+
+
+def reconstruct(data=None, bits='w3a4', calibration=None, init=INIT, **args):
+    """Quantizes a new Net; gives model and session."""
+    args.setdefault('learn', [dict(type='AdaRound')])
+    args.setdefault('iters', 40)
+    model = Net().eval()
+    session = quantize_detector(
+        model,
+        data or batches(),
+        dict(
+            bits=bits,
+            rules=RULES,
+            passes=[*init, dict(type='Reconstruct', **args)],
+            calibration=calibration or {},
+        ),
+    )
+    return model, session
+
+
+def outputs(model, data):
+    with torch.no_grad():
+        return [t for batch in data for t in model(**batch)]
+
+
+def error(model, data):
+    exact = outputs(Net().eval(), data)
+    return sum(
+        float((a - b).square().sum())
+        for a, b in zip(exact, outputs(model, data), strict=True)
+    )
+
+
+def equal(a, b):
+    ours, theirs = named_tensors(a), named_tensors(b)
+    return list(ours) == list(theirs) and all(
+        torch.equal(ours[n], theirs[n]) for n in ours
+    )
+
+
+class Store:
+    """Keeps progress like the file on disk does."""
+
+    def __init__(self, stop_at=None):
+        self.saved = None
+        self.count = 0
+        self.stop_at = stop_at
+
+    def load(self):
+        return copy.deepcopy(self.saved)
+
+    def save(self, progress):
+        self.saved = copy.deepcopy(progress)
+        self.count += 1
+        if self.count == self.stop_at:
+            raise KeyboardInterrupt
+
+
+class Feed:
+    def __init__(self, model, data):
+        self.model, self.data, self.total = model, data, len(data)
+
+    def batch(self, i):
+        return dict(self.data[i])
+
+    def __call__(self, start, after):
+        for i in range(start, self.total):
+            self.model(**self.data[i])
+            after(i)
+
+
+def stopped_and_resumed(stop_at, **args):
+    """Stops at a write of the resume file, then goes on; None: at none.
+
+    The first write is that of the ranges, the others are units.
+    """
+    config = parse_quant_cfg(
+        dict(
+            bits='w3a4',
+            rules=RULES,
+            passes=[*INIT, dict(type='Reconstruct', **args)],
+        )
+    )
+
+    def run(resume):
+        model, data = Net().eval(), batches()
+        feed, rest = Feed(model, data), (lambda n: None)
+        session = run_quantization(
+            model, config, data[0], feed, rest, store=store, resume=resume
+        )
+        return model, session, store
+
+    store = Store(stop_at)
+    if stop_at is None:
+        return run(False)
+    with pytest.raises(KeyboardInterrupt):
+        run(False)
+    assert store.saved['state']['units'] == stop_at - 1
+    store.stop_at = None
+    return run(True)
