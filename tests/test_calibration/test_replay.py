@@ -332,11 +332,11 @@ def test_mixing_rates():
     generator = torch.Generator().manual_seed(0)
     a = ((ones,), dict(x=ones, i=index))
     b = ((zeros,), dict(x=zeros, i=index + 1))
-    assert mix(a, b, 1.0, generator) is a
-    (first,), rest = mix(a, b, 0.0, generator)
+    assert mix(a, b, 0.0, generator) is a
+    (first,), rest = mix(a, b, 1.0, generator)
     assert not first.any() and not rest['x'].any()
     assert rest['i'] is index
-    (first,), rest = mix(a, b, 0.3, generator)
+    (first,), rest = mix(a, b, 0.7, generator)
     assert abs(float(first.mean()) - 0.3) < 0.02
     assert not torch.equal(first, rest['x'])
 

@@ -79,7 +79,7 @@ def test_quantized_inputs_and_activations_are_mixed(inside):
             assert plain > 1.1 * dropped > 0
             assert float(trainer.loss(0)) == pytest.approx(plain)
             seeded = torch.Generator().manual_seed(0)
-            found = float(trainer.loss(0, 0.0, seeded))
+            found = float(trainer.loss(0, 1.0, seeded))
             assert found == pytest.approx(dropped)
             half = [
                 float(trainer.loss(0, 0.5, torch.Generator().manual_seed(i)))
@@ -357,7 +357,7 @@ def test_global_loss_sees_the_mixture_or_not(inside, separate):
             kept, dropped = by_hand(False), by_hand(True)
             assert kept[0] > 1.05 * dropped[0] and kept[1] > dropped[1]
             assert float(trainer.loss(0)) == pytest.approx(sum(kept))
-            found = float(trainer.loss(0, 0.0, seeded))
+            found = float(trainer.loss(0, 1.0, seeded))
         expected = dropped[1] + (kept if separate else dropped)[0]
         assert found == pytest.approx(expected)
 
@@ -533,12 +533,12 @@ def steps(monkeypatch):
     found = dict(batches=[], seeds=[], rates=[], factors=[])
     loss, step, adam = Trainer.loss, Trainer._step, torch.optim.Adam.step
 
-    def noted_loss(self, j, rate=1.0, generator=None, factor=1):
+    def noted_loss(self, j, drop_prob=0.0, generator=None, factor=1):
         if generator is not None:
             key = self.view.name, len(found['batches']), j
             found['seeds'].append((key, generator.initial_seed()))
             found['factors'].append(factor)
-        return loss(self, j, rate, generator, factor)
+        return loss(self, j, drop_prob, generator, factor)
 
     def noted_step(self, learners, batch, *args):
         found['batches'].append((self.view.name, batch))
