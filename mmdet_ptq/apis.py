@@ -1,49 +1,18 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The Python door: quantize a detector you hold, load one you saved."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from .artefact import is_artefact, load_artefact, save_artefact
-from .calibration import Session
+from .calibration import Batches, Session
 from .engine.checkpoint import read_checkpoint
 from .engine.quantize import run_quantization
 from .errors import CalibrationError, CheckpointError
 from .quant_cfg import parse_quant_cfg
-
-
-class _Feed:
-    """Batches a user holds, in the form that passes expect."""
-
-    def __init__(self, model: nn.Module, batches: list[dict]) -> None:
-        self.model = model
-        self.batches = batches
-        self.total = len(batches)
-
-    def batch(self, i: int) -> dict:
-        return {
-            k: list(v) if isinstance(v, list) else v
-            for k, v in self.batches[i].items()
-        }
-
-    @torch.no_grad()
-    def __call__(
-        self, start: int = 0, after: Callable[[int], None] = lambda _: None
-    ) -> None:
-        for i in range(start, self.total):
-            self.model.test_step(self.batches[i])
-            after(i)
-
-    @torch.no_grad()
-    def raw(self, count: int) -> None:
-        for batch in self.batches[:count]:
-            self.model(
-                **self.model.data_preprocessor(batch, False), mode='tensor'
-            )
 
 
 def quantize_detector(
@@ -77,8 +46,8 @@ def quantize_detector(
     batches = list(islice(dataloader, config.calibration.num_samples))
     if not batches:
         raise CalibrationError('the dataloader gave no batch')
-    feed = _Feed(model, batches)
-    return run_quantization(model, config, batches[0], feed, feed.raw)
+    feed = Batches(model, batches)
+    return run_quantization(model, config, batches[0], feed)
 
 
 def save_quantized(session: Session, path: str | Path) -> None:
@@ -96,8 +65,7 @@ def save_quantized(session: Session, path: str | Path) -> None:
         path,
         session.model,
         session.plan,
-        session.levels,
-        session.folds,
+        session.edits,
         session.config.to_dict(),
         dict(
             dataset_meta={

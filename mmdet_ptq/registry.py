@@ -28,6 +28,7 @@ LEARNERS = Registry(
     'learner', scope=_SCOPE, locations=['mmdet_ptq.passes.reconstruct']
 )
 LOSSES = Registry('loss', scope=_SCOPE, locations=['mmdet_ptq.losses'])
+EDITS = Registry('edit', scope=_SCOPE, locations=['mmdet_ptq.surgery'])
 #: Detector adapters, chosen by the class of the head and never by a name in
 #: a config. To teach the package a new head, register a subclass of
 #: ``mmdet_ptq.detectors.Adapter``; its docstring says what to write.

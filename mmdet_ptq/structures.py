@@ -197,6 +197,11 @@ class LayerGraph:
     outputs: tuple[int, ...]
     mode: str = 'tensor'
 
+    @property
+    def levels(self) -> dict[str, int]:
+        """Calls of each layer in one forward."""
+        return {name: len(node.calls) for name, node in self.layers.items()}
+
 
 @dataclass
 class DetectionOutputs:

@@ -12,12 +12,12 @@ from ..errors import CheckpointError, PTQError
 from ..layers import convert, named_tensors, quant_layers, restore_tensors
 from ..plan import attach, plan_of, plan_to_dict
 from ..structures import QuantPlan
-from ..surgery import decompose, restore_folds
+from ..surgery import Edit, FoldedNorm, decompose, edits_of
 from ..version import __version__
 from .packing import pack, unpack
 
 KEY = 'mmdet_ptq'
-FORMAT = 1
+FORMAT = 2
 
 
 def is_artefact(checkpoint: dict) -> bool:
@@ -29,8 +29,7 @@ def save_artefact(
     path: str | Path,
     model: nn.Module,
     plan: QuantPlan,
-    levels: dict[str, int],
-    folds: dict[str, str],
+    edits: list[Edit],
     settings: dict,
     meta: dict,
 ) -> None:
@@ -40,8 +39,7 @@ def save_artefact(
         path (str | Path): Where to.
         model (nn.Module): Quantized and baked.
         plan (QuantPlan): Its quantizers.
-        levels (dict[str, int]): Calls of each layer in one forward.
-        folds (dict[str, str]): Its folded batch norms.
+        edits (list[Edit]): Changes of the float model, in order.
         settings (dict): The spelled-out ``quant_cfg``.
         meta (dict): ``dataset_meta`` and the like, plain JSON types.
 
@@ -52,8 +50,8 @@ def save_artefact(
         format=FORMAT,
         version=__version__,
         quant_cfg=settings,
-        folds=folds,
-        levels=levels,
+        edits=[edit.to_dict() for edit in edits],
+        levels={n: m.levels for n, m in quant_layers(model).items()},
         **plan_to_dict(plan),
     )
     tensors = named_tensors(model)
@@ -91,10 +89,10 @@ def load_artefact(model: nn.Module, saved: dict) -> QuantPlan:
         CheckpointError: If the file is of another format or another model.
     """
     manifest = saved[KEY]
-    if manifest.get('format') != FORMAT:
+    if manifest.get('format') not in (1, FORMAT):
         raise CheckpointError(
             f'the quantized checkpoint has format {manifest.get("format")}, '
-            f'this version of mmdet_ptq reads {FORMAT}'
+            f'this version of mmdet_ptq reads 1 and {FORMAT}'
         )
     try:
         return _rebuild(model, saved, manifest)
@@ -114,9 +112,19 @@ def load_artefact(model: nn.Module, saved: dict) -> QuantPlan:
         ) from error
 
 
+def _edits(model: nn.Module, manifest: dict) -> list[Edit]:
+    """The edits to rebuild, in order."""
+    if manifest['format'] > 1:
+        return edits_of(manifest['edits'])
+    # whatever can be decomposed was, and nothing else but folds was done
+    decompose(model)
+    return [FoldedNorm(n, layer) for n, layer in manifest['folds'].items()]
+
+
 def _rebuild(model: nn.Module, saved: dict, manifest: dict) -> QuantPlan:
     plan = plan_of(manifest)
-    decompose(model)
+    for edit in _edits(model, manifest):
+        edit.rebuild(model)
     convert(model)
     layers = quant_layers(model)
     missing = [n for n in plan.layers if n not in layers]
@@ -126,7 +134,6 @@ def _rebuild(model: nn.Module, saved: dict, manifest: dict) -> QuantPlan:
             f'config, which does not have these {len(missing)} layers: '
             f'{", ".join(missing[:8])}. Use the config it was made with.'
         )
-    restore_folds(model, manifest['folds'])
     attach(model, plan, manifest['levels'])
     tensors = dict(saved['tensors'])
     for name in saved['codes']:

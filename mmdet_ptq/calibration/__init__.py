@@ -3,6 +3,7 @@
 
 from .cache import ActivationCache
 from .data import CalibrationImages, from_config, share_of_rank
+from .feed import Batches, Feed
 from .gradients import gradients
 from .moments import ChannelMeans
 from .replay import Replay
@@ -15,20 +16,25 @@ from .samples import (
     set_quantized,
     size_of,
 )
-from .session import Session
+from .session import Progress, Session, timed
+from .statistics import Statistics
 from .store import ResumeStore
 from .units import Call, UnitView, frozen, mix
 
 __all__ = [
     'ActivationCache',
+    'Batches',
     'CalibrationImages',
     'Call',
     'ChannelMeans',
+    'Feed',
     'Images',
+    'Progress',
     'Replay',
     'ResumeStore',
     'Sample',
     'Session',
+    'Statistics',
     'UnitView',
     'collect',
     'collect_float',
@@ -40,4 +46,5 @@ __all__ = [
     'set_quantized',
     'share_of_rank',
     'size_of',
+    'timed',
 ]

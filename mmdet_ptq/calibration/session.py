@@ -12,8 +12,15 @@ import torch
 from torch import nn
 
 from ..layers import QuantLayer, quant_layers
+from ..plan import replace
 from ..quant_cfg import QuantConfig
-from ..structures import LayerGraph, QuantPlan
+from ..quantizers import BaseQuantizer
+from ..records import Record
+from ..structures import LayerGraph, QuantPlan, QuantSpec
+from ..surgery import Edit
+from .cache import ActivationCache
+from .feed import Feed
+from .statistics import Statistics
 
 Progress = Callable[[str, str, int, int], None]
 """``progress(stage, item, done, total)``"""
@@ -28,40 +35,38 @@ class Session:
         graph (LayerGraph): The surveyed forward.
         plan (QuantPlan): The quantizer of every tensor.
         config (QuantConfig): The checked configuration.
-        feed (Callable): ``feed(start, after)`` runs this rank's
-            calibration images from index ``start`` through the model and
-            calls ``after(i)`` after each; ``feed.total`` is how many, and
-            ``feed.batch(i)`` gives one, None if it cannot be read.
-        extra_feed (Callable): ``extra_feed(n)`` runs the first ``n``
-            images in raw ``'tensor'`` mode, which also reaches layers that
-            a prediction skips when nothing is detected.
+        feed (Feed): This rank's calibration images.
         progress (Progress): Told what is being done.
-        state (dict): Progress inside the running pass, for resuming; the
-            pass owns its content.
-        save (Callable): Writes the resume file; slow, call it seldom.
-        seconds (dict[str, float]): Time spent in each stage.
-        notes (list[str]): Sentences for the report.
-        folds (dict[str, str]): Batch norms folded so far.
-        norms (dict[str, nn.Module]): These batch norms as they were.
-        records (list[dict]): What was done to each unit, plain JSON types.
         work_dir (Path): Where passes may put files for a while.
+        edits (list[Edit]): Changes of the float model so far, in order;
+            made by :meth:`edit`.
+        stats (Statistics): What ``Observe`` gathered.
+        wanted (frozenset[str]): Statistics that passes to come need.
+        records (list[Record]): What was done to units.
+        notes (list[str]): Sentences for the report.
+        seconds (dict[str, float]): Time spent in each stage.
+        state (dict): Progress inside the running pass, from a resume file;
+            the pass owns its content.
+        save (Callable): Writes the resume file; slow, call it seldom.
+        export (Callable): Gives ``state`` for the resume file.
     """
 
     model: nn.Module
     graph: LayerGraph
     plan: QuantPlan
     config: QuantConfig
-    feed: Any
-    extra_feed: Callable[[int], None]
+    feed: Feed
     progress: Progress = lambda *_: None
-    state: dict = field(default_factory=dict)
-    save: Callable[[], None] = lambda: None
-    seconds: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    folds: dict[str, str] = field(default_factory=dict)
-    norms: dict[str, nn.Module] = field(default_factory=dict)
-    records: list[dict] = field(default_factory=list)
     work_dir: Path = Path('.')
+    edits: list[Edit] = field(default_factory=list)
+    stats: Statistics = field(default_factory=Statistics)
+    wanted: frozenset[str] = frozenset()
+    records: list[Record] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    save: Callable[[], None] = lambda: None
+    export: Callable[[], dict] = dict
 
     @property
     def layers(self) -> dict[str, QuantLayer]:
@@ -69,21 +74,90 @@ class Session:
         return quant_layers(self.model)
 
     @property
-    def levels(self) -> dict[str, int]:
-        """Calls of each layer in one forward."""
-        return {n: len(g.calls) for n, g in self.graph.layers.items()}
-
-    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
 
+    def edit(self, edit: Edit) -> None:
+        """Changes the float model in a way that the artefact can redo.
+
+        Args:
+            edit (Edit): The change.
+
+        Raises:
+            PTQError: If it does not fit the model.
+        """
+        edit.apply(self.model)
+        self.edits.append(edit)
+
+    def replace(
+        self, layer: str, tensor: str, spec: QuantSpec | None
+    ) -> BaseQuantizer | None:
+        """Gives one tensor another quantizer; all others stay as they are.
+
+        Args:
+            layer (str): Name of the layer.
+            tensor (str): ``'weight'`` or the name of a port. A port that
+                shared its quantizer has one of its own afterwards.
+            spec (QuantSpec, optional): What it becomes, None for float.
+
+        Returns:
+            BaseQuantizer | None: The new quantizer, still without a range.
+
+        Raises:
+            QuantConfigError: If there is no such tensor, or no such
+                quantizer.
+        """
+        return replace(self.model, self.plan, layer, tensor, spec)
+
+    def rng(self, *key: int) -> torch.Generator:
+        """A generator on the CPU that depends on the seed and a key alone.
+
+        Args:
+            *key (int): What the numbers are for, e.g. unit, step, image.
+        """
+        seed = (self.config.calibration.seed, *key)
+        return torch.Generator().manual_seed(hash(seed) & 0x7FFFFFFF)
+
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Adds the time spent inside to ``seconds[name]``."""
-        start = time.perf_counter()
+    def cache(self) -> Iterator[ActivationCache]:
+        """Room for activations, as ``calibration.cache`` bounds it."""
+        config = self.config.calibration
+        cache = ActivationCache(
+            config.cache_bytes, self.work_dir, config.cache_dtype
+        )
+        try:
+            yield cache
+        finally:
+            cache.close()
+
+    @contextmanager
+    def resumable(self, export: Callable[[], dict]) -> Iterator[None]:
+        """Says what the resume file holds of the running pass.
+
+        Args:
+            export (Callable): Gives what will be ``state`` on a resume:
+                tensors and plain types.
+        """
+        self.export = export
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            self.export = dict
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to ``seconds[name]``."""
+        with timed(self.seconds, name):
+            yield
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Adds the time spent inside to ``seconds[name]``."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        spent = time.perf_counter() - start
+        seconds[name] = seconds.get(name, 0.0) + spent

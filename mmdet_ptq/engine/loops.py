@@ -8,11 +8,11 @@ import torch
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, Runner
 
-from ..calibration import CalibrationImages
+from ..calibration import CalibrationImages, Feed
 
 
 @LOOPS.register_module()
-class CalibLoop(BaseLoop):
+class CalibLoop(BaseLoop, Feed):
     """Predicts each calibration image, on the deployed path.
 
     Hooks may define ``before_calib``, ``before_calib_iter``,
@@ -50,7 +50,7 @@ class CalibLoop(BaseLoop):
         return self.dataloader.load(i)
 
     @torch.no_grad()
-    def run(
+    def predict(
         self, start: int = 0, after: Callable[[int], None] = lambda _: None
     ) -> None:
         """Runs the images from ``start`` on.
@@ -69,7 +69,9 @@ class CalibLoop(BaseLoop):
             runner.call_hook('after_calib_iter', batch_idx=i)
         runner.call_hook('after_calib')
 
-    __call__ = run
+    def run(self) -> None:
+        """Runs all images, as MMEngine calls a loop."""
+        self.predict()
 
     @torch.no_grad()
     def run_raw(self, count: int) -> None:

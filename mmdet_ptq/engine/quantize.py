@@ -3,37 +3,27 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object
-from mmengine.logging import print_log
 from torch import nn
 
-from ..calibration import ResumeStore, Session
-from ..errors import CalibrationError, PTQError
-from ..graph import survey
-from ..layers import (
-    convert,
-    is_leaf,
-    named_tensors,
-    ports_of,
-    quant_layers,
-    restore_tensors,
-)
-from ..plan import attach, check_globs, make_plan, plan_of, plan_to_dict
+from ..calibration import Feed, Progress, ResumeStore, Session, timed
+from ..errors import PTQError
+from ..layers import convert, quant_layers
+from ..passes import BasePass, checked
+from ..plan import attach, check_globs, make_plan
 from ..quant_cfg import QuantConfig
-from ..structures import LayerGraph
 from ..surgery import decompose
+from .progress import restore, saved_progress, snapshot
+from .survey import quantizable_names, survey_detector, uncovered_modules
 
 
 def run_quantization(
     model: nn.Module,
     config: QuantConfig,
     example: dict,
-    feed: Any,
-    extra_feed: Callable[[int], None],
-    progress: Callable[[str, str, int, int], None] = lambda *_: None,
+    feed: Feed,
+    progress: Progress = lambda *_: None,
     store: ResumeStore | None = None,
     resume: bool = False,
     on_session: Callable[[Session], None] = lambda _: None,
@@ -45,9 +35,8 @@ def run_quantization(
         model (nn.Module): The detector with its float weights, in eval.
         config (QuantConfig): From :func:`parse_quant_cfg`.
         example (dict): One batch, for the survey.
-        feed (Any): See :class:`Session`.
-        extra_feed (Callable): See :class:`Session`.
-        progress (Callable): Told stage, item, done and total.
+        feed (Feed): This rank's calibration images.
+        progress (Progress): Told stage, item, done and total.
         store (ResumeStore, optional): Where progress is kept.
         resume (bool): Whether to go on from what the store holds.
         on_session (Callable): Given the session before the first pass.
@@ -59,10 +48,10 @@ def run_quantization(
     Raises:
         PTQError: One of its subclasses, on whatever is wrong.
     """
-    session = prepare(model, config, example, feed, extra_feed, progress)
-    session.work_dir = Path(work_dir)
+    passes = checked(config.build_passes())
+    session = prepare(model, config, example, feed, progress, work_dir)
     on_session(session)
-    _run_passes(session, store, resume)
+    _run_passes(session, passes, store, resume)
     with session.stage('freeze'):
         for layer in quant_layers(model).values():
             layer.bake()
@@ -73,175 +62,90 @@ def prepare(
     model: nn.Module,
     config: QuantConfig,
     example: dict,
-    feed: Any = None,
-    extra_feed: Callable[[int], None] = lambda _: None,
-    progress: Callable[[str, str, int, int], None] = lambda *_: None,
+    feed: Feed,
+    progress: Progress = lambda *_: None,
+    work_dir: str | Path = '.',
 ) -> Session:
     """Everything before the first pass; finds what is wrong with a config.
+
+    Layers become their twins only once the plan stands.
 
     Args:
         model (nn.Module): Changed in place.
         config (QuantConfig): From :func:`parse_quant_cfg`.
         example (dict): One batch, for the survey.
-        feed (Any): See :class:`Session`.
-        extra_feed (Callable): See :class:`Session`.
-        progress (Callable): Told stage, item, done and total.
+        feed (Feed): This rank's calibration images; none is run here.
+        progress (Progress): Told stage, item, done and total.
+        work_dir (str | Path): Where passes may put files for a while.
 
     Returns:
-        Session: With graph and plan; quantizers are attached.
+        Session: Quantizers are attached and have no ranges yet.
 
     Raises:
         PTQError: One of its subclasses, on whatever is wrong.
     """
+    checked(config.build_passes())
     model.eval()
-    uncovered = decompose(model)
+    edits, refused = decompose(model)
     check_globs(config, quantizable_names(model))
-    convert(model)
-    session = Session(model, None, None, config, feed, extra_feed, progress)
-    with session.stage('survey'):
+    seconds: dict[str, float] = {}
+    with timed(seconds, 'survey'):
         progress('survey', 'one forward', 0, 1)
-        session.graph = survey_detector(model, example)
-    session.plan = make_plan(
-        config, session.graph, {**uncovered, **uncovered_modules(model)}
-    )
-    if not any(not p.why_float for p in session.plan.layers.values()):
+        graph = survey_detector(model, example)
+    uncovered = {**refused, **uncovered_modules(model)}
+    plan = make_plan(config, graph, uncovered)
+    if all(p.why_float for p in plan.layers.values()):
         raise PTQError('the rules quantize nothing: every layer is skipped')
-    attach(model, session.plan, session.levels)
-    return session
+    convert(model)
+    attach(model, plan, graph.levels)
+    return Session(
+        model,
+        graph,
+        plan,
+        config,
+        feed,
+        progress,
+        Path(work_dir),
+        list(edits),
+        seconds=seconds,
+    )
 
 
 def _run_passes(
-    session: Session, store: ResumeStore | None, resume: bool
+    session: Session,
+    passes: list[BasePass],
+    store: ResumeStore | None,
+    resume: bool,
 ) -> None:
-    passes = session.config.build_passes()
-    saved = _saved_progress(store, resume)
-    done = saved.get('done', 0)
-    finished = saved.get('finished')
+    saved = saved_progress(store, resume)
+    done, finished = saved.get('done', 0), saved.get('finished')
     # images that broke before the stop are not read again
-    skipped = getattr(session.feed, 'skipped', [])
+    skipped = session.feed.skipped
     skipped += [n for n in saved.get('skipped', []) if n not in skipped]
-    pending = finished is not None
-    for i, one in enumerate(passes):
-        if i < done and not one.structural:
-            continue
-        if i >= done and pending:
-            _restore(session, finished)
-            pending = False
+    if finished is not None:
+        restore(session, finished)
+    for i in range(done, len(passes)):
+        session.wanted = _needs(passes[i + 1 :])
         session.state = saved.get('state', {}) if i == done else {}
 
         def save(i: int = i, finished: dict | None = finished) -> None:
             if store is not None:
-                export = session.state.get('export', dict)
-                store.save(
-                    dict(
-                        done=i,
-                        state=export(),
-                        finished=finished,
-                        skipped=list(skipped),
-                    )
-                )
+                state = session.export()
+                found = dict(done=i, state=state, finished=finished)
+                store.save(dict(found, skipped=list(skipped)))
 
         session.save = save
         with torch.no_grad():
-            one.run(session)
+            passes[i].run(session)
         session.state = {}
-        if store is not None and not one.structural:
-            finished = dict(
-                # on a CPU these share memory with the model
-                tensors={
-                    n: t.clone()
-                    for n, t in named_tensors(session.model).items()
-                },
-                plan=plan_to_dict(session.plan),
-                notes=list(session.notes),
-                records=list(session.records),
-            )
+        if not session.wanted:
+            session.stats.clear()
+        if store is not None:
+            finished = snapshot(session)
             store.save(
                 dict(done=i + 1, finished=finished, skipped=list(skipped))
             )
-    if pending:
-        _restore(session, finished)
 
 
-def _restore(session: Session, finished: dict) -> None:
-    """Puts back what finished passes did; they may have replanned."""
-    session.plan = plan_of(finished['plan'])
-    session.notes[:] = finished['notes']
-    session.records[:] = finished['records']
-    attach(session.model, session.plan, session.levels)
-    restore_tensors(session.model, finished['tensors'])
-
-
-def _saved_progress(store: ResumeStore | None, resume: bool) -> dict:
-    if not resume or store is None:
-        return {}
-    saved = store.load()
-    at = all_gather_object(saved['done'] if saved else None)
-    if saved is None or len(set(at)) > 1:
-        print_log(
-            'nothing to resume of this checkpoint and configuration: '
-            'starting from the beginning',
-            'current',
-            30,
-        )
-        return {}
-    return saved
-
-
-def survey_detector(model: nn.Module, example: dict) -> LayerGraph:
-    """Surveys one raw forward; falls back to a prediction.
-
-    Raises:
-        CalibrationError: If the float model fails in both modes.
-    """
-    errors = []
-    for mode in ('tensor', 'predict'):
-        data = model.data_preprocessor(_shallow(example), False)
-        try:
-            with torch.no_grad():
-                graph = survey(
-                    model,
-                    lambda data=data, mode=mode: _forward(model, data, mode),
-                    is_leaf=is_leaf,
-                    ports=ports_of,
-                )
-            graph.mode = mode
-            return graph
-        except PTQError:
-            raise
-        except Exception as error:
-            # some detectors of MMDetection have no working raw mode
-            errors.append(f'{mode}: {type(error).__name__}: {error}')
-    raise CalibrationError(
-        'the float model fails on the first calibration image. '
-        + ' '.join(errors)
-    )
-
-
-def _forward(model: nn.Module, data: Any, mode: str) -> Any:
-    if isinstance(data, dict):
-        return model(**data, mode=mode)
-    return model(*data, mode=mode)
-
-
-def _shallow(example: dict) -> dict:
-    return {
-        k: list(v) if isinstance(v, list) else v for k, v in example.items()
-    }
-
-
-def quantizable_names(model: nn.Module) -> list[str]:
-    """Names of all modules that have a twin."""
-    return [n for n, m in model.named_modules() if is_leaf(m)]
-
-
-def uncovered_modules(model: nn.Module) -> dict[str, str]:
-    """Modules with a weight matrix of their own that have no twin."""
-    found = {}
-    for name, module in model.named_modules():
-        weight = getattr(module, 'weight', None)
-        if is_leaf(module) or not isinstance(weight, torch.Tensor):
-            continue
-        if weight.dim() >= 2 and not isinstance(module, nn.Embedding):
-            found[name] = f'no twin for {type(module).__name__}'
-    return found
+def _needs(passes: list[BasePass]) -> frozenset[str]:
+    return frozenset().union(*(one.needs for one in passes))

@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ..calibration import Session
 from ..cost import cost_of, storage_mb
 from ..errors import PTQError
 from ..quant_cfg import QuantConfig
+from ..records import RangeRecord, Record, UnitRecord
 from ..version import __version__
 
 
@@ -104,7 +106,8 @@ class Result:
             storage_mb=dict(float=round(full, 4), quantized=round(packed, 4)),
             cost=cost_of(session.model, session.graph, session.plan),
             notes=session.notes,
-            reconstruction=session.records,
+            reconstruction=_records(session, UnitRecord),
+            ranges=_records(session, RangeRecord),
         )
         self.seconds.update(session.seconds)
 
@@ -177,6 +180,10 @@ class Result:
         notes = _print_units(console, found['reconstruction'], found['notes'])
         for note in notes:
             console.print(f'note: {note}')
+
+
+def _records(session: Session, kind: type[Record]) -> list[dict]:
+    return [asdict(r) for r in session.records if isinstance(r, kind)]
 
 
 def _print_units(

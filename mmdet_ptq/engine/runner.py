@@ -5,7 +5,6 @@ import copy
 import hashlib
 import json
 import os
-import subprocess
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,16 @@ from torch import nn
 
 from ..artefact import is_artefact, load_artefact, save_artefact
 from ..calibration import (
-    CalibrationImages,
     ResumeStore,
     Session,
     from_config,
     share_of_rank,
 )
-from ..errors import CalibrationError, PTQError, QuantConfigError, unknown
+from ..errors import CalibrationError, QuantConfigError, unknown
 from ..quant_cfg import QuantConfig, parse_quant_cfg
 from ..version import __version__
 from .checkpoint import load_float_weights, read_checkpoint, sha256
+from .environment import check_writable, name_ranks
 from .hooks import CalibrationHook, ProgressHook
 from .loops import CalibLoop
 from .quantize import prepare, run_quantization
@@ -83,7 +82,7 @@ class PTQRunner(Runner):
         on_cpu = self._device().type == 'cpu'
         if self.distributed and on_cpu and not is_distributed():
             timeout = env_cfg.get('dist_cfg', {}).get('timeout', 1800)
-            _name_ranks(self._launcher)
+            name_ranks(self._launcher)
             torch.distributed.init_process_group(
                 'gloo', timeout=timedelta(seconds=timeout)
             )
@@ -180,15 +179,19 @@ class PTQRunner(Runner):
             fingerprint,
             self.options['resume'],
         )
+        rank, world = get_dist_info()
+        loop = CalibLoop(self, share_of_rank(images, rank, world), images)
+        # every rank surveys the same image
+        example = images.first()
         if self.options['float_eval'] and result.float_metrics is None:
             # a mistake in quant_cfg shall not cost a float test first
-            prepare(
-                copy.deepcopy(self.model), self.quant_config, images.first()
-            )
+            model = copy.deepcopy(self.model)
+            prepare(model, self.quant_config, example, loop)
             with result.stage('float evaluation'):
                 result.float_metrics = self.test_loop.run()
             result.write()
-        self._quantize(images, fingerprint, checkpoint)
+        self._quantize(example, loop, fingerprint)
+        self._save_artefact(checkpoint)
         result.add_session(self.session)
         result.write()
         with result.stage('quantized evaluation'):
@@ -202,15 +205,20 @@ class PTQRunner(Runner):
         return result.quantized_metrics
 
     def _quantize(
-        self, images: CalibrationImages, fingerprint: str, checkpoint: dict
+        self, example: dict, loop: CalibLoop, fingerprint: str
     ) -> None:
-        rank, world = get_dist_info()
-        store = self._store(fingerprint)
-        loop = CalibLoop(self, share_of_rank(images, rank, world), images)
-        # every rank surveys the same image
-        example = images.first()
         try:
-            self.session = self._run(example, loop, store)
+            self.session = run_quantization(
+                self.model,
+                self.quant_config,
+                example,
+                loop,
+                progress=self._progress,
+                on_session=self._keep_session,
+                store=self._store(fingerprint),
+                resume=self.options['resume'],
+                work_dir=self.work_dir,
+            )
         finally:
             self.call_hook('after_quantize')
         skipped = {
@@ -220,15 +228,15 @@ class PTQRunner(Runner):
             f'{name}: cannot be read, not used for calibration'
             for name in sorted(skipped)
         ]
+
+    def _save_artefact(self, checkpoint: dict) -> None:
         if is_main_process():
-            session = self.session
             path = Path(self.work_dir) / self.options['artefact']
             save_artefact(
                 path,
                 self.model,
-                session.plan,
-                session.levels,
-                session.folds,
+                self.session.plan,
+                self.session.edits,
                 self.quant_config.to_dict(),
                 dict(dataset_meta=_dataset_meta(checkpoint, self)),
             )
@@ -238,22 +246,6 @@ class PTQRunner(Runner):
     def _store(self, fingerprint: str) -> ResumeStore:
         name = f'ptq_resume_{self.rank}.pth'
         return ResumeStore(Path(self.work_dir) / name, fingerprint)
-
-    def _run(
-        self, example: dict, loop: CalibLoop, store: ResumeStore
-    ) -> Session:
-        return run_quantization(
-            self.model,
-            self.quant_config,
-            example,
-            loop,
-            loop.run_raw,
-            progress=self._progress,
-            on_session=self._keep_session,
-            store=store,
-            resume=self.options['resume'],
-            work_dir=self.work_dir,
-        )
 
     def _keep_session(self, session: Session) -> None:
         self.session = session
@@ -305,50 +297,6 @@ class PTQRunner(Runner):
 
 def _plain(block: Any) -> Any:
     return block.to_dict() if hasattr(block, 'to_dict') else block
-
-
-def _name_ranks(launcher: str) -> None:
-    """Gives torch.distributed the names that a launcher has for ranks."""
-    if launcher == 'slurm':
-        nodes = os.environ['SLURM_NODELIST']
-        names = dict(
-            RANK='SLURM_PROCID',
-            WORLD_SIZE='SLURM_NTASKS',
-            LOCAL_RANK='SLURM_LOCALID',
-        )
-        os.environ.setdefault(
-            'MASTER_ADDR',
-            subprocess.getoutput(f'scontrol show hostname {nodes} | head -n1'),
-        )
-    elif launcher == 'mpi':
-        names = dict(
-            RANK='OMPI_COMM_WORLD_RANK',
-            WORLD_SIZE='OMPI_COMM_WORLD_SIZE',
-            LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK',
-        )
-        os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
-    else:
-        return
-    os.environ.setdefault('MASTER_PORT', '29500')
-    os.environ.update({new: os.environ[old] for new, old in names.items()})
-
-
-def check_writable(work_dir: str) -> None:
-    """Refuses a work dir that cannot be written to.
-
-    Raises:
-        PTQError: With the reason the system gives.
-    """
-    probe = Path(work_dir) / '.ptq_probe'
-    try:
-        Path(work_dir).mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b'')
-        probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise PTQError(
-            f'work dir {work_dir} is not writable: '
-            f'{error.strerror}. Choose another with --work-dir.'
-        ) from error
 
 
 def _hook_class(hook: Hook | dict) -> type | None:

@@ -1,6 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Ranges of least p-norm quantization error."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -58,6 +60,17 @@ class LpObserver(HistogramObserver):
             )
         self.p, self.search, self.steps = p, search, steps
         super().__init__()
+
+    def with_exponent(self, p: float) -> 'LpObserver':
+        """This observer at another exponent; both share the data.
+
+        Raises:
+            ValueError: If ``p`` is not positive.
+        """
+        _check(p, self.steps)
+        other = copy.copy(self)
+        other.p = p
+        return other
 
     def _ranges(self, quantizer: BaseQuantizer) -> tuple[Tensor, Tensor]:
         low, high = torch.zeros_like(self.low), torch.zeros_like(self.high)

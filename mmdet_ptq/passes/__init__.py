@@ -1,13 +1,23 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Passes: in order, how the numbers of a quantization are found."""
+
+from .base import BasePass, checked
+from .choose_exponents import ChooseExponents
+from .correct_bias import CorrectBias
 from .fold_bn import FoldBatchNorm
-from .init_ranges import InitRanges
+from .lapq import LAPQ
+from .observe import Observe
 from .reconstruct import Reconstruct
-from .task_ranges import LAPQ, ChooseExponents
+from .set_ranges import SetRanges
 
 __all__ = [
     'LAPQ',
+    'BasePass',
     'ChooseExponents',
+    'CorrectBias',
     'FoldBatchNorm',
-    'InitRanges',
+    'Observe',
     'Reconstruct',
+    'SetRanges',
+    'checked',
 ]

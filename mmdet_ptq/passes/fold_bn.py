@@ -3,11 +3,12 @@
 
 from ..calibration import Session
 from ..registry import PASSES
-from ..surgery import fold_batch_norms
+from ..surgery import FoldedNorm
+from .base import BasePass
 
 
 @PASSES.register_module()
-class FoldBatchNorm:
+class FoldBatchNorm(BasePass):
     """Folds every batch norm that the graph shows to follow one layer.
 
     ``W' = W * gamma / sqrt(var + eps)`` for each output channel, and the
@@ -15,17 +16,10 @@ class FoldBatchNorm:
     several norms, stays.
     """
 
-    structural = True
-
     def run(self, session: Session) -> None:
-        """Changes the model in place and notes the folds and norms."""
-        folds = {
-            norm: layer
-            for norm, layer in session.graph.bn_folds.items()
-            if norm not in session.folds
-        }
-        session.norms.update(
-            {norm: session.model.get_submodule(norm) for norm in folds}
-        )
-        fold_batch_norms(session.model, folds)
-        session.folds.update(folds)
+        """See :meth:`BasePass.run`."""
+        made = [e for e in session.edits if isinstance(e, FoldedNorm)]
+        done = {edit.norm for edit in made}
+        for norm, layer in session.graph.bn_folds.items():
+            if norm not in done:
+                session.edit(FoldedNorm(norm, layer))

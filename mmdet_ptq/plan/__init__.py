@@ -4,5 +4,13 @@
 from .attach import attach
 from .make import check_globs, make_plan
 from .manifest import plan_of, plan_to_dict
+from .replace import replace
 
-__all__ = ['attach', 'check_globs', 'make_plan', 'plan_of', 'plan_to_dict']
+__all__ = [
+    'attach',
+    'check_globs',
+    'make_plan',
+    'plan_of',
+    'plan_to_dict',
+    'replace',
+]

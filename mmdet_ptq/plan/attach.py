@@ -30,20 +30,35 @@ def attach(model: nn.Module, plan: QuantPlan, levels: dict[str, int]) -> None:
         layer = layers[name]
         layer.levels = levels.get(name, 1)
         if layer_plan.weight is not None:
-            layer.weight_quantizer = _build(
+            layer.weight_quantizer = build_quantizer(
                 layer_plan.weight, layer, 'weight', name
             ).to(device)
     for group in plan.groups:
         name, port = group[0]
         spec = plan.layers[name].acts[port]
-        quantizer = _build(spec, layers[name], port, name).to(device)
+        quantizer = build_quantizer(spec, layers[name], port, name).to(device)
         for name, port in group:
             layers[name].act_quantizers[port] = quantizer
 
 
-def _build(
+def build_quantizer(
     spec: QuantSpec, layer: QuantLayer, tensor: str, name: str
 ) -> BaseQuantizer:
+    """Builds the quantizer of one tensor.
+
+    Args:
+        spec (QuantSpec): What the tensor becomes.
+        layer (QuantLayer): The layer.
+        tensor (str): ``'weight'`` or the name of a port.
+        name (str): Name of the layer, for messages.
+
+    Returns:
+        BaseQuantizer: Without a range, on the CPU.
+
+    Raises:
+        QuantConfigError: On an unknown quantizer, or arguments that do not
+            fit the layer.
+    """
     args = dict(spec.args)
     if tensor == 'weight':
         args.setdefault('axis', layer.weight_axis)

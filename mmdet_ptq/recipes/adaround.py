@@ -17,12 +17,9 @@ rules = [
 ]
 passes = [
     dict(type='FoldBatchNorm'),
-    dict(
-        type='InitRanges',
-        observer=dict(type='LpObserver', p=2.4),
-        weight_observer=dict(type='LpObserver', p=2.0),
-        correct_bias=True,
-    ),
+    dict(type='Observe', observer=dict(type='LpObserver', p=2.4)),
+    dict(type='SetRanges', weight_observer=dict(type='LpObserver', p=2.0)),
+    dict(type='CorrectBias'),
     dict(
         type='Reconstruct',
         unit='layer',

@@ -18,5 +18,8 @@ rules = [
 ]
 passes = [
     dict(type='FoldBatchNorm'),
-    dict(type='ChooseExponents', correct_bias=True),
+    dict(type='Observe'),
+    dict(type='SetRanges'),
+    dict(type='ChooseExponents'),
+    dict(type='CorrectBias'),
 ]

@@ -17,5 +17,8 @@ rules = [
 ]
 passes = [
     dict(type='FoldBatchNorm'),
-    dict(type='LAPQ', correct_bias=True),
+    dict(type='Observe'),
+    dict(type='SetRanges'),
+    dict(type='LAPQ'),
+    dict(type='CorrectBias'),
 ]

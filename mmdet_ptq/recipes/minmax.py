@@ -15,9 +15,6 @@ rules = [
 ]
 passes = [
     dict(type='FoldBatchNorm'),
-    dict(
-        type='InitRanges',
-        observer=dict(type='MinMaxObserver'),
-        weight_observer=dict(type='MinMaxObserver'),
-    ),
+    dict(type='Observe', observer=dict(type='MinMaxObserver')),
+    dict(type='SetRanges', weight_observer=dict(type='MinMaxObserver')),
 ]

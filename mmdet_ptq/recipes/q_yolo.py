@@ -18,8 +18,7 @@ rules = [
 passes = [
     dict(type='FoldBatchNorm'),
     dict(
-        type='InitRanges',
-        observer=dict(type='LpObserver', p=2.0, search='upper'),
-        weight_observer=dict(type='MinMaxObserver'),
+        type='Observe', observer=dict(type='LpObserver', p=2.0, search='upper')
     ),
+    dict(type='SetRanges', weight_observer=dict(type='MinMaxObserver')),
 ]

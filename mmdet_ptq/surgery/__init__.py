@@ -2,17 +2,23 @@
 """What changes a float model, and can be done again on load."""
 
 from .attention import SplitMultiheadAttention, SplitWindowMSA
-from .decompose import decompose
-from .fold import fold_batch_norms, out_channels, restore_folds
+from .decompose import Decomposable, decompose
+from .edits import AddedBias, Decomposed, Edit, FoldedNorm, edits_of
+from .fold import fold_batch_norm, out_channels
 from .standardized import PlainConvAWS2d, PlainConvWS2d
 
 __all__ = [
+    'AddedBias',
+    'Decomposable',
+    'Decomposed',
+    'Edit',
+    'FoldedNorm',
     'PlainConvAWS2d',
     'PlainConvWS2d',
     'SplitMultiheadAttention',
     'SplitWindowMSA',
     'decompose',
-    'fold_batch_norms',
+    'edits_of',
+    'fold_batch_norm',
     'out_channels',
-    'restore_folds',
 ]

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from ..layers import MatMul
 from ..registry import DECOMPOSED
+from .decompose import Decomposable
 
 
 @DECOMPOSED.implements(WindowMSA)
-class SplitWindowMSA(WindowMSA):
+class SplitWindowMSA(Decomposable, WindowMSA):
     """Swin's window attention with its two products as modules."""
 
     def split(self) -> None:
@@ -61,7 +62,7 @@ class SplitWindowMSA(WindowMSA):
 
 
 @DECOMPOSED.implements(nn.MultiheadAttention)
-class SplitMultiheadAttention(nn.MultiheadAttention):
+class SplitMultiheadAttention(Decomposable, nn.MultiheadAttention):
     """``nn.MultiheadAttention`` whose four projections are called.
 
     The packed ``in_proj_weight`` becomes three linears; state dict hooks

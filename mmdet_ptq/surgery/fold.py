@@ -31,23 +31,13 @@ def _scaled(weight: Tensor, scale: Tensor, layer: nn.Module) -> Tensor:
     return (grouped * factor).view_as(weight)
 
 
-def _pairs(
-    model: nn.Module, folds: dict[str, str]
-) -> list[tuple[nn.Module, nn.Module]]:
-    modules = dict(model.named_modules(remove_duplicate=False))
-    pairs = []
-    for norm, layer in folds.items():
-        for name in (norm, layer):
-            if name not in modules:
-                raise PTQError(
-                    f'cannot fold {norm!r} into {layer!r}: the '
-                    f'model has no module {name!r}'
-                )
-        pairs.append((modules[norm], modules[layer]))
-    return pairs
+def ensure_bias(layer: nn.Module, channels: int) -> None:
+    """Gives a layer a bias of zeros, if it has none.
 
-
-def _ensure_bias(layer: nn.Module, channels: int) -> None:
+    Args:
+        layer (nn.Module): A convolution or linear layer.
+        channels (int): Its output channels.
+    """
     if layer._parameters.get('bias') is None:
         layer.bias = nn.Parameter(
             layer.weight.new_zeros(channels),
@@ -55,21 +45,26 @@ def _ensure_bias(layer: nn.Module, channels: int) -> None:
         )
 
 
-def _remove(model: nn.Module, norms: list[nn.Module]) -> None:
+def remove_norm(model: nn.Module, norm: nn.Module) -> None:
+    """Puts an identity wherever a model has a norm.
+
+    Args:
+        model (nn.Module): The model.
+        norm (nn.Module): The norm; it may have several parents.
+    """
     # through `_modules`: a ConvModule or a Sequential knows its norm by a
-    # name made at run time, and a shared norm has several parents
-    gone = {id(norm) for norm in norms}
+    # name made at run time
     for parent in model.modules():
         for name, child in parent._modules.items():
-            if id(child) in gone:
+            if child is norm:
                 identity = nn.Identity()
                 identity.train(child.training)
                 parent._modules[name] = identity
 
 
 @torch.no_grad()
-def fold_batch_norms(model: nn.Module, folds: dict[str, str]) -> None:
-    """Folds batch norms into the layers before them, in place.
+def fold_batch_norm(model: nn.Module, norm: str, layer: str) -> None:
+    """Folds a batch norm into the layer before it, in place.
 
     With ``s = gamma / sqrt(var + eps)`` the layer becomes ``W' = W * s``
     and ``b' = beta + (b - mean) * s``, computed in float64; the norm
@@ -77,54 +72,38 @@ def fold_batch_norms(model: nn.Module, folds: dict[str, str]) -> None:
 
     Args:
         model (nn.Module): The model.
-        folds (dict[str, str]): Batch norm name to layer name, as found by
-            the survey.
+        norm (str): Name of the batch norm.
+        layer (str): Name of the layer, as found by the survey.
 
     Raises:
         PTQError: If the model lacks one of the modules, or the named norm
             is none or of another width; the model is then left unchanged.
     """
-    pairs = _pairs(model, folds)
-    for (norm, layer), (name, target) in zip(
-        pairs, folds.items(), strict=True
-    ):
-        if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in (norm, layer):
+        if name not in modules:
             raise PTQError(
-                f'{name!r} is not a batch norm with statistics '
-                f'but {type(norm).__name__}'
+                f'cannot fold {norm!r} into {layer!r}: the model has no '
+                f'module {name!r}'
             )
-        if out_channels(layer) != norm.num_features:
-            raise PTQError(
-                f'cannot fold {name!r} into {target!r}: {norm.num_features} '
-                f'against {out_channels(layer)} channels'
-            )
-    for norm, layer in pairs:
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
-        if norm.weight is not None:
-            scale = scale * norm.weight.double()
-        _ensure_bias(layer, norm.num_features)
-        shift = (layer.bias.double() - norm.running_mean.double()) * scale
-        if norm.bias is not None:
-            shift = shift + norm.bias.double()
-        layer.weight.copy_(_scaled(layer.weight.double(), scale, layer))
-        layer.bias.copy_(shift)
-    _remove(model, [norm for norm, _ in pairs])
-
-
-def restore_folds(model: nn.Module, folds: dict[str, str]) -> None:
-    """Gives a float model the structure that folding leaves behind.
-
-    Adds the biases and replaces the norms, but computes nothing: for
-    loading a state dict that was saved after :func:`fold_batch_norms`.
-
-    Args:
-        model (nn.Module): The model.
-        folds (dict[str, str]): Batch norm name to layer name.
-
-    Raises:
-        PTQError: If the model lacks one of the modules.
-    """
-    pairs = _pairs(model, folds)
-    for _, layer in pairs:
-        _ensure_bias(layer, out_channels(layer))
-    _remove(model, [norm for norm, _ in pairs])
+    bn, target = modules[norm], modules[layer]
+    if not isinstance(bn, _BatchNorm) or bn.running_mean is None:
+        raise PTQError(
+            f'{norm!r} is not a batch norm with statistics but '
+            f'{type(bn).__name__}'
+        )
+    if out_channels(target) != bn.num_features:
+        raise PTQError(
+            f'cannot fold {norm!r} into {layer!r}: {bn.num_features} '
+            f'against {out_channels(target)} channels'
+        )
+    scale = (bn.running_var.double() + bn.eps).rsqrt()
+    if bn.weight is not None:
+        scale = scale * bn.weight.double()
+    ensure_bias(target, bn.num_features)
+    shift = (target.bias.double() - bn.running_mean.double()) * scale
+    if bn.bias is not None:
+        shift = shift + bn.bias.double()
+    target.weight.copy_(_scaled(target.weight.double(), scale, target))
+    target.bias.copy_(shift)
+    remove_norm(model, bn)

@@ -11,10 +11,11 @@ from mmcv.cnn.bricks.conv_ws import ConvAWS2d, ConvWS2d
 from torch import nn
 
 from ..registry import DECOMPOSED
+from .decompose import Decomposable
 
 
 @DECOMPOSED.implements(ConvWS2d)
-class PlainConvWS2d(ConvWS2d):
+class PlainConvWS2d(Decomposable, ConvWS2d):
     """``ConvWS2d`` on its way to ``nn.Conv2d`` (Qiao et al., 2019)."""
 
     @torch.no_grad()
@@ -28,7 +29,7 @@ class PlainConvWS2d(ConvWS2d):
 
 
 @DECOMPOSED.implements(ConvAWS2d)
-class PlainConvAWS2d(ConvAWS2d):
+class PlainConvAWS2d(Decomposable, ConvAWS2d):
     """``ConvAWS2d`` on its way to ``nn.Conv2d`` (DetectoRS, 2020)."""
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from mmdet_ptq import quantize_detector
+from mmdet_ptq.calibration import Batches
 from mmdet_ptq.engine.quantize import run_quantization
 from mmdet_ptq.layers import named_tensors
 from mmdet_ptq.quant_cfg import parse_quant_cfg
@@ -60,7 +61,9 @@ RULES = [
 ]
 INIT = [
     dict(type='FoldBatchNorm'),
-    dict(type='InitRanges', correct_bias=True),
+    dict(type='Observe'),
+    dict(type='SetRanges'),
+    dict(type='CorrectBias'),
 ]
 
 
@@ -107,7 +110,7 @@ class Store:
 
     def __init__(self, stop_at=None):
         self.saved = None
-        self.count = 0
+        self.count = 1
         self.stop_at = stop_at
 
     def load(self):
@@ -115,22 +118,10 @@ class Store:
 
     def save(self, progress):
         self.saved = copy.deepcopy(progress)
-        self.count += 1
+        # those before the units count as one
+        self.count += 'units' in progress.get('state', {})
         if self.count == self.stop_at:
             raise KeyboardInterrupt
-
-
-class Feed:
-    def __init__(self, model, data):
-        self.model, self.data, self.total = model, data, len(data)
-
-    def batch(self, i):
-        return dict(self.data[i])
-
-    def __call__(self, start, after):
-        for i in range(start, self.total):
-            self.model(**self.data[i])
-            after(i)
 
 
 def stopped_and_resumed(stop_at, **args):
@@ -148,9 +139,13 @@ def stopped_and_resumed(stop_at, **args):
 
     def run(resume):
         model, data = Net().eval(), batches()
-        feed, rest = Feed(model, data), (lambda n: None)
         session = run_quantization(
-            model, config, data[0], feed, rest, store=store, resume=resume
+            model,
+            config,
+            data[0],
+            Batches(model, data),
+            store=store,
+            resume=resume,
         )
         return model, session, store
 

@@ -13,6 +13,7 @@ import torch
 from reconstruct_model import INIT, RULES, Net, batches
 from torch import nn
 
+from mmdet_ptq.calibration import Feed
 from mmdet_ptq.engine.quantize import run_quantization
 from mmdet_ptq.layers import named_tensors
 from mmdet_ptq.quant_cfg import parse_quant_cfg
@@ -69,19 +70,25 @@ class Store:
         self.history.append(copy.deepcopy(progress))
 
 
-class Feed:
+class Share(Feed):
     """This rank's images; those that are None cannot be read."""
 
     def __init__(self, model, data, rank, world):
         self.model = model
         self.data = data[rank::world]
-        self.total = len(self.data)
+
+    @property
+    def total(self):
+        return len(self.data)
 
     def batch(self, i):
         data = self.data[i]
         return None if data is None else dict(data)
 
-    def __call__(self, start, after):
+    def run_raw(self, count):
+        raise AssertionError('every layer has data')
+
+    def predict(self, start=0, after=lambda _: None):
         for i in range(start, self.total):
             if self.data[i] is not None:
                 self.model(**self.data[i])
@@ -108,13 +115,13 @@ def run(rank, world, data, model=None, store=None, resume=False, **args):
         model,
         config,
         example,
-        Feed(model, data, rank, world),
-        lambda n: None,
+        Share(model, data, rank, world),
         store=store,
         resume=resume,
     )
     records = [
-        {k: v for k, v in r.items() if k != 'seconds'} for r in session.records
+        {k: v for k, v in r.to_dict().items() if k != 'seconds'}
+        for r in session.records
     ]
     return dict(
         records=records,

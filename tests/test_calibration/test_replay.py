@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mmdet_ptq.calibration import Batches
 from mmdet_ptq.calibration.gradients import gradients
 from mmdet_ptq.calibration.replay import Replay
 from mmdet_ptq.calibration.samples import reset_levels
@@ -34,7 +35,9 @@ def detector(request):
     model = random_detector(CONFIGS / f'{request.param}_digits.py')
     data = noise_batches(1, (96, 128))[0]
     config = parse_quant_cfg(dict(recipe='minmax', bits='w8a8'))
-    session = prepare(model, config, copy.deepcopy(data))
+    session = prepare(
+        model, config, copy.deepcopy(data), Batches(model, [data])
+    )
     adapter = find_adapter(model, mask=True)
     batch = model.data_preprocessor(data, False)
     with torch.no_grad(), float_mode(model):
@@ -109,7 +112,9 @@ def test_head_units_leave_the_backbone_out():
     model = random_detector(CONFIGS / 'retinanet_digits.py')
     data = noise_batches(1, (64, 64))[0]
     config = parse_quant_cfg(dict(recipe='minmax', bits='w8a8'))
-    session = prepare(model, config, copy.deepcopy(data))
+    session = prepare(
+        model, config, copy.deepcopy(data), Batches(model, [data])
+    )
     adapter = find_adapter(model)
     batch = model.data_preprocessor(data, False)
     unit = next(u for u in session.graph.units if 'reg_convs.1' in u.name)

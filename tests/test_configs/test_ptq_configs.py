@@ -11,6 +11,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.config import utils as config_utils
 
+from mmdet_ptq.calibration import Batches
 from mmdet_ptq.engine.quantize import prepare
 from mmdet_ptq.quant_cfg import load_recipe, parse_quant_cfg, recipe_names
 from mmdet_ptq.testing import noise_batches
@@ -122,7 +123,9 @@ def plan_of(configs):
         # pretrained weights would be fetched by init_weights only
         model = MODELS.build(configs[name].model)
         quant = parse_quant_cfg(configs[name].quant_cfg.to_dict())
-        return prepare(model, quant, noise_batches(1, (64, 64))[0]).plan.layers
+        (batch,) = noise_batches(1, (64, 64))
+        session = prepare(model, quant, batch, Batches(model, [batch]))
+        return session.plan.layers
 
     return plan
 

@@ -16,7 +16,7 @@ from mmdet_ptq.cost import (
     operand_bits,
     reg_ptq_flops,
 )
-from mmdet_ptq.engine.quantize import survey_detector
+from mmdet_ptq.engine.survey import survey_detector
 from mmdet_ptq.layers import MatMul, convert
 from mmdet_ptq.structures import LayerPlan, QuantPlan, QuantSpec
 

@@ -9,7 +9,7 @@ from mmdet_ptq.apis import load_quantized, quantize_detector, save_quantized
 from mmdet_ptq.cost import storage_mb
 from mmdet_ptq.layers import convert
 from mmdet_ptq.quantizers import UniformQuantizer
-from mmdet_ptq.surgery import restore_folds
+from mmdet_ptq.surgery import FoldedNorm
 from mmdet_ptq.testing.detectors import noise_batches, random_detector
 
 
@@ -59,7 +59,8 @@ def test_against_the_packed_artefact(tiny, tmp_path, weight):
             ],
             passes=[
                 dict(type='FoldBatchNorm'),
-                dict(type='InitRanges', observer=dict(type='MinMaxObserver')),
+                dict(type='Observe', observer=dict(type='MinMaxObserver')),
+                dict(type='SetRanges'),
             ],
         ),
     )
@@ -109,7 +110,8 @@ UNIQUE = dict(
 def test_real_detectors(kit, detectors, name):
     graph = detectors[name][1]
     model = kit.build(name)
-    restore_folds(model, graph.bn_folds)
+    for norm, layer in graph.bn_folds.items():
+        FoldedNorm(norm, layer).rebuild(model)
     convert(model)
     before, *after = UNIQUE[name]
     assert round(storage_mb(model)[0], 1) == before

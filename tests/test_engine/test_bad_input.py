@@ -284,26 +284,26 @@ PASS = (
         ),
         (RULE.format('match=3'), ["'match' must be"]),
         (RULE.format("match='*', skip=1"), ['skip=1', 'True or False']),
-        (PASS.format("type='InitRange'"), ["'InitRange'", "'InitRanges'?"]),
+        (PASS.format("type='Observ'"), ["'Observ'", "'Observe'?"]),
         (
-            PASS.format("type='InitRanges', observr=dict(type='LpObserver')"),
+            PASS.format("type='Observe', observr=dict(type='LpObserver')"),
             ["'observr'", "Did you mean 'observer'?"],
         ),
         (
-            PASS.format("type='InitRanges', observer=dict(type='LPObservr')"),
+            PASS.format("type='Observe', observer=dict(type='LPObservr')"),
             ['observer', "'LPObservr'", "Did you mean 'LpObserver'?"],
         ),
         (
             PASS.format(
-                "type='InitRanges', observer=dict(type='LpObserver', stepz=3)"
+                "type='Observe', observer=dict(type='LpObserver', stepz=3)"
             ),
             ["'stepz'", "Did you mean 'steps'?"],
         ),
         (
             PASS.format(
-                "type='InitRanges', observer=dict(type='LpObserver', p=-1)"
+                "type='Observe', observer=dict(type='LpObserver', p=-1)"
             ),
-            ['InitRanges.observer', 'p must be positive', '-1'],
+            ['Observe.observer', 'p must be positive', '-1'],
         ),
         (
             "quant_cfg = dict(recipe='uniform', bit='w8a8')",

@@ -14,8 +14,8 @@ from mmdet_ptq.engine import CalibLoop
 from mmdet_ptq.engine import hooks as hooks_module
 from mmdet_ptq.engine.checkpoint import load_float_weights, sha256
 from mmdet_ptq.engine.hooks import CalibrationHook
-from mmdet_ptq.engine.quantize import uncovered_modules
 from mmdet_ptq.engine.result import _float_part, _row
+from mmdet_ptq.engine.survey import uncovered_modules
 
 
 class Broken:

@@ -12,6 +12,7 @@ import torch
 from mmengine.runner import TestLoop as MMEngineTestLoop
 
 from mmdet_ptq.calibration import CalibrationImages, ResumeStore
+from mmdet_ptq.passes import BasePass
 from mmdet_ptq.registry import PASSES
 
 # tools/ptq.py, standing still before calibration image number 3; one image
@@ -148,14 +149,10 @@ def test_stop_in_the_last_test(ptq, loads, tests, tmp_path):
 def dropping():
     """A pass that replans: it takes one quantizer off and notes it."""
 
-    class DropOne:
-        structural = False
-
+    class DropOne(BasePass):
         def run(self, session):
-            group = session.plan.groups.pop()
-            for name, port in group:
-                del session.layers[name].act_quantizers[port]
-                session.plan.layers[name].acts[port] = None
+            for name, port in list(session.plan.groups[-1]):
+                session.replace(name, port, None)
             session.notes.append('dropped one')
             if stop:
                 stop.pop()
@@ -174,8 +171,9 @@ def test_replanned(ptq, tiny, loads, tests, tmp_path, dropping, at):
     config.write_text(
         f"_base_ = r'{tiny.config['retinanet']}'\n"
         "quant_cfg = dict(recipe='minmax', bits='w8a8', passes=["
-        "dict(type='FoldBatchNorm'), dict(type='InitRanges'), "
-        "dict(type='DropOne')], calibration=dict(num_samples=3))\n"
+        "dict(type='FoldBatchNorm'), dict(type='Observe'), "
+        "dict(type='SetRanges'), dict(type='DropOne')], "
+        'calibration=dict(num_samples=3))\n'
     )
     whole = ptq('--no-float-eval', config=config, work=tmp_path / 'whole')
     if at == 'test':

@@ -28,6 +28,7 @@ from mmdet_ptq.passes.reconstruct.correction import (
 )
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
 from mmdet_ptq.quant_cfg import parse_quant_cfg
+from mmdet_ptq.records import UnitRecord
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
 LEARN = [dict(type='AdaRound'), dict(type='LearnedSteps')]
@@ -169,7 +170,7 @@ def corrected(monkeypatch):
             if only in (None, self.view.name):
                 name = self.view.name
                 found[name] = look(self, before.get(name, {}))
-            return dict(unit=self.view.name)
+            return UnitRecord(self.view.name, 0.0, 0.0, True)
 
         monkeypatch.setattr(DistributionCorrection, '__call__', noted)
         monkeypatch.setattr(Trainer, 'fit', fit)
@@ -253,7 +254,7 @@ def test_units_without_norms_are_untouched(corrected):
         return moved
 
     found, session = corrected(look, only=None)
-    told = [r['unit'] for r in session.records if 'correction' in r]
+    told = [r.unit for r in session.records if r.correction]
     assert told == ['backbone.0', BLOCK, 'backbone.4', HEAD]
     for name in told:
         # images 7 and 15 are held out
@@ -287,7 +288,7 @@ def test_held_out_images_keep_the_float_model(corrected):
 
 def test_records_tell_that_the_loss_fell():
     _, session = reconstruct(**ARGS)
-    told = [r['correction'] for r in session.records if 'correction' in r]
+    told = [r.correction for r in session.records if r.correction]
     assert len(told) == 4
     assert all(0 < after < 0.99 * before for before, after in told)
 
@@ -314,9 +315,7 @@ def test_no_better_input_is_dropped(corrected):
     for lr in (1e3, float('inf')):
         wild = dict(iters=1, lr=lr)
         _, session = corrected(look, distribution_correction=wild)
-        (told,) = [
-            r['correction'] for r in session.records if r['unit'] == BLOCK
-        ]
+        (told,) = [r.correction for r in session.records if r.unit == BLOCK]
         assert told[0] == told[1] > 0
 
 
@@ -335,8 +334,8 @@ def test_orders_correct_the_same():
     one, first = reconstruct(**args)
     two, second = reconstruct(order='parallel', **args)
     assert equal(one, two)
-    told = [r.get('correction') for r in first.records]
-    assert told == [r.get('correction') for r in second.records]
+    told = [r.correction for r in first.records]
+    assert told == [r.correction for r in second.records]
     assert told[0]
     without = dict(args, distribution_correction=None)
     assert not equal(one, reconstruct(**without)[0])
@@ -347,7 +346,7 @@ def test_resume_is_the_uninterrupted_run():
     model, session, _ = stopped_and_resumed(3, **ARGS)
     assert equal(model, whole)
     for ours, theirs in zip(session.records, expected.records, strict=True):
-        assert ours.get('correction') == theirs.get('correction')
+        assert ours.correction == theirs.correction
 
 
 def test_ranks_correct_their_own_images(corrected, monkeypatch):

@@ -18,6 +18,7 @@ from mmdet_ptq.errors import NumericError, QuantConfigError
 from mmdet_ptq.layers import float_mode
 from mmdet_ptq.passes.reconstruct import reconstruct as module
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
+from mmdet_ptq.records import UnitRecord
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
 LEARN = [dict(type='AdaRound'), dict(type='LearnedSteps')]
@@ -41,9 +42,9 @@ def test_parallel_is_sequential_to_the_bit(args, monkeypatch):
     )
     assert equal(one, two)
     for ours, theirs in zip(first.records, second.records, strict=True):
-        assert ours['curve'] == theirs['curve']
-        assert ours['after'] == theirs['after']
-    assert any(r['kept'] for r in first.records)
+        assert ours.curve == theirs.curve
+        assert ours.after == theirs.after
+    assert any(r.kept for r in first.records)
 
     # and each unit by itself: a float forward, and one of a prefix that
     # is not quantized
@@ -88,9 +89,9 @@ def test_resume_after_any_unit(stop_at):
     whole, expected, _ = stopped_and_resumed(None, **args)
     model, session, _ = stopped_and_resumed(stop_at, **args)
     assert equal(model, whole)
-    assert [r['unit'] for r in session.records] == UNITS
+    assert [r.unit for r in session.records] == UNITS
     for ours, theirs in zip(session.records, expected.records, strict=True):
-        assert ours['curve'] == theirs['curve']
+        assert ours.curve == theirs.curve
 
 
 def test_cache_holds_the_units_to_come(monkeypatch):
@@ -104,7 +105,7 @@ def test_cache_holds_the_units_to_come(monkeypatch):
         assert cache.on_disk or k
         sizes.append(size_of([s.entries() for s in self.samples.values()]))
         constant[:] = [size_of(list(self.images._kept.values()))]
-        return dict(unit=self.view.name)
+        return UnitRecord(self.view.name, 0.0, 0.0, True)
 
     sizes, constant = [], []
     with monkeypatch.context() as patch:
@@ -126,7 +127,11 @@ def test_float_overflow_names_the_unit(monkeypatch):
             self.tower.bias.data[0] = float('inf')
 
     monkeypatch.setattr('reconstruct_model.Net', Overflowing)
-    init = [dict(type='FoldBatchNorm'), dict(type='InitRanges')]
+    init = [
+        dict(type='FoldBatchNorm'),
+        dict(type='Observe'),
+        dict(type='SetRanges'),
+    ]
     with pytest.raises(NumericError, match=r'tower.* image 0'):
         reconstruct(
             iters=1,
@@ -172,7 +177,7 @@ def test_float_targets_of_no_loss_cost_nothing(monkeypatch):
 
         def look(self, learners, acts, k, seen=seen):
             seen.append(self.images._kept[0][0][2])
-            return dict(unit=self.view.name)
+            return UnitRecord(self.view.name, 0.0, 0.0, True)
 
         monkeypatch.setattr(Trainer, 'fit', look)
         reconstruct(losses=losses, iters=1, data=batches(3))

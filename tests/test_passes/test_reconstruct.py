@@ -62,14 +62,14 @@ def test_no_step_is_uniform_to_the_bit():
 def test_better_than_nearest_rounding(args):
     model, session = reconstruct(iters=100, **args)
     assert error(model, batches()) < 0.96 * error(uniform(), batches())
-    kept = [r for r in session.records if r['kept']]
+    kept = [r for r in session.records if r.kept]
     assert len(kept) >= 2
-    assert all(r['after'] < r['before'] for r in kept)
+    assert all(r.after < r.before for r in kept)
 
 
 def test_units_of_the_records():
     _, session = reconstruct(iters=2)
-    assert [r['unit'] for r in session.records] == [
+    assert [r.unit for r in session.records] == [
         'backbone.0',
         'backbone.2',
         'backbone.3',
@@ -150,7 +150,7 @@ def test_codebooks_are_learned(llaq):
     model, session = reconstruct(learn=CODEBOOK, revert=False, iters=5)
     plain = uniform()
     for record in session.records:
-        assert len(set(record['curve'])) > 1
+        assert len(set(record.curve)) > 1
     for name in ('backbone.2.conv1', 'tower'):
         found = model.get_submodule(name)
         ours, theirs = (
@@ -180,7 +180,7 @@ def test_worse_is_put_back(monkeypatch, request, learn):
     monkeypatch.setattr(L2Loss, '__call__', turned)
     args = dict(learn=learn, drop_prob=0.5)
     model, session = reconstruct(**args)
-    assert not any(r['kept'] for r in session.records)
+    assert not any(r.kept for r in session.records)
     assert len(session.notes) == 6 and 'did not fall' in session.notes[0]
     assert equal(model, uniform())
     assert not equal(reconstruct(revert=False, **args)[0], uniform())
@@ -200,10 +200,10 @@ class BreaksLater(L2Loss):
 def test_nan_puts_the_unit_back_and_goes_on():
     # only the coarse level of images 12 pixels wide is 6 wide
     model, session = reconstruct(losses=[dict(type='BreaksLater')])
-    broken = {r['unit'] for r in session.records if 'NaN' in r['why']}
+    broken = {r.unit for r in session.records if 'NaN' in r.why}
     assert broken == {'neck.1'}
     assert any('neck.1' in n and 'NaN' in n for n in session.notes)
-    assert session.records[-1]['unit'] == 'tower'
+    assert session.records[-1].unit == 'tower'
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
@@ -215,8 +215,8 @@ def test_resume_is_the_uninterrupted_run(stop_at):
     done = stop_at - 1
     assert equal(model, whole)
     for ours, theirs in zip(session.records, expected.records, strict=True):
-        assert ours['curve'] == theirs['curve']
-    assert store.count == stop_at + len(expected.records) - done + 1
+        assert ours.curve == theirs.curve
+    assert store.count == stop_at + len(expected.records) - done
 
 
 def test_cache_bound_and_disk_give_the_same():

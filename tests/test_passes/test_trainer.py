@@ -27,6 +27,7 @@ from mmdet_ptq.layers import convert, float_mode
 from mmdet_ptq.passes.reconstruct import AdaRound, LearnedSteps
 from mmdet_ptq.passes.reconstruct import trainer as module
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
+from mmdet_ptq.records import UnitRecord
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
 BLOCK = 'backbone.2'
@@ -42,7 +43,7 @@ def inside(monkeypatch):
         def fit(self, learners, acts, k):
             if only in (None, self.view.name):
                 found[self.view.name] = look(self, learners, acts, k)
-            return dict(unit=self.view.name)
+            return UnitRecord(self.view.name, 0.0, 0.0, True)
 
         monkeypatch.setattr(Trainer, 'fit', fit)
         reconstruct(**args)
@@ -468,7 +469,11 @@ def test_float_overflow_in_a_unit_is_told(monkeypatch):
             self.tower.bias.data[0] = float('inf')
 
     monkeypatch.setattr('reconstruct_model.Net', Overflowing)
-    init = [dict(type='FoldBatchNorm'), dict(type='InitRanges')]
+    init = [
+        dict(type='FoldBatchNorm'),
+        dict(type='Observe'),
+        dict(type='SetRanges'),
+    ]
     with pytest.raises(NumericError, match=r'tower.* image 0'):
         reconstruct(iters=1, init=init)
 
@@ -663,18 +668,16 @@ def test_nan_on_the_held_out_images_is_put_back(monkeypatch):
     losses = cycle([1.0, float('nan')])
     monkeypatch.setattr(Trainer, 'loss_on', lambda *_: next(losses))
     model, session = reconstruct(iters=3, revert=False)
-    assert {r['why'] for r in session.records} == {
-        'the loss became NaN or Inf'
-    }
-    assert not any(r['kept'] or r['after'] for r in session.records)
+    assert {r.why for r in session.records} == {'the loss became NaN or Inf'}
+    assert not any(r.kept or r.after for r in session.records)
     assert equal(model, reconstruct(iters=0)[0])
 
 
 def test_nothing_to_learn_is_said():
     """A uniform grid has no codebook."""
     _, session = reconstruct(learn=[dict(type='LearnedCodebook')], iters=2)
-    assert {r['why'] for r in session.records} == {'it has no learnable part'}
-    assert not any(r['kept'] for r in session.records)
+    assert {r.why for r in session.records} == {'it has no learnable part'}
+    assert not any(r.kept for r in session.records)
 
 
 def test_float_model_is_left_as_it_was():

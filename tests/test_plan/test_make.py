@@ -61,7 +61,7 @@ def plan(graph, *rules, bits='w4a6', uncovered=None):
     config = parse_quant_cfg(
         dict(
             rules=list(rules),
-            passes=[dict(type='InitRanges')],
+            passes=[dict(type='Observe')],
             **(dict(bits=bits) if bits else {}),
         )
     )

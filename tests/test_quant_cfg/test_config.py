@@ -15,7 +15,7 @@ from mmdet_ptq.quantizers import UniformQuantizer
 from mmdet_ptq.registry import QUANTIZERS
 
 RULE = dict(match='*', weight=dict(type='UniformQuantizer'))
-PASSES = [dict(type='FoldBatchNorm'), dict(type='InitRanges')]
+PASSES = [dict(type='FoldBatchNorm'), dict(type='Observe')]
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_input_is_not_changed():
         ([], 'expected a dict'),
         (dict(recipe=3), 'recipe.*expected a str'),
         (dict(rules='*', passes=PASSES), 'rules.*expected a list'),
-        (dict(rules=[RULE], passes=dict(type='InitRanges')), 'passes.*a list'),
+        (dict(rules=[RULE], passes=dict(type='Observe')), 'passes.*a list'),
         (dict(rules=['*'], passes=PASSES), r'rules\[0\].*expected a dict'),
-        (dict(rules=[RULE], passes=['InitRanges']), r'passes\[0\]'),
+        (dict(rules=[RULE], passes=['Observe']), r'passes\[0\]'),
         (dict(rules=[RULE]), "'rules' and 'passes'"),
         (dict(rules=[dict(weight={})], passes=PASSES), r'rules\[0\].*match'),
         (dict(rules=[dict(match=[], skip=True)], passes=PASSES), 'match'),

@@ -9,7 +9,12 @@ from mmdet.models.backbones.resnet import Bottleneck
 from torch import nn
 
 from mmdet_ptq.errors import PTQError
-from mmdet_ptq.surgery import fold_batch_norms, restore_folds
+from mmdet_ptq.surgery import FoldedNorm, fold_batch_norm
+
+
+def fold_all(model, folds):
+    for norm, layer in folds.items():
+        fold_batch_norm(model, norm, layer)
 
 
 def shaken(model):
@@ -90,7 +95,7 @@ def test_fold_is_exact(kit, case, dtype, atol):
         norm = str(len(make()) - 1)
         assert graph.bn_folds == {norm: '0'}
         keep = net[0].weight
-        fold_batch_norms(net, graph.bn_folds)
+        fold_all(net, graph.bn_folds)
         got = net(image)
     assert type(net[int(norm)]) is nn.Identity
     assert net[0].weight is keep and net[0].bias.dtype == dtype
@@ -122,11 +127,12 @@ def test_fold_in_conv_module_and_bottleneck(kit):
         '1.downsample.1': '1.downsample.0',
     }
     fresh = copy.deepcopy(net)
-    fold_batch_norms(net, graph.bn_folds)
+    fold_all(net, graph.bn_folds)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
     assert (net(image) - want).abs().max() < 1e-5
     # a folded state dict goes into a model that never saw the norms
-    restore_folds(fresh, graph.bn_folds)
+    for norm, layer in graph.bn_folds.items():
+        FoldedNorm(norm, layer).rebuild(fresh)
     fresh.load_state_dict(net.state_dict(), strict=True)
     assert torch.equal(fresh(image), net(image))
     again = kit.look(net, lambda: net(image))
@@ -192,7 +198,7 @@ def test_shared_norm_is_replaced_in_every_parent():
             'b': nn.ModuleList([norm]),
         }
     ).eval()
-    fold_batch_norms(net, {'a.1': 'a.0'})
+    fold_all(net, {'a.1': 'a.0'})
     assert type(net['a'][1]) is type(net['b'][0]) is nn.Identity
 
 
@@ -215,7 +221,7 @@ def test_mistakes_change_nothing(folds, message):
     )
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(PTQError, match=message):
-        fold_batch_norms(net, folds)
+        fold_all(net, folds)
     after = net.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[k], before[k]) for k in before)

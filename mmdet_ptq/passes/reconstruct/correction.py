@@ -15,6 +15,7 @@ from ...calibration import ActivationCache, Sample, Session, UnitView
 from ...errors import unknown
 from ...layers import float_mode
 from ...losses import mean_over_positions
+from ...surgery import FoldedNorm
 
 
 class NormStatistics:
@@ -144,7 +145,7 @@ class DistributionCorrection:
         cache: ActivationCache,
         view: UnitView,
         samples: dict[int, Sample],
-    ) -> dict[str, Any]:
+    ) -> list[float] | None:
         """Replaces ``exact`` and ``targets`` of samples in the cache.
 
         Args:
@@ -154,13 +155,12 @@ class DistributionCorrection:
             samples (dict[int, Sample]): Those to correct, of this rank.
 
         Returns:
-            dict[str, Any]: For the record of the unit: ``correction``, mean
-            loss before and after, over all ranks; empty if the unit has no
-            batch norm.
+            list[float] | None: Mean loss before and after, over all ranks;
+            None if the unit has no batch norm.
         """
         norms = norms_of(session, view)
         if not norms:
-            return {}
+            return None
         sums = torch.zeros(3, dtype=torch.float64)
         with float_mode(session.model):
             for sample in samples.values():
@@ -182,7 +182,7 @@ class DistributionCorrection:
         if get_world_size() > 1:
             all_reduce(sums)
         before, after, count = sums.tolist()
-        return dict(correction=[before / max(1, count), after / max(1, count)])
+        return [before / max(1, count), after / max(1, count)]
 
     def correct(
         self,
@@ -262,9 +262,9 @@ def norms_of(
         norm's output, and what the norm has stored.
     """
     found = [
-        (view.layers[layer], NormStatistics(session.norms[norm]))
-        for norm, layer in session.folds.items()
-        if layer in view.layers
+        (view.layers[edit.layer], NormStatistics(edit.removed))
+        for edit in session.edits
+        if isinstance(edit, FoldedNorm) and edit.layer in view.layers
     ]
     return found + [
         (m, NormStatistics(m))

@@ -1,13 +1,13 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The pass that adjusts a quantized detector, unit by unit."""
 
+import dataclasses
 import time
 from typing import Any
 
 from mmengine.dist import all_gather_object, broadcast_object_list
 
 from ...calibration import (
-    ActivationCache,
     Images,
     Replay,
     Sample,
@@ -22,8 +22,10 @@ from ...calibration import (
 )
 from ...detectors import find_adapter
 from ...layers import named_tensors, restore_tensors
+from ...records import record_of
 from ...registry import LEARNERS, LOSSES, PASSES, build_from
 from ...structures import Unit
+from ..base import BasePass
 from .correction import DistributionCorrection
 from .fisher import weigh
 from .trainer import Trainer
@@ -34,7 +36,7 @@ INPUTS = ('quantized', 'float')
 
 
 @PASSES.register_module()
-class Reconstruct:
+class Reconstruct(BasePass):
     """Learns rounding, steps and codebooks so that outputs stay float-like.
 
     Units are visited in execution order. For each, inputs behind the
@@ -82,8 +84,6 @@ class Reconstruct:
     Raises:
         ValueError: If an argument is not among the allowed values.
     """
-
-    structural = False
 
     def __init__(
         self,
@@ -193,11 +193,6 @@ class Reconstruct:
             return
         units = self._units(session)
         done = self._resume(session)
-        session.state['export'] = lambda: self._export(session)
-        config = session.config.calibration
-        cache = ActivationCache(
-            config.cache_bytes, session.work_dir, config.cache_dtype
-        )
         losses = [build_from(LOSSES, c, 'Reconstruct') for c in self.losses]
         fisher = [
             build_from(LOSSES, loss.of, 'Reconstruct')
@@ -205,25 +200,24 @@ class Reconstruct:
             if getattr(loss, 'needs_gradient', False)
         ]
         whole = [one for one in losses if one.scope == 'global']
-        try:
-            with frozen(session.model), session.stage('reconstruction'):
-                adapter = find_adapter(session.model, mask=True)
-                images = Images(session, cache, adapter, [*whole, *fisher])
-                early = self._early(session, images, units[done:])
-                for k, unit in enumerate(units):
-                    session.progress(
-                        'reconstruction', unit.name, k, len(units)
+        with (
+            session.resumable(lambda: self._export(session)),
+            session.cache() as cache,
+            frozen(session.model),
+            session.stage('reconstruction'),
+        ):
+            adapter = find_adapter(session.model, mask=True)
+            images = Images(session, cache, adapter, [*whole, *fisher])
+            early = self._early(session, images, units[done:])
+            for k, unit in enumerate(units):
+                session.progress('reconstruction', unit.name, k, len(units))
+                if k >= done:
+                    samples = early.pop(unit.name, None)
+                    self._one(
+                        session, images, units, k, samples, losses, fisher
                     )
-                    if k >= done:
-                        samples = early.pop(unit.name, None)
-                        self._one(
-                            session, images, units, k, samples, losses, fisher
-                        )
-                        session.state['units'] = k + 1
-                        session.save()
-        finally:
-            cache.close()
-        session.state.pop('export')
+                    session.state['units'] = k + 1
+                    session.save()
 
     def _early(
         self, session: Session, images: Images, units: list[Unit]
@@ -253,7 +247,7 @@ class Reconstruct:
             tensors={
                 n: t.clone() for n, t in named_tensors(session.model).items()
             },
-            records=list(session.records),
+            records=[r.to_dict() for r in session.records],
             notes=list(session.notes),
         )
 
@@ -269,7 +263,7 @@ class Reconstruct:
             done = max(ranks)
         if done:
             restore_tensors(session.model, session.state.pop('tensors'))
-            session.records[:] = session.state.pop('records')
+            session.records[:] = map(record_of, session.state.pop('records'))
             session.notes[:] = session.state.pop('notes')
         return done
 
@@ -326,7 +320,7 @@ class Reconstruct:
             f'one batch of {unit.name}',
         )
         trainer = Trainer(self, session, images, view, samples, prefix, losses)
-        corrected = {}
+        corrected = None
         if self.correction:
             train, _ = trainer.split()
             mine = {j: samples[j] for j in train if j in samples}
@@ -337,12 +331,17 @@ class Reconstruct:
             learners = [
                 build_from(LEARNERS, cfg, 'Reconstruct') for cfg in self.learn
             ]
-            record = trainer.fit(learners, acts_of_unit, k) | corrected
+            record = trainer.fit(learners, acts_of_unit, k)
         for sample in samples.values():
             cache.drop(sample.entries())
-        record['learned'] = [cfg['type'] for cfg in self.learn]
-        record['seconds'] = round(time.perf_counter() - start, 2)
-        session.records.append(record)
+        session.records.append(
+            dataclasses.replace(
+                record,
+                correction=corrected,
+                learned=[cfg['type'] for cfg in self.learn],
+                seconds=round(time.perf_counter() - start, 2),
+            )
+        )
 
 
 def _check(ok: bool, message: str) -> None:

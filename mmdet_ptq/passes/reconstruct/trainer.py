@@ -12,6 +12,7 @@ from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
 from ...calibration import Images, Replay, Sample, Session, UnitView, mix
+from ...records import UnitRecord
 from .learners import Learner
 
 POINTS = 50
@@ -54,7 +55,7 @@ class Trainer:
 
     def fit(
         self, learners: list[Learner], acts: list[Any], k: int
-    ) -> dict[str, Any]:
+    ) -> UnitRecord:
         """Learns, hardens, and puts the unit back if it got worse.
 
         Args:
@@ -63,8 +64,8 @@ class Trainer:
             k (int): Number of the unit, for the seed.
 
         Returns:
-            dict: ``unit, before, after`` (held-out losses), ``kept, curve``
-            (losses of some steps) and ``why`` where it was put back.
+            UnitRecord: Held-out losses, losses of some steps, and why it
+            was put back if it was.
         """
         train, held = self.split()
         before = self.loss_on(held)
@@ -79,7 +80,7 @@ class Trainer:
             _put_back(saved)
             did = 'left as it was' if why == NOTHING else 'put back'
             self.session.notes.append(f'{self.view.name}: {did}, {why}')
-        return dict(
+        return UnitRecord(
             unit=self.view.name,
             before=before,
             after=after if math.isfinite(after) else None,
@@ -145,7 +146,6 @@ class Trainer:
     ) -> float:
         """Accumulates gradients; returns the mean loss over all ranks."""
         world = get_world_size()
-        seed = self.session.config.calibration.seed
         every = self.settings.global_every
         total = torch.zeros(())
         with torch.enable_grad():
@@ -153,9 +153,7 @@ class Trainer:
                 if j not in self.samples:
                     continue
                 # the mask of an image does not depend on the rank it is on
-                generator = torch.Generator().manual_seed(
-                    hash((seed, k, it, j)) & 0x7FFFFFFF
-                )
+                generator = self.session.rng(k, it, j)
                 loss = self.loss(
                     j,
                     self.settings.drop_prob,

@@ -7,17 +7,26 @@ from reconstruct_model import RULES, Net, batches, outputs
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.errors import QuantConfigError
-from mmdet_ptq.passes.task_ranges import vertex
+from mmdet_ptq.passes.lapq import vertex
 
+LP = dict(type='LpObserver', p=2.4)
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
 
 
-def quantize(kind, bits='w3a3', **args):
+def quantize(kind, bits='w3a3', observer=LP, **args):
     model, data = Net().eval(), batches()
     session = quantize_detector(
         model,
         data,
-        dict(bits=bits, rules=RULES, passes=[dict(type=kind, **args)]),
+        dict(
+            bits=bits,
+            rules=RULES,
+            passes=[
+                dict(type='Observe', observer=observer),
+                dict(type='SetRanges'),
+                dict(type=kind, **args),
+            ],
+        ),
     )
     return model, session
 
@@ -46,20 +55,20 @@ def test_choose_exponents_is_greedy():
     exponents = (1.0, 2.0, 4.0)
     _, session = quantize('ChooseExponents', exponents=exponents)
     records = session.records
-    assert [r['unit'] for r in records][:2] == ['backbone.0', 'backbone.2']
-    assert {r['exponent'] for r in records} <= set(exponents)
+    assert [r.unit for r in records][:2] == ['backbone.0', 'backbone.2']
+    assert {r.exponent for r in records} <= set(exponents)
     # the loss of the last unit is that of the finished detector
-    last = next(r for r in records if r['unit'] == 'tower')
+    last = next(r for r in records if r.unit == 'tower')
     raw = records[-1]
     assert (
-        raw['loss']
+        raw.loss
         <= min(
             loss(quantize('ChooseExponents', exponents=[p])[0])
             for p in exponents
         )
         * 1.05
     )
-    assert last['loss'] > 0
+    assert last.loss > 0
     one = quantize('ChooseExponents', exponents=[2.0])[0]
     plain = Net().eval()
     lp = dict(type='LpObserver', p=2.0)
@@ -69,7 +78,10 @@ def test_choose_exponents_is_greedy():
         dict(
             bits='w3a3',
             rules=RULES,
-            passes=[dict(type='InitRanges', observer=lp, weight_observer=lp)],
+            passes=[
+                dict(type='Observe', observer=lp),
+                dict(type='SetRanges', weight_observer=lp),
+            ],
         ),
     )
     # with one exponent nothing is left to choose
@@ -87,12 +99,12 @@ def test_lapq_only_gets_better():
     }
     first, session = quantize('LAPQ', exponents=exponents, powell_iters=0)
     record = session.records[0]
-    assert record['loss'] <= min(singles.values()) * 1.0001
+    assert record.loss <= min(singles.values()) * 1.0001
     model, session = quantize('LAPQ', exponents=exponents, powell_iters=1)
     record = session.records[0]
-    assert record['after'] < record['loss']
+    assert record.after < record.loss
     assert loss(model) < loss(first)
-    assert loss(model) == pytest.approx(record['after'], rel=1e-3)
+    assert loss(model) == pytest.approx(record.after, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +119,7 @@ def test_lapq_only_gets_better():
             dict(observer=dict(type='MinMaxObserver')),
             'LpObserver',
         ),
-        ('LAPQ', dict(exponents=[2.0, 3.0]), 'three'),
+        ('LAPQ', dict(exponents=[2.0, 3.0]), '3 or more'),
         ('LAPQ', dict(powell_iters=-1), 'powell_iters'),
         ('LAPQ', dict(width=1.0), 'width'),
     ],

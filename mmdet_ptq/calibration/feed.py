@@ -1,0 +1,89 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""How passes run calibration images."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+class Feed(ABC):
+    """This rank's calibration images, and how they go through the model."""
+
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """How many images there are."""
+
+    @property
+    def skipped(self) -> list[str]:
+        """Names of images that could not be read; may grow."""
+        return []
+
+    @abstractmethod
+    def batch(self, i: int) -> dict | None:
+        """Image ``i`` as the model takes it, None if it cannot be read."""
+
+    @abstractmethod
+    def predict(
+        self, start: int = 0, after: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """Predicts on the images from ``start`` on, the deployed path.
+
+        Args:
+            start (int): Index of the first image. Defaults to 0.
+            after (Callable): Called with the index after each image.
+        """
+
+    @abstractmethod
+    def run_raw(self, count: int) -> None:
+        """Runs the first readable images in raw ``'tensor'`` mode.
+
+        That also reaches layers that a prediction skips when nothing is
+        detected. Every rank runs the same images.
+
+        Args:
+            count (int): How many.
+        """
+
+
+class Batches(Feed):
+    """Batches that a user holds.
+
+    Args:
+        model (nn.Module): A detector of MMDetection.
+        batches (list[dict]): As ``model.test_step`` takes them.
+    """
+
+    def __init__(self, model: nn.Module, batches: list[dict]) -> None:
+        self.model = model
+        self.batches = batches
+
+    @property
+    def total(self) -> int:
+        """See :attr:`Feed.total`."""
+        return len(self.batches)
+
+    def batch(self, i: int) -> dict:
+        """See :meth:`Feed.batch`; lists in it are copies."""
+        return {
+            k: list(v) if isinstance(v, list) else v
+            for k, v in self.batches[i].items()
+        }
+
+    @torch.no_grad()
+    def predict(
+        self, start: int = 0, after: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """See :meth:`Feed.predict`."""
+        for i in range(start, self.total):
+            self.model.test_step(self.batches[i])
+            after(i)
+
+    @torch.no_grad()
+    def run_raw(self, count: int) -> None:
+        """See :meth:`Feed.run_raw`."""
+        for batch in self.batches[:count]:
+            data = self.model.data_preprocessor(batch, False)
+            self.model(**data, mode='tensor')

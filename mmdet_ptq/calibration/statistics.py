@@ -1,0 +1,121 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""What calibration forwards left behind, kept between passes."""
+
+from dataclasses import asdict
+from typing import Any
+
+from ..layers import QuantLayer
+from ..observers import BaseObserver
+from ..quantizers import BaseQuantizer, Granularity
+from ..registry import OBSERVERS, build_from
+from ..structures import Port
+from .moments import ChannelMeans
+
+
+class Statistics:
+    """Observers of activations, and means of the layers' inputs.
+
+    ``Observe`` fills them; passes that choose ranges or correct biases read
+    them, however often.
+
+    Attributes:
+        groups (list[list[Port]]): Ports that an observer stands for.
+        observers (list[BaseObserver]): One for each group.
+        means (ChannelMeans, optional): Of float inputs; None if no pass
+            wanted them.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._cfg: dict = {}
+        self.groups: list[list[Port]] = []
+        self.observers: list[BaseObserver] = []
+        self.means: ChannelMeans | None = None
+
+    def start(
+        self,
+        layers: dict[str, QuantLayer],
+        groups: list[list[Port]],
+        cfg: dict,
+        means: bool,
+    ) -> None:
+        """Makes empty statistics, and forgets those there were.
+
+        Args:
+            layers (dict[str, QuantLayer]): The twins by name.
+            groups (list[list[Port]]): Ports that share an observer, as
+                they share a quantizer.
+            cfg (dict): The observer.
+            means (bool): Whether means of the inputs are wanted.
+        """
+        self.clear()
+        self._cfg = cfg
+        for group in groups:
+            name, port = group[0]
+            quantizer = layers[name].act_quantizers[port]
+            levels = layers[name].levels if quantizer.per_level else 1
+            self._add(group, quantizer.granularity, levels)
+        self.means = ChannelMeans(layers) if means else None
+
+    def _add(
+        self, group: list[Port], granularity: Granularity, levels: int
+    ) -> None:
+        observer = build_from(OBSERVERS, self._cfg)
+        observer.bind(granularity, levels)
+        self.groups.append(list(group))
+        self.observers.append(observer)
+
+    def of(self, port: Port) -> BaseObserver | None:
+        """The observer of what arrives at a port, None if there is none."""
+        for group, observer in zip(self.groups, self.observers, strict=True):
+            if port in group:
+                return observer
+        return None
+
+    def of_rows(
+        self, port: Port, quantizer: BaseQuantizer
+    ) -> BaseObserver | None:
+        """The observer of a port, if its rows are those of a quantizer."""
+        observer = self.of(port)
+        if observer is None or observer.granularity != quantizer.granularity:
+            return None
+        return observer
+
+    def drop(self, group: list[Port]) -> None:
+        """Forgets one group."""
+        at = self.groups.index(group)
+        del self.groups[at], self.observers[at]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as plain types and tensors, to resume."""
+        return dict(
+            cfg=self._cfg,
+            groups=[list(map(list, group)) for group in self.groups],
+            grains=[(asdict(o.granularity), o.levels) for o in self.observers],
+            observers=[o.state_dict() for o in self.observers],
+            means=self.means.state_dict() if self.means else None,
+        )
+
+    def load_state_dict(
+        self, state: dict[str, Any], layers: dict[str, QuantLayer]
+    ) -> None:
+        """Replaces everything by what a state holds.
+
+        Args:
+            state (dict): From :meth:`state_dict`.
+            layers (dict[str, QuantLayer]): The twins by name.
+        """
+        self.clear()
+        self._cfg = state['cfg']
+        for group, (granularity, levels), found in zip(
+            state['groups'], state['grains'], state['observers'], strict=True
+        ):
+            ports = [(name, port) for name, port in group]
+            self._add(ports, Granularity(**granularity), levels)
+            self.observers[-1].load_state_dict(found)
+        if state['means'] is not None:
+            self.means = ChannelMeans(layers)
+            self.means.add(state['means'])

@@ -1,0 +1,27 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Biases that take the mean error of quantized weights away."""
+
+from typing import ClassVar
+
+import torch
+
+from ..calibration import Session
+from ..registry import PASSES
+from .base import BasePass
+
+
+@PASSES.register_module()
+class CorrectBias(BasePass):
+    """Takes the mean output error of the quantized weights out of biases.
+
+    See :class:`~mmdet_ptq.calibration.ChannelMeans` for which layers and by
+    how much (Nagel et al., Data-Free Quantization, 2019, section 4.2).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({'means'})
+
+    @torch.no_grad()
+    def run(self, session: Session) -> None:
+        """See :meth:`BasePass.run`."""
+        with session.stage('bias correction'):
+            session.stats.means.correct()

@@ -1,0 +1,213 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Statistics of activations from float calibration forwards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine.dist import all_gather_object, get_rank, get_world_size
+from torch import Tensor
+
+from ..calibration import ChannelMeans, Session, Statistics
+from ..errors import NumericError
+from ..layers import QuantLayer, float_mode
+from ..observers import BaseObserver
+from ..registry import OBSERVERS, PASSES, build_from
+from ..structures import LayerGraph, Port
+from .base import BasePass
+
+
+@PASSES.register_module()
+class Observe(BasePass):
+    """Runs the calibration images once, float, and keeps what it saw.
+
+    One observer for each activation quantizer sees the float tensors over
+    all pyramid levels and all layers that share the quantizer. Means of the
+    layers' inputs are kept too if a later pass needs them. Ports that no
+    image reaches stay float, and are noted.
+
+    Args:
+        observer (dict): Observer of activations. Defaults to
+            ``dict(type='LpObserver', p=2.4)``.
+    """
+
+    def __init__(self, observer: dict | None = None) -> None:
+        self.observer = observer or dict(type='LpObserver', p=2.4)
+        build_from(OBSERVERS, self.observer, 'Observe.observer')
+
+    @property
+    def gathers(self) -> bool:
+        """See :attr:`BasePass.gathers`."""
+        return True
+
+    @torch.no_grad()
+    def run(self, session: Session) -> None:
+        """See :meth:`BasePass.run`."""
+        _check_weights(session.layers)
+        stats = session.stats
+        stats.start(
+            session.layers,
+            session.plan.groups,
+            self.observer,
+            'means' in session.wanted,
+        )
+        done = session.state.get('images', 0)
+        if done:
+            stats.load_state_dict(session.state['stats'], session.layers)
+        session.state['images'] = done
+        taps = _Taps(session.graph, session.layers, stats)
+
+        def after(i: int) -> None:
+            for observer in stats.observers:
+                observer.end_image()
+            session.state['images'] = i + 1
+
+        def export() -> dict[str, Any]:
+            images = session.state['images']
+            return dict(images=images, stats=stats.state_dict())
+
+        with (
+            session.resumable(export),
+            session.stage('calibration'),
+            taps.listening(),
+            float_mode(session.model),
+        ):
+            session.feed.predict(done, after)
+            _merge(stats.observers, stats.means)
+            self._reach_the_rest(session, taps)
+        for group in list(stats.groups):
+            if not stats.of(group[0]).seen:
+                stats.drop(group)
+                _leave_float(session, group)
+
+    def _reach_the_rest(self, session: Session, taps: '_Taps') -> None:
+        """A prediction skips the mask head when nothing is found."""
+        stats = session.stats
+        unseen = [o for o in stats.observers if not o.seen]
+        if not unseen:
+            return
+        means = stats.means.for_unseen() if stats.means else None
+        taps.only(unseen, means)
+        # a raw forward takes every proposal: one image is plenty
+        session.feed.run_raw(1)
+        for observer in unseen:
+            observer.end_image()
+        _merge(unseen, means)
+        if means is not None:
+            stats.means.add(means.state_dict())
+
+
+def _check_weights(layers: dict[str, QuantLayer]) -> None:
+    for name, layer in layers.items():
+        if layer.weight_quantizer is None:
+            continue
+        if not torch.isfinite(layer.weight).all():
+            raise NumericError(f'{name}: the weight has NaN or Inf values')
+
+
+def _leave_float(session: Session, group: list[Port]) -> None:
+    """Takes the quantizers off ports that no calibration data reached."""
+    for name, port in group:
+        session.replace(name, port, None)
+        layer = session.plan.layers[name]
+        if layer.why_float:
+            layer.why_float = 'no calibration data reached it'
+        session.notes.append(
+            f'{name}: its {port} stays float, no calibration data reached it'
+        )
+
+
+def _merge(observers: list[BaseObserver], means: ChannelMeans | None) -> None:
+    """Combines the statistics of all ranks, the same on every rank."""
+    if get_world_size() == 1:
+        return
+    mine = get_rank()
+    states = all_gather_object([o.state_dict() for o in observers])
+    for i, observer in enumerate(observers):
+        observer.merge([s[i] for rank, s in enumerate(states) if rank != mine])
+    if means is None:
+        return
+    for rank, state in enumerate(all_gather_object(means.state_dict())):
+        if rank != mine:
+            means.add(state)
+
+
+def readers(graph: LayerGraph, group: list[Port]) -> list[Port]:
+    """Ports that together see every tensor of a group, few of them twice.
+
+    Args:
+        graph (LayerGraph): The surveyed forward.
+        group (list[Port]): Ports that share a quantizer.
+
+    Returns:
+        list[Port]: Some of the group.
+    """
+    seen: set[int] = set()
+    found = []
+    for name, port in group:
+        node = graph.layers[name]
+        at = node.ports.index(port)
+        values = {call.inputs[at] for call in node.calls}
+        if not values <= seen:
+            seen |= values
+            found.append((name, port))
+    return found
+
+
+class _Taps:
+    """Routes the inputs of layers to the observer of their quantizer."""
+
+    def __init__(
+        self,
+        graph: LayerGraph,
+        layers: dict[str, QuantLayer],
+        stats: Statistics,
+    ) -> None:
+        self.layers = layers
+        self.means = stats.means
+        self.active = {id(o) for o in stats.observers}
+        self.owner = {
+            port: observer
+            for group, observer in zip(
+                stats.groups, stats.observers, strict=True
+            )
+            for port in readers(graph, group)
+        }
+
+    def only(
+        self, observers: list[BaseObserver], means: ChannelMeans | None
+    ) -> None:
+        """From now on feeds only these."""
+        self.active = {id(o) for o in observers}
+        self.means = means
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Sees the inputs of all layers."""
+        for name, layer in self.layers.items():
+            layer.tap = partial(self._tap, name, layer)
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.tap = None
+
+    def _tap(
+        self, name: str, layer: QuantLayer, port: str, level: int, x: Tensor
+    ) -> None:
+        if port == 'input' and self.means is not None:
+            self.means.observe(name, x)
+        observer = self.owner.get((name, port))
+        if id(observer) not in self.active or x.numel() == 0:
+            return
+        if not layer.act_quantizers[port].per_level:
+            level = 0
+        try:
+            observer.observe(x, level)
+        except NumericError as error:
+            raise NumericError(
+                f'{name}: NaN or Inf in its {port} during calibration; the '
+                'float model overflows on this image'
+            ) from error

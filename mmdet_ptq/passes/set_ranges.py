@@ -1,0 +1,73 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Ranges of weights from themselves, of activations from statistics."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..calibration import Session
+from ..observers import LpObserver, search_weight_range
+from ..quantizers import BaseQuantizer
+from ..registry import OBSERVERS, PASSES, build_from
+from .base import BasePass
+
+
+@PASSES.register_module()
+class SetRanges(BasePass):
+    """Sets the range of every quantizer.
+
+    Args:
+        weight_observer (dict): Observer of weights; an ``LpObserver``
+            searches each channel exactly. Defaults to
+            ``dict(type='LpObserver', p=2.0)``.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({'ranges'})
+
+    def __init__(self, weight_observer: dict | None = None) -> None:
+        self.weight_observer = weight_observer or dict(
+            type='LpObserver', p=2.0
+        )
+        build_from(
+            OBSERVERS, self.weight_observer, 'SetRanges.weight_observer'
+        )
+
+    @torch.no_grad()
+    def run(self, session: Session) -> None:
+        """See :meth:`BasePass.run`."""
+        with session.stage('weight ranges'):
+            self._weights(session)
+        with session.stage('activation ranges'):
+            self._activations(session)
+
+    def _weights(self, session: Session) -> None:
+        layers = session.layers
+        quantized = [n for n, p in session.plan.layers.items() if p.weight]
+        for i, name in enumerate(quantized):
+            session.progress('weight ranges', name, i, len(quantized))
+            quantizer = layers[name].weight_quantizer
+            weight = layers[name].weight.detach()
+            if not quantizer.fit(weight):
+                quantizer.set_range(*self._weight_range(weight, quantizer))
+
+    def _weight_range(
+        self, weight: Tensor, quantizer: BaseQuantizer
+    ) -> tuple[Tensor, Tensor]:
+        observer = build_from(OBSERVERS, self.weight_observer)
+        if isinstance(observer, LpObserver):
+            return search_weight_range(weight, quantizer, p=observer.p)
+        observer.bind(quantizer.granularity)
+        observer.observe(weight)
+        observer.end_image()
+        return observer.ranges(quantizer)
+
+    def _activations(self, session: Session) -> None:
+        layers, groups = session.layers, session.plan.groups
+        for i, group in enumerate(groups):
+            name, port = group[0]
+            session.progress('activation ranges', name, i, len(groups))
+            quantizer = layers[name].act_quantizers[port]
+            observer = session.stats.of_rows(group[0], quantizer)
+            if observer is not None:
+                quantizer.set_range(*observer.ranges(quantizer))

@@ -1,0 +1,144 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Ranges chosen by what they do to the detector's outputs."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from mmengine.dist import all_reduce, get_world_size
+
+from ..calibration import Images, Session, frozen, set_quantized
+from ..checks import whole
+from ..detectors import find_adapter
+from ..errors import QuantConfigError
+from ..observers import LpObserver, search_weight_range
+from ..registry import LOSSES, OBSERVERS, build_from
+from .base import BasePass
+from .observe import Observe
+
+
+class TaskLoss:
+    """The loss of the detector with some layers quantized.
+
+    Args:
+        session (Session): The running quantization.
+        images (Images): What the loss is taken on.
+        loss (Any): A loss on the detector's outputs.
+    """
+
+    def __init__(self, session: Session, images: Images, loss: Any) -> None:
+        self.session = session
+        self.images = images
+        self.loss = loss
+
+    @torch.no_grad()
+    def __call__(self, layers: set[str]) -> float:
+        """Mean loss over the images of all ranks."""
+        total = torch.zeros((), dtype=torch.float64)
+        with set_quantized(self.session, layers, layers):
+            for j in self.images.mine:
+                target = self.images.targets(j)[0]
+                total += float(self.loss(self.images.run(j), target))
+        if get_world_size() > 1:
+            all_reduce(total)
+        return float(total) / len(self.images.everyone)
+
+
+class TaskPass(BasePass):
+    """Base of passes that change ranges by a loss on the outputs.
+
+    Args:
+        images (int): How many calibration images the loss is taken on, of
+            each rank. Defaults to 8.
+        loss (dict, optional): Loss on the detector's outputs. Defaults to
+            ``dict(type='DetectionLoss')``.
+
+    Raises:
+        ValueError: If ``images`` is not a whole number of at least 1.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({'ranges'})
+
+    def __init__(self, images: int = 8, loss: dict | None = None) -> None:
+        self.images = whole('images', images, 1)
+        self.loss = loss or dict(type='DetectionLoss')
+        build_from(LOSSES, self.loss, f'{type(self).__name__}.loss')
+
+    def check(self, earlier: Sequence[BasePass]) -> None:
+        """See :meth:`BasePass.check`; an exponent needs an Lp search."""
+        super().check(earlier)
+        for one in earlier:
+            if not isinstance(one, Observe):
+                continue
+            if not isinstance(build_from(OBSERVERS, one.observer), LpObserver):
+                raise QuantConfigError(
+                    f'passes: {type(self).__name__} needs Observe with an '
+                    "'LpObserver': its exponent is what is chosen; got "
+                    f'{one.observer["type"]!r}'
+                )
+
+    def run(self, session: Session) -> None:
+        """See :meth:`BasePass.run`; float outputs are the target."""
+        with session.stage('task ranges'), self._task(session) as task:
+            self.choose(session, task)
+
+    @abstractmethod
+    def choose(self, session: Session, task: TaskLoss) -> None:
+        """What a method does; ``task(layers)`` is the loss."""
+
+    @contextmanager
+    def _task(self, session: Session) -> Iterator[TaskLoss]:
+        loss = build_from(LOSSES, self.loss, type(self).__name__)
+        with session.cache() as cache, frozen(session.model):
+            adapter = find_adapter(session.model, mask=True)
+            images = Images(session, cache, adapter, [loss], limit=self.images)
+            yield TaskLoss(session, images, loss)
+
+
+def set_exponent(
+    session: Session,
+    layers: Sequence[str],
+    p: float,
+    fixed: frozenset[int] | set[int] = frozenset(),
+) -> None:
+    """Ranges of least Lp error for weights and inputs of some layers.
+
+    Args:
+        session (Session): The running quantization.
+        layers (Sequence[str]): Names of the layers.
+        p (float): Exponent.
+        fixed (set[int]): Ids of activation quantizers to leave alone.
+    """
+    twins = session.layers
+    for name in layers:
+        layer = twins[name]
+        quantizer = layer.weight_quantizer
+        if quantizer is not None and not quantizer.fit(layer.weight):
+            quantizer.set_range(
+                *search_weight_range(layer.weight, quantizer, p=p)
+            )
+    chosen = set(layers)
+    for group in session.plan.groups:
+        name, port = group[0]
+        quantizer = twins[name].act_quantizers[port]
+        if id(quantizer) in fixed or not chosen & {n for n, _ in group}:
+            continue
+        observer = session.stats.of_rows(group[0], quantizer)
+        if isinstance(observer, LpObserver):
+            quantizer.set_range(*observer.with_exponent(p).ranges(quantizer))
+
+
+def check_exponents(exponents: Sequence[float], least: int) -> tuple:
+    """Returns exponents as a tuple.
+
+    Raises:
+        ValueError: If there are less than ``least``, or one is not above 0.
+    """
+    if len(exponents) < least or not all(p > 0 for p in exponents):
+        raise ValueError(
+            f'exponents must be {least} or more numbers above 0, got '
+            f'{exponents!r}'
+        )
+    return tuple(exponents)

@@ -1,0 +1,70 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Another quantizer for one tensor, everything else untouched."""
+
+from torch import nn
+
+from ..errors import QuantConfigError, unknown
+from ..layers import quant_layers
+from ..quantizers import BaseQuantizer
+from ..structures import QuantPlan, QuantSpec
+from .attach import build_quantizer
+
+
+def replace(
+    model: nn.Module,
+    plan: QuantPlan,
+    layer: str,
+    tensor: str,
+    spec: QuantSpec | None,
+) -> BaseQuantizer | None:
+    """Changes model and plan for one weight or one port.
+
+    A rounding and a bias correction that belonged to the old quantizer of a
+    weight go with it.
+
+    Args:
+        model (nn.Module): A model of twins with the plan's quantizers.
+        plan (QuantPlan): Changed in place.
+        layer (str): Name of the layer.
+        tensor (str): ``'weight'`` or the name of a port. A port that shared
+            its quantizer has one of its own afterwards.
+        spec (QuantSpec, optional): What the tensor becomes, None for float.
+
+    Returns:
+        BaseQuantizer | None: The new quantizer, still without a range.
+
+    Raises:
+        QuantConfigError: If there is no such layer, tensor or quantizer;
+            nothing is changed then.
+    """
+    layers = quant_layers(model)
+    if layer not in plan.layers:
+        raise QuantConfigError(unknown('layer', layer, plan.layers))
+    found, twin = plan.layers[layer], layers[layer]
+    tensors = list(found.acts)
+    if twin.weight_axis is not None:
+        tensors.append('weight')
+    if tensor not in tensors:
+        raise QuantConfigError(
+            unknown(f'tensor of layer {layer!r}', tensor, tensors)
+        )
+    quantizer = None
+    if spec is not None:
+        device = next(model.parameters()).device
+        quantizer = build_quantizer(spec, twin, tensor, layer).to(device)
+    if tensor == 'weight':
+        found.weight = spec
+        twin.weight_quantizer = quantizer
+        twin.rounded = twin.bias_shift = None
+    else:
+        found.acts[tensor] = spec
+        port = (layer, tensor)
+        plan.groups = [[p for p in g if p != port] for g in plan.groups]
+        plan.groups = [group for group in plan.groups if group]
+        twin.act_quantizers.pop(tensor) if tensor in twin.act_quantizers else 0
+        if quantizer is not None:
+            plan.groups.append([port])
+            twin.act_quantizers[tensor] = quantizer
+    quantized = found.weight is not None or any(found.acts.values())
+    found.why_float = '' if quantized else 'a pass left it float'
+    return quantizer

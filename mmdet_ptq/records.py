@@ -1,0 +1,80 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""What passes report of what they did, in a form that goes into files."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Record:
+    """Base of all records.
+
+    A subclass is a frozen dataclass whose fields are plain JSON types.
+
+    Attributes:
+        unit (str): Name of the unit, or ``'all'``.
+    """
+
+    unit: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its class and fields; :func:`record_of` reads it back."""
+        return dict(type=type(self).__name__, **asdict(self))
+
+
+@dataclass(frozen=True)
+class RangeRecord(Record):
+    """Ranges that were chosen by the detector's outputs.
+
+    Attributes:
+        exponent (float): Of the Lp search that gave the ranges.
+        loss (float): Of the detector with these ranges.
+        after (float, optional): Of the detector after a joint search.
+    """
+
+    exponent: float
+    loss: float
+    after: float | None = None
+
+
+@dataclass(frozen=True)
+class UnitRecord(Record):
+    """The reconstruction of one unit.
+
+    Attributes:
+        before (float): Held-out loss before.
+        after (float, optional): Held-out loss after, None if not finite.
+        kept (bool): Whether the unit stayed as it was learned.
+        why (str): Why it was put back, else ''.
+        curve (list[float]): Training loss at some steps.
+        learned (list[str]): Registered names of the learners.
+        seconds (float): Time it took.
+        correction (list[float], optional): Mean loss of PD-Quant's
+            correction before and after, None where nothing was corrected.
+    """
+
+    before: float
+    after: float | None
+    kept: bool
+    why: str = ''
+    curve: list[float] = field(default_factory=list)
+    learned: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    correction: list[float] | None = None
+
+
+def record_of(found: dict[str, Any]) -> Record:
+    """Reads :meth:`Record.to_dict` back.
+
+    Args:
+        found (dict): With the name of the class under ``type``.
+
+    Returns:
+        Record: Of the subclass that was written.
+
+    Raises:
+        KeyError: If no subclass has that name.
+    """
+    fields = dict(found)
+    kinds = {kind.__name__: kind for kind in Record.__subclasses__()}
+    return kinds[fields.pop('type')](**fields)

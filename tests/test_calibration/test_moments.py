@@ -1,0 +1,58 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Means of inputs."""
+
+import torch
+from torch import nn
+
+from mmdet_ptq.calibration.moments import ChannelMeans
+
+
+def test_mean_output_is_what_a_constant_image_gives():
+    from mmdet_ptq.calibration.moments import mean_output
+
+    torch.manual_seed(0)
+    mean = torch.randn(8).double()
+    for layer in (
+        nn.Conv2d(8, 6, 3),
+        nn.Conv2d(8, 4, 3, groups=2),
+        nn.Conv2d(8, 16, 3, groups=8),
+    ):
+        layer = layer.double()
+        image = mean[None, :, None, None].expand(1, 8, 5, 5)
+        expected = layer(image)[0, :, 1, 1] - layer.bias
+        torch.testing.assert_close(
+            mean_output(layer, layer.weight, mean), expected
+        )
+    linear = nn.Linear(8, 3, bias=False).double()
+    torch.testing.assert_close(
+        mean_output(linear, linear.weight, mean), linear(mean)
+    )
+
+
+def test_means_count_positions_and_forget_no_order():
+    """Sums of whole numbers: the same bits whatever comes first."""
+    layer = nn.Conv2d(2, 3, 1)
+    layer.weight_quantizer, layer.levels, layer.act_axis = object(), 1, 1
+    generator = torch.Generator().manual_seed(0)
+    images = [
+        10.0 ** (i % 5) * torch.randn(1, 2, 3, 4 + i, generator=generator)
+        for i in range(12)
+    ]
+
+    def means(*shares):
+        found = ChannelMeans(dict(conv=layer))
+        for share in shares:
+            part = ChannelMeans(dict(conv=layer))
+            for x in share:
+                part.observe('conv', x)
+            found.add(part.state_dict())
+        return found
+
+    whole = means(images)
+    assert whole.counts == dict(conv=sum(3 * (4 + i) for i in range(12)))
+    rows = torch.cat([x.double().flatten(2) for x in images], 2)
+    mean = whole.sums['conv'].double() / 2**20 / whole.counts['conv']
+    torch.testing.assert_close(mean, rows.mean((0, 2)), rtol=1e-4, atol=1e-3)
+    other = means(images[7:][::-1], images[:3], images[3:7])
+    assert torch.equal(other.sums['conv'], whole.sums['conv'])
+    assert other.counts == whole.counts

@@ -1,0 +1,157 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The calibration forwards."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from two_levels import PASSES, RULES, Tiny, batches, inputs_of
+
+from mmdet_ptq.apis import quantize_detector
+from mmdet_ptq.calibration.moments import ChannelMeans
+from mmdet_ptq.errors import NumericError
+from mmdet_ptq.passes import observe
+from mmdet_ptq.passes.observe import readers
+
+
+def test_layer_that_prediction_skips_gets_data_from_the_raw_mode():
+    data = batches()
+    data[1]['inputs'][0].mul_(3)  # only the first image is taken
+    rules = [*RULES, dict(match='bbox_head.*', skip=True)]
+    model = Tiny().eval()
+    session = quantize_detector(
+        model, data, dict(bits='w8a8', rules=rules, passes=PASSES)
+    )
+    x = torch.cat(
+        [
+            t.flatten()
+            for t in inputs_of(Tiny().eval(), 'side', data[:1], 'tensor')
+        ]
+    )
+    scale = model.side.act_quantizers['input'].scale.reshape(())
+    torch.testing.assert_close(scale, (x.max() - x.min()) / 255)
+    assert session.plan.layers['bbox_head.0'].why_float
+
+
+def test_no_float_forward_is_left_quantized_or_tapped():
+    model = Tiny().eval()
+    session = quantize_detector(
+        model, batches(), dict(bits='w4a4', rules=RULES, passes=PASSES)
+    )
+    for layer in session.layers.values():
+        assert not layer.tap and layer.quantize_act and layer.baked
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_nan_activation_names_the_layer(value):
+    data = batches()
+    data[2]['inputs'][0][0, 0, 0] = value
+    with pytest.raises(NumericError, match=r'backbone\.0'):
+        quantize_detector(
+            Tiny().eval(), data, dict(bits='w8a8', rules=RULES, passes=PASSES)
+        )
+
+
+def test_nan_weight_names_the_layer():
+    model = Tiny().eval()
+    model.bbox_head[2].weight.data[0, 0] = float('nan')
+    with pytest.raises(NumericError, match=r'bbox_head\.2'):
+        quantize_detector(
+            model, batches(), dict(bits='w8a8', rules=RULES, passes=PASSES)
+        )
+
+
+@pytest.mark.parametrize('weight', [None, dict(granularity='channel')])
+def test_port_that_no_data_reaches_stays_float(weight):
+    class Empty(Tiny):
+        """The side branch has nothing to do after the survey."""
+
+        calls = 0
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            x = self.backbone(torch.stack(list(inputs)).float())
+            if mode == 'tensor':
+                self.calls += 1
+                x = x if self.calls == 1 else x[:0]
+                return self.bbox_head(x), self.side(x.sigmoid())
+            return self.bbox_head(x)
+
+    model = Empty().eval()
+    session = quantize_detector(
+        model,
+        batches(),
+        dict(
+            bits='w8a8',
+            rules=[*RULES, dict(match='side', weight=weight)],
+            passes=PASSES,
+        ),
+    )
+    assert not model.side.act_quantizers
+    plan = session.plan.layers['side']
+    assert plan.acts == dict(input=None)
+    assert bool(plan.why_float) == (weight is None)
+    assert not any(('side', 'input') in group for group in session.plan.groups)
+    assert any('side' in note for note in session.notes)
+    assert torch.isfinite(model(**batches()[0])[0]).all()
+
+
+def test_readers_see_every_tensor_once():
+    def node(*values):
+        calls = [SimpleNamespace(inputs=(v,)) for v in values]
+        return SimpleNamespace(ports=('input',), calls=calls)
+
+    layers = dict(a=node(1), b=node(1, 2), c=node(2), d=node(3))
+    group = [(n, 'input') for n in layers]
+    found = readers(SimpleNamespace(layers=layers), group)
+    assert found == [(n, 'input') for n in 'abd']
+
+
+def test_states_of_other_ranks_are_added_once(monkeypatch):
+    """Three ranks, of which this is the second."""
+
+    class Summing:
+        def __init__(self, seen):
+            self.seen = seen
+
+        def state_dict(self):
+            return self.seen
+
+        def merge(self, states):
+            self.seen += sum(states)
+
+    def mean(value):
+        found = ChannelMeans({})
+        found.add(dict(sums=dict(x=value), counts=dict(x=1)))
+        return found
+
+    means, gathered = mean(10), [[[1], [10], [100]]]
+    gathered.append([mean(v).state_dict() for v in (1, 10, 100)])
+    monkeypatch.setattr(observe, 'get_world_size', lambda: 3)
+    monkeypatch.setattr(observe, 'get_rank', lambda: 1)
+    monkeypatch.setattr(
+        observe, 'all_gather_object', lambda _: gathered.pop(0)
+    )
+    observer = Summing(10)
+    observe._merge([observer], means)
+    assert observer.seen == means.sums['x'] == 111
+    assert means.counts == dict(x=3)
+
+
+def test_raw_mode_is_not_for_what_predictions_reach():
+    class Louder(Tiny):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            x = self.backbone(torch.stack(list(inputs)).float())
+            if mode == 'tensor':
+                return self.bbox_head(5 * x), self.side(x.sigmoid())
+            return self.bbox_head(x)
+
+    data, model = batches(), Louder().eval()
+    seen = inputs_of(Louder().eval(), 'bbox_head.0', data, 'predict')
+    x = torch.cat([t.flatten() for t in seen])
+    quantize_detector(
+        model, data, dict(bits='w8a8', rules=RULES, passes=PASSES)
+    )
+    scale = model.bbox_head[0].act_quantizers['input'].scale.reshape(())
+    torch.testing.assert_close(scale, (x.max() - x.min()) / 255)
+    scale = model.side.act_quantizers['input'].scale.reshape(())
+    assert 0.5 / 255 < scale < 1 / 255
