@@ -12,7 +12,7 @@ env:  ## make or update .venv (PYTHON=... chooses the interpreter)
 	@bash tools/setup_env.sh
 
 data: env  ## make the digits set in data/
-	@$(PY) tools/make_digits.py
+	@$(PY) -m tools.data.make_digits
 
 demo: data  ## quantize the shipped RetinaNet to 8 bits and evaluate it
 	$(PY) tools/ptq.py configs/digits/retinanet_digits.py \

@@ -276,5 +276,5 @@ def test_refused(tools, monkeypatch, capsys, words, message):
 
 def test_command_has_no_place(tools):
     found = tools.reconstruct.command_of(['--out', 'a/b.json', '--iters', '9'])
-    assert found == 'python tools/benchmark.py reconstruct --iters 9'
+    assert found == 'python -m tools.speed.benchmark reconstruct --iters 9'
     assert tools.reconstruct.command_of(['--out=a']).endswith(' reconstruct')

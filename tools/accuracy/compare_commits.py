@@ -128,8 +128,10 @@ def run_cell(folder: Path, name: str, detector: str, cfg: dict) -> dict:
     _run(
         out,
         tree,
-        ['tools/ptq.py', config, checkpoint]
-        + ['--no-float-eval', '--work-dir', out],
+        [
+            *('tools/ptq.py', config, checkpoint),
+            *('--no-float-eval', '--work-dir', out),
+        ],
     )
     artefact, digest = out / 'quantized.pth', out / 'tensors.json'
     _run(out, tree, ['-c', DIGEST, config, artefact, digest])

@@ -4,7 +4,15 @@
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from toy_style import COLOURS, LLAQ, LOSS, NAMES, UNIFORM, verdict
+
+from tools.analysis_tools.toy.style import (
+    COLOURS,
+    LLAQ,
+    LOSS,
+    NAMES,
+    UNIFORM,
+    verdict,
+)
 
 
 def levels(found: dict) -> Figure:

@@ -13,7 +13,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from benchmark_steps import chosen, chosen_only
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration import ActivationCache
@@ -25,6 +24,7 @@ from mmdet_ptq.testing import (
     random_detector,
     settle_batch_norms,
 )
+from tools.speed.steps import chosen, chosen_only
 
 MIB = 2**20
 BESIDE = 'beside '

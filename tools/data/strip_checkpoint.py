@@ -5,7 +5,7 @@ The checkpoints that mmengine's runner saves hold the optimizer and Python
 objects, and do not load with ``torch.load(weights_only=True)``, PyTorch's
 default. The file written here holds tensors and plain types alone::
 
-    python tools/strip_checkpoint.py SRC DST --half --trust-checkpoint
+    python -m tools.data.strip_checkpoint SRC DST --half --trust-checkpoint
 """
 
 import argparse

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from toy_levels_plot import levels
-from toy_style import (
+
+from tools.analysis_tools.toy.levels_plot import levels
+from tools.analysis_tools.toy.style import (
     COLOURS,
     FISHER,
     HESSIAN,

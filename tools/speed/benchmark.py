@@ -1,8 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Measures time as ratios to the float model within one run.
 
-``benchmark.py reconstruct`` measures steps and memory of a reconstruction;
-``benchmark.py reconstruct --help`` has its options.
+``python -m tools.speed.benchmark reconstruct`` measures steps and memory of
+a reconstruction; ``--help`` after it shows its options.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from mmdet_ptq.testing import (
     random_detector,
     settle_batch_norms,
 )
+from tools.speed import reconstruct
 
 DETECTORS = {
     'RetinaNet R50': 'retinanet/retinanet_r50_fpn_1x_coco.py',
@@ -100,9 +101,7 @@ _PLACES = ('out', 'only')
 def main() -> int:
     """Prints and writes a table of ratios."""
     if sys.argv[1:2] == ['reconstruct']:
-        import benchmark_reconstruct
-
-        return benchmark_reconstruct.main(sys.argv[2:])
+        return reconstruct.main(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         '--only', nargs='*', choices=list(DETECTORS), default=list(DETECTORS)
@@ -120,7 +119,7 @@ def main() -> int:
     path = Path(args.out)
     settings = {k: v for k, v in vars(args).items() if k not in _PLACES}
     head = dict(
-        command='python tools/benchmark.py',
+        command='python -m tools.speed.benchmark',
         settings=settings,
         machine=f'{platform.machine()}, {os.cpu_count()} cores, '
         f'torch {torch.__version__}',

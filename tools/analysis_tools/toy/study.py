@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from toy_networks import Params, Task, forward, layer_io
 
 from mmdet_ptq.quantizers import UniformQuantizer
+from tools.analysis_tools.toy.networks import Params, Task, forward, layer_io
 
 
 def noise_study(

@@ -29,7 +29,7 @@ def coco_table(files: list[Path]) -> str:
 
 
 def time_table(found: dict) -> str:
-    """Ratios of tools/benchmark.py."""
+    """Ratios of ``tools/speed/benchmark.py``."""
     lines = [
         '| detector | convert + calibrate | simulated forward |',
         '|---|---|---|',
@@ -42,7 +42,7 @@ def time_table(found: dict) -> str:
 
 
 def reconstruct_section(found: dict) -> list[str]:
-    """Steps, memory and a whole run of tools/benchmark_reconstruct.py."""
+    """Steps, memory and a whole run of ``tools/speed/reconstruct.py``."""
     lines = ['## Time and memory of a reconstruction', '']
     if 'steps' in found:
         s = found['steps']
@@ -102,7 +102,8 @@ def document() -> str:
     parts = [
         '# Measured',
         '',
-        'Made by `python tools/make_measured_doc.py` from `docs/results`.',
+        'Made by `python -m tools.docs.make_measured_doc` from '
+        '`docs/results`.',
         '',
     ]
     files = list(RESULTS.glob('yolox_nano_*.json'))

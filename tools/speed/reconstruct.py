@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Measures Reg-PTQ's steps, memory and, with a GPU, a whole run.
 
-Called by ``python tools/benchmark.py reconstruct``.
+Called by ``python -m tools.speed.benchmark reconstruct``.
 """
 
 import argparse
@@ -14,13 +14,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from benchmark_memory import FEW, growth, in_child
-from benchmark_steps import (
-    TimedTrainer,
-    chosen_only,
-    clock_of,
-    summarize,
-)
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration import Session
@@ -30,9 +23,16 @@ from mmdet_ptq.testing import (
     random_detector,
     settle_batch_norms,
 )
+from tools.speed.memory import FEW, growth, in_child
+from tools.speed.steps import (
+    TimedTrainer,
+    chosen_only,
+    clock_of,
+    summarize,
+)
 
 CONFIG = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
-COMMAND = 'python tools/benchmark.py reconstruct'
+COMMAND = 'python -m tools.speed.benchmark reconstruct'
 FULL = dict(size=(800, 1333), images=64, iters=2000)
 
 
@@ -79,7 +79,7 @@ def measure_steps(
         device (str): ``'cpu'`` or ``'cuda'``.
 
     Returns:
-        dict[str, dict]: :func:`benchmark_steps.summarize` of each unit.
+        dict[str, dict]: :func:`steps.summarize` of each unit.
     """
     with chosen_only(TimedTrainer):
         session = quantized(
@@ -102,7 +102,7 @@ def measure_memory(
         threads (int): Of torch.
 
     Returns:
-        dict: See :func:`benchmark_memory.growth`.
+        dict: See :func:`memory.growth`.
     """
     cfg = quant_cfg(images, iters, cache=bound)
     many, few = (

@@ -6,7 +6,8 @@ Every verdict follows from numbers by the rule that stands beside it.
 
 import numpy as np
 from scipy.stats import spearmanr
-from toy_weight_findings import distribution, llaq, median
+
+from tools.analysis_tools.toy.weight_findings import distribution, llaq, median
 
 # Noise strength at which the tasks are compared; one of the strengths.
 REFERENCE = 0.1

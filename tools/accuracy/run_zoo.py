@@ -36,11 +36,10 @@ def run(
     Returns:
         dict: The content of ``ptq_result.json``.
     """
-    here = Path(__file__).parent
     folder = work / f'{detector}_{recipe}_{bits}'
     command = [
         sys.executable,
-        str(here / 'ptq.py'),
+        'tools/ptq.py',
         f'configs/digits/{detector}_digits.py',
         f'demo/checkpoints/{detector}_digits.pth',
         '--recipe',
@@ -139,7 +138,7 @@ def main() -> int:
             out.write_text(
                 json.dumps(
                     dict(
-                        command='python tools/run_zoo.py',
+                        command='python -m tools.accuracy.run_zoo',
                         machine=f'{platform.machine()} CPU, '
                         f'{os.cpu_count()} cores',
                         cells=ordered,

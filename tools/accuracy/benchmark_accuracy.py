@@ -23,7 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_suites import (
+
+import mmdet_ptq
+from mmdet_ptq.recipe import load_recipe
+from tools.accuracy.suites import (
     BUDGETS,
     ROOT,
     SUITES,
@@ -31,10 +34,7 @@ from accuracy_suites import (
     files_of,
     quant_cfg,
 )
-from accuracy_tables import to_markdown
-
-import mmdet_ptq
-from mmdet_ptq.recipe import load_recipe
+from tools.accuracy.tables import to_markdown
 
 
 def code_hash() -> str:
@@ -301,7 +301,7 @@ def main() -> int:
         args.suite,
         args.budget,
         Path(args.out),
-        f'python tools/benchmark_accuracy.py {args.suite}'
+        f'python -m tools.accuracy.benchmark_accuracy {args.suite}'
         f'{flag_of(args.budget)}',
     )
     if args.no_run:

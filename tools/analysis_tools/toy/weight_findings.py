@@ -1,5 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""Verdicts on weights and LLAQ; see ``toy_findings.py``."""
+"""Verdicts on weights and LLAQ; see ``findings.py``."""
 
 import numpy as np
 

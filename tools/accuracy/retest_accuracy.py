@@ -1,12 +1,13 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""Tests the finished cells of a suite on other and more images.
+r"""Tests the finished cells of a suite on other and more images.
 
 A few hundred images do not tell methods apart that differ by thousandths.
 The artefacts that ``benchmark_accuracy.py`` left in its work dir, and the
 float detectors, are tested on another set of digits::
 
-    make_digits.py --train 1 --val 1600 --seed 2 --out data/digits_1600
-    retest_accuracy.py table1 data/digits_1600
+    python -m tools.data.make_digits --train 1 --val 1600 --seed 2 \
+        --out data/digits_1600
+    python -m tools.accuracy.retest_accuracy table1 data/digits_1600
 
 Cells that are finished are kept, as long as artefact and set are the same.
 """
@@ -22,9 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mmdet
-from accuracy_suites import BUDGETS, ROOT, SUITES, files_of
-from accuracy_tables import to_markdown
-from benchmark_accuracy import choose, flag_of, key_of, name_of
+
+from tools.accuracy.benchmark_accuracy import choose, flag_of, key_of, name_of
+from tools.accuracy.suites import BUDGETS, ROOT, SUITES, files_of
+from tools.accuracy.tables import to_markdown
 
 METRIC = 'coco/bbox_mAP'
 ARTEFACT = 'quantized.pth'
@@ -122,9 +124,7 @@ def main() -> int:
     name = name_of(args.suite, args.budget)
     table = args.out / f'{name}.json'
     if not table.is_file():
-        parser.error(
-            f'{table} does not exist: run benchmark_accuracy.py first'
-        )
+        parser.error(f'{table} does not exist: run benchmark_accuracy first')
     known = json.loads(table.read_text())
     cells = {key_of(c): c for c in known}
     path = args.out / f'{name}_{data.name}.json'
@@ -170,7 +170,7 @@ def main() -> int:
             found = [done[k] for k in SUITES[args.suite] if k in done]
             path.write_text(json.dumps(found, indent=1))
             command = (
-                f'python tools/retest_accuracy.py {args.suite} '
+                f'python -m tools.accuracy.retest_accuracy {args.suite} '
                 f'data/{data.name}{flag_of(args.budget)}'
             )
             path.with_suffix('.md').write_text(

@@ -1,17 +1,17 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Weight distributions and LLAQ in the toy study; see ``toy_regression.py``.
 
-The middle layers only, as in ``toy_study.scale_study``.
+The middle layers only, as in ``study.scale_study``.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from toy_networks import LAYERS, Params, Task, forward
-from toy_study import candidates
 
 from mmdet_ptq.quantizers import LLAQuantizer
+from tools.analysis_tools.toy.networks import LAYERS, Params, Task, forward
+from tools.analysis_tools.toy.study import candidates
 
 # Histogram range, in root mean squares of the layer.
 EDGES = torch.linspace(-4, 4, 65, dtype=torch.float64)

@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 import mmdet
 import torch
 from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
-from support_page import to_markdown
 from torch import Tensor, nn
 
 from mmdet_ptq import quantize_detector
@@ -41,6 +40,7 @@ from mmdet_ptq.testing import (
     raw_outputs,
     settle_batch_norms,
 )
+from tools.docs.support_page import to_markdown
 
 # from small to large; a name holding none of them counts as middling
 _SIZES = (
@@ -448,7 +448,7 @@ def main() -> int:
             to_markdown(
                 dict(sorted(rows.items())),
                 len(todo),
-                'python tools/sweep_configs.py',
+                'python -m tools.docs.sweep_configs',
                 tuple(args.size),
             )
         )

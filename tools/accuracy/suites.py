@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmdet_ptq.recipe import load_recipe
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DETECTORS = ('retinanet', 'yolof', 'faster-rcnn', 'mask-rcnn_swin', 'detr')
 BITS = ('w2a4', 'w3a3', 'w4a4', 'w4a8')
 METHODS = (

@@ -4,7 +4,8 @@
 import platform
 
 import torch
-from accuracy_suites import VARIANTS, YOLOX
+
+from tools.accuracy.suites import VARIANTS, YOLOX
 
 
 def to_markdown(suite: str, cells: list[dict], command: str) -> str:
@@ -103,7 +104,7 @@ def _images(cells: list[dict]) -> str:
     if other:
         return (
             f'{other["val"]} other images, data/{other["name"]} of '
-            f'`python tools/make_digits.py --train {other["train"]} '
+            f'`python -m tools.data.make_digits --train {other["train"]} '
             f'--val {other["val"]} --seed {other["seed"]} '
             f'--out data/{other["name"]}`'
         )

@@ -26,7 +26,7 @@ from mmdet_ptq.registry import (
 
 HEAD = """# quant_cfg
 
-Made by `python tools/make_quant_cfg_doc.py` from the registries.
+Made by `python -m tools.docs.make_quant_cfg_doc` from the registries.
 
 `quant_cfg` says what each tensor becomes (**rules**) and how the numbers are
 found (**passes**). A **recipe** is a named pair of both in a config file.

@@ -5,7 +5,7 @@ Real handwritten digits (``sklearn.datasets.load_digits``) are pasted, at
 varied size, rotation, colour and overlap, on random crops of the two
 photographs that scikit-learn carries. The result is in COCO format::
 
-    python tools/make_digits.py --out data/digits
+    python -m tools.data.make_digits --out data/digits
 
 Nothing is downloaded, and the same seed gives the same bytes.
 """

@@ -7,7 +7,7 @@ of ``y = x^2`` and a classifier of Iris, are trained and then disturbed and
 quantized. Draws five figures, writes all curves and a verdict on each of
 the paper's claims::
 
-    python tools/analysis_tools/toy_regression.py
+    python -m tools.analysis_tools.toy.regression
 
 The exact Hessian is that of Fig. 6: of the mean training loss with respect
 to the *weights* of one layer, by ``torch.func.hessian`` (forward over
@@ -33,13 +33,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from toy_findings import findings
-from toy_networks import LAYERS, init_params, make_tasks, train
-from toy_plots import draw
-from toy_study import noise_study, scale_study
-from toy_weights import levels_example, llaq_study, weight_study
 
-COMMAND = 'python tools/analysis_tools/toy_regression.py'
+from tools.analysis_tools.toy.findings import findings
+from tools.analysis_tools.toy.networks import (
+    LAYERS,
+    init_params,
+    make_tasks,
+    train,
+)
+from tools.analysis_tools.toy.plots import draw
+from tools.analysis_tools.toy.study import noise_study, scale_study
+from tools.analysis_tools.toy.weights import (
+    levels_example,
+    llaq_study,
+    weight_study,
+)
+
+COMMAND = 'python -m tools.analysis_tools.toy.regression'
 SIGMAS = (
     *(0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07),
     *(0.1, 0.14, 0.2, 0.3, 0.5, 0.7, 1.0),
