@@ -19,15 +19,18 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mmdet
 
-from tools.accuracy.benchmark_accuracy import choose, flag_of, key_of, name_of
+from tools.accuracy.benchmark_accuracy import choose
+from tools.accuracy.cells import flag_of, key_of, name_of
 from tools.accuracy.suites import BUDGETS, ROOT, SUITES, files_of
 from tools.accuracy.tables import to_markdown
 
+Tester = Callable[[str, Path, Path, Path], float]
 METRIC = 'coco/bbox_mAP'
 ARTEFACT = 'quantized.pth'
 QUANTIZED = """
@@ -111,10 +114,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
-    """Command line of the tool; exit code 1 if a test failed."""
+def main(words: list[str] | None = None, tester: Tester = test) -> int:
+    """Command line of the tool.
+
+    Args:
+        words (list[str], optional): Defaults to those of the process.
+        tester (Callable): See :func:`test`.
+
+    Returns:
+        int: Exit code, 1 if a test failed.
+    """
     parser = _parser()
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     data = args.data.resolve()
     work = (args.work_dir / args.suite).resolve()
     if not (data / 'val.json').is_file():
@@ -139,7 +150,7 @@ def main() -> int:
         digest = _digest(checkpoint, data / 'val.json')
         if digest not in floats:
             folder = work / data.name / detector
-            floats[digest] = test(detector, checkpoint, data, folder)
+            floats[digest] = tester(detector, checkpoint, data, folder)
             print(detector, 'float', floats[digest], flush=True)
         hashes[detector] = digest
 
@@ -152,7 +163,7 @@ def main() -> int:
         if done.get(key, {}).get('hash') == digest:
             return
         try:
-            ap = test(key[0], artefact, data, artefact.parent / data.name)
+            ap = tester(key[0], artefact, data, artefact.parent / data.name)
         except RuntimeError as error:
             print(error, flush=True)
             failed.append(key)

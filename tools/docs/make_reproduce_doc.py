@@ -235,13 +235,14 @@ def checkpoints(data: dict) -> tuple[str, str]:
     return _table(head, rows), '\n'.join(lines)
 
 
-def document(text: str, folder: Path = RESULTS) -> str:
+def document(text: str, found: Found | None = None) -> str:
     """Fills the page.
 
     Args:
         text (str): The page as it is; what stands between ``<!-- NAME -->``
             and ``<!-- /NAME -->`` is replaced.
-        folder (Path): Where result files of runs made here are.
+        found (Found, optional): Results of runs made here. Defaults to
+            those in :data:`RESULTS`.
 
     Returns:
         str: The page as it should be.
@@ -251,7 +252,8 @@ def document(text: str, folder: Path = RESULTS) -> str:
             the page has no place for a table.
     """
     data = json.loads(DATA.read_text())
-    names, t, found = data['detectors'], data['tables'], Found(folder)
+    names, t = data['detectors'], data['tables']
+    found = found or Found(RESULTS)
     table, commands = checkpoints(data)
     lists = dict(
         COCO=t['1']['columns'],

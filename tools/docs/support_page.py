@@ -13,7 +13,7 @@ _CLIPS = (
     'the sweep feeds images.'
 )
 #: what was found out about a family, printed only while it fails
-_FOUND = {
+FOUND = {
     'mask2former_vis': _CLIPS,
     'masktrack_rcnn': _CLIPS,
     'qdtrack': _CLIPS,
@@ -70,7 +70,7 @@ def exceptions(rows: dict[str, dict]) -> list[str]:
                     f'Cosine {row["cosine"]:.4f}; the float model has '
                     f'{row["bfloat16"] or 0:.4f} in bfloat16.'
                 )
-            told.append(_FOUND.get(name, ''))
+            told.append(FOUND.get(name, ''))
             lines.append(f'- **{name}**: {" ".join(told).strip()}')
     return ['', '## Exceptions', *lines] if lines else []
 

@@ -79,20 +79,21 @@ class Peak:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> 'Peak':
-        self._sample()
+        self.sample()
         self._thread.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._stop.set()
         self._thread.join()
-        self._sample()
+        self.sample()
 
     def _run(self) -> None:
         while not self._stop.wait(self.interval):
-            self._sample()
+            self.sample()
 
-    def _sample(self) -> None:
+    def sample(self) -> None:
+        """Reads the numbers once."""
         for name, value in self.read().items():
             self.top[name] = max(self.top.get(name, 0), value)
 

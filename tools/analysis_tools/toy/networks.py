@@ -116,12 +116,12 @@ def make_tasks(seed: int, replicas: int, width: int = 24) -> list[Task]:
     iris = load_iris()
     labels = iris.target.astype(np.int64)
     # [2, R, 75]: indices of the training and the test half
-    halves = np.stack([_halves(labels, rng) for _ in range(replicas)], 1)
-    features = iris.data.astype(np.float64)[halves]
+    split = np.stack([halves(labels, rng) for _ in range(replicas)], 1)
+    features = iris.data.astype(np.float64)[split]
     mean = features[0].mean(1, keepdims=True)
     spread = features[0].std(1, keepdims=True)
     z = torch.from_numpy((features - mean) / spread)
-    t = torch.from_numpy(labels[halves])
+    t = torch.from_numpy(labels[split])
     hidden = (width,) * 3
     return [
         Task('regression', x[0], x[0] ** 2, x[1], x[1] ** 2, (1, *hidden, 1)),
@@ -129,7 +129,7 @@ def make_tasks(seed: int, replicas: int, width: int = 24) -> list[Task]:
     ]
 
 
-def _halves(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def halves(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Indices ``[2, N / 2]`` with as many of each class in both rows."""
     kinds = np.unique(labels)
     orders = [rng.permutation(np.flatnonzero(labels == k)) for k in kinds]

@@ -161,8 +161,15 @@ def put_into_doc(found: dict, command: str, path: Path) -> None:
     )
 
 
-def main() -> int:
-    """Runs the study, writes JSON, pictures and, if asked, the page."""
+def main(words: list[str] | None = None) -> int:
+    """Runs the study, writes JSON, pictures and, if asked, the page.
+
+    Args:
+        words (list[str], optional): Defaults to those of the process.
+
+    Returns:
+        int: Exit code.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__.split('\n', 1)[0],
     )
@@ -181,7 +188,7 @@ def main() -> int:
     parser.add_argument(
         '--doc', type=Path, help='page whose block of numbers is rewritten'
     )
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     for name in ('steps', 'replicas', 'draws'):
         if getattr(args, name) < 1:
             parser.error(f'--{name} must be at least 1')

@@ -1,41 +1,31 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The page of Reg-PTQ's tables is complete, and so are its commands."""
 
-import importlib
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tools.docs.make_reproduce_doc import Found, document
+
+ROOT = Path(__file__).parents[3]
 PAGE = ROOT / 'docs' / 'reproduce.md'
 TABLES = json.loads(
     (ROOT / 'docs/results/published_reg_ptq.json').read_text()
 )['tables']
 
 
-@pytest.fixture(scope='module')
-def tool():
-    """The tool as a module."""
-    sys.path.insert(0, str(ROOT / 'tools'))
-    try:
-        yield importlib.import_module('make_reproduce_doc')
-    finally:
-        sys.path.remove(str(ROOT / 'tools'))
-
-
 @pytest.fixture
-def results(tmp_path, tool, monkeypatch):
+def results(tmp_path, monkeypatch):
     """Writes result files and makes the page with them."""
     monkeypatch.chdir(ROOT)
 
     def page(**files):
         for name, content in files.items():
             (tmp_path / f'{name}.json').write_text(json.dumps(content))
-        return tool.document(PAGE.read_text(), tmp_path)
+        return document(PAGE.read_text(), Found(tmp_path))
 
     return page
 
@@ -54,9 +44,9 @@ def result(recipe='reg_ptq', bits='w4a4', ap=0.3456, **more):
     )
 
 
-def test_page_is_up_to_date(tool, monkeypatch):
+def test_page_is_up_to_date(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert tool.document(PAGE.read_text()) == PAGE.read_text()
+    assert document(PAGE.read_text()) == PAGE.read_text()
 
 
 def test_results_fill_their_cells(results):
@@ -116,7 +106,7 @@ def test_a_wrong_file_is_refused(results, name, content, says):
         results(**{name: content})
 
 
-def test_commands_of_the_page_make_every_cell(tool, monkeypatch):
+def test_commands_of_the_page_make_every_cell(monkeypatch):
     """They are run by bash, with `run` saying what it was given."""
     monkeypatch.chdir(ROOT)
     blocks = re.findall(r'```bash\n(.*?)```', PAGE.read_text(), re.DOTALL)
@@ -126,9 +116,8 @@ def test_commands_of_the_page_make_every_cell(tool, monkeypatch):
         ['bash', '-euc', script], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     runs = {line.split()[2] for line in said}
-    found = tool.Found(Path('nowhere'))
-    monkeypatch.setattr(tool, 'Found', lambda _: found)
-    tool.document(PAGE.read_text())
+    found = Found(Path('nowhere'))
+    document(PAGE.read_text(), found)
     assert runs == found.asked
     for line in said:
         config, detector, name, *options = line.split()

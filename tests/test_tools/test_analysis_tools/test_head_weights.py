@@ -1,29 +1,17 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Which levels suit the weights of heads."""
 
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+pytest.importorskip('sklearn')
+
+from tools.analysis_tools import head_weights as tool
 
 
-@pytest.fixture
-def tool(monkeypatch):
-    folder = ROOT / 'tools' / 'analysis_tools'
-    monkeypatch.syspath_prepend(folder)
-    spec = importlib.util.spec_from_file_location(
-        'head_weights', folder / 'head_weights.py'
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_errors_and_shape(tool, monkeypatch):
+def test_errors_and_shape(monkeypatch):
     """Of made-up layers: two of a head, and others that do not count."""
     exact = dict(
         a=torch.tensor([[1.0, -1.0, 1.0, -1.0]]),
@@ -72,7 +60,7 @@ def test_errors_and_shape(tool, monkeypatch):
     assert row['kurtosis'] == pytest.approx(-2)
 
 
-def test_table(tool):
+def test_table():
     widths = {f'w{b}': dict(uniform=0.2, log=0.1 * b) for b in (2, 3, 4)}
     row = dict(detector='detr', layers=44, kurtosis=-0.5, **widths)
     text = tool.to_markdown([row])

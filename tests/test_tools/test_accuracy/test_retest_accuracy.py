@@ -1,14 +1,13 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Artefacts tested again on other images, the tests themselves replaced."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tools.accuracy.retest_accuracy import main
+from tools.accuracy.suites import ROOT, SUITES
+
 QDROP = ('detr', 'qdrop', 'w3a3', 0)
 REG = ('detr', 'reg_ptq', 'w3a3', 0)
 
@@ -25,17 +24,37 @@ def artefact(work, code, cell, ap, content=b'codes'):
     return folder / 'quantized.pth'
 
 
+class Tool:
+    """Retests suites of a folder; a test takes no time.
+
+    Attributes:
+        ran (list[Path]): Checkpoints of the last call.
+        fails (bool): Whether tests fail.
+    """
+
+    def __init__(self, folder):
+        self.folder, self.path = folder, folder / 's3_other.json'
+        self.work, self.data = folder / 'work', folder / 'other'
+        self.ran, self.fails = [], False
+
+    def test(self, detector, checkpoint, data, folder):
+        self.ran.append(checkpoint)
+        if self.fails:
+            raise RuntimeError('exit code 1')
+        return 0.75 if checkpoint.name == 'detr_digits.pth' else 0.625
+
+    def run_main(self, *args, suite='s3'):
+        self.ran.clear()
+        fixed = ['--out', self.folder, '--work-dir', self.work]
+        words = [suite, self.data, *fixed, *args]
+        return main(list(map(str, words)), self.test)
+
+
 @pytest.fixture
-def tool(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    spec = importlib.util.spec_from_file_location(
-        'retest_accuracy', ROOT / 'tools' / 'retest_accuracy.py'
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.work, module.data = tmp_path / 'work', tmp_path / 'other'
-    write(module.data / 'val.json', {})
-    write(module.data / 'settings.json', dict(seed=2, train=1, val=99))
+def tool(tmp_path):
+    found = Tool(tmp_path)
+    write(found.data / 'val.json', {})
+    write(found.data / 'settings.json', dict(seed=2, train=1, val=99))
     cells = [
         dict(
             zip(('detector', 'recipe', 'bits', 'seed'), cell, strict=True),
@@ -46,25 +65,7 @@ def tool(tmp_path, monkeypatch):
         for cell, ap in ((QDROP, 0.25), (REG, 0.3))
     ]
     write(tmp_path / 's3.json', cells)
-    module.ran, module.fails = [], False
-
-    def test(detector, checkpoint, data, folder):
-        module.ran.append(checkpoint)
-        if module.fails:
-            raise RuntimeError('exit code 1')
-        return 0.75 if checkpoint.name == 'detr_digits.pth' else 0.625
-
-    monkeypatch.setattr(module, 'test', test)
-
-    def main(*args, suite='s3'):
-        module.ran.clear()
-        fixed = ['--out', tmp_path, '--work-dir', module.work]
-        argv = ['tool', suite, module.data, *fixed, *args]
-        monkeypatch.setattr(sys, 'argv', list(map(str, argv)))
-        return module.main()
-
-    module.run_main, module.path = main, tmp_path / 's3_other.json'
-    return module
+    return found
 
 
 def test_artefacts_of_the_cells(tool, capsys):
@@ -115,7 +116,7 @@ def test_cells_of_another_budget(tool):
     assert tool.run_main('--budget', 'long') == 0
     assert tool.ran[1:] == [more] and not tool.path.exists()
     table = tool.path.with_name('s3_long_other.md').read_text()
-    assert 'retest_accuracy.py s3 data/other --budget long`' in table
+    assert 'retest_accuracy s3 data/other --budget long`' in table
 
 
 def test_a_failed_test_is_told(tool, capsys):
@@ -141,7 +142,7 @@ def test_nothing_to_retest(tool, capsys):
     with pytest.raises(SystemExit):
         tool.run_main()
     assert 's3.json does not exist' in capsys.readouterr().err
-    assert 'yolox' in tool.SUITES
+    assert 'yolox' in SUITES
     with pytest.raises(SystemExit):
         tool.run_main(suite='yolox')
     assert "invalid choice: 'yolox'" in capsys.readouterr().err

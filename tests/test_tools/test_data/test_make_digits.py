@@ -1,7 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,19 +8,7 @@ from pycocotools import mask as mask_utils
 
 pytest.importorskip('sklearn')
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def load_tool():
-    spec = importlib.util.spec_from_file_location(
-        'make_digits', ROOT / 'tools' / 'make_digits.py'
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+from tools.data import make_digits as tool
 
 
 @pytest.fixture(scope='module')

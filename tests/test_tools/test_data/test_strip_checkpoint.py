@@ -1,17 +1,13 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Checkpoints of a training, reduced to weights that load anywhere."""
 
-import importlib.util
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pytest
 import torch
 
-TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'strip_checkpoint.py'
-SPEC = importlib.util.spec_from_file_location('strip_checkpoint', TOOL)
-tool = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(tool)
+from tools.data import strip_checkpoint as tool
 
 WEIGHT = torch.tensor([[1.0, 1 / 3], [-2.0, 60000.0]], dtype=torch.float64)
 

@@ -1,25 +1,13 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What the filters of the global loss take away."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope='module')
-def tool():
-    path = ROOT / 'tools' / 'analysis_tools' / 'loss_filters.py'
-    spec = importlib.util.spec_from_file_location('loss_filters', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tools.analysis_tools import loss_filters as tool
 
 
 @pytest.mark.parametrize('shift', [0, 1000])
-def test_counts(tool, monkeypatch, shift):
+def test_counts(monkeypatch, shift):
     """No box is far from itself, all are from one that many widths away."""
     anchors = []
 
@@ -42,7 +30,7 @@ def test_counts(tool, monkeypatch, shift):
     assert row['far'] == (kept if shift else dict.fromkeys(kept, 0))
 
 
-def test_table(tool):
+def test_table():
     row = dict(
         detector='retinanet',
         head='bbox_head',
