@@ -3,7 +3,7 @@ PY := .venv/bin/python
 TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env data demo test test-slow lint format clean
+.PHONY: help env data demo test test-slow coverage lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -12,7 +12,7 @@ env:  ## make or update .venv (PYTHON=... chooses the interpreter)
 	@bash tools/setup_env.sh
 
 data: env  ## make the digits set in data/
-	@$(PY) tools/make_digits.py
+	@$(PY) -m tools.data.make_digits
 
 demo: data  ## quantize the shipped RetinaNet to 8 bits and evaluate it
 	$(PY) tools/ptq.py configs/digits/retinanet_digits.py \
@@ -24,6 +24,12 @@ test: data  ## run the default tests
 
 test-slow: data  ## run the tests that take minutes
 	@$(TEST) -m slow
+
+coverage: data  ## say which lines the default tests miss (TESTS=... for some)
+	@$(PY) -m coverage erase
+	@OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest -n 2 $(TESTS); \
+	    status=$$?; $(PY) -m coverage combine -q && \
+	    $(PY) -m coverage report && exit $$status
 
 lint: env  ## ruff and mypy
 	$(PY) -m ruff check .

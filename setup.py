@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Package metadata, and the ``.mim`` folder that OpenMMLab tools look for."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,14 @@ from setuptools import find_namespace_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-MIM_ITEMS = ('configs', 'tools', 'model-index.yml')
+# of tools only what a user runs
+MIM_ITEMS = (
+    'configs',
+    'model-index.yml',
+    'tools/dist_ptq.sh',
+    'tools/ptq.py',
+    'tools/slurm_ptq.sh',
+)
 
 
 def read(name: str) -> str:
@@ -26,7 +34,7 @@ def requirements(name: str) -> list[str]:
 
 
 class BuildWithMim(build_py):
-    """Put configs, tools and the model index into ``mmdet_ptq/.mim``.
+    """Put configs, commands and the model index into ``mmdet_ptq/.mim``.
 
     A wheel gets copies (the source tree stays clean); an editable install
     gets symlinks, so an edited config is seen at once.
@@ -40,15 +48,17 @@ class BuildWithMim(build_py):
         mim = base / 'mmdet_ptq' / '.mim'
         shutil.rmtree(mim, ignore_errors=True)
         mim.mkdir(parents=True)
-        for source in (ROOT / item for item in MIM_ITEMS):
-            if source.exists():
-                self._place(source, mim / source.name, editable)
+        for item in MIM_ITEMS:
+            if (ROOT / item).exists():
+                self._place(item, mim, editable)
 
     @staticmethod
-    def _place(source: Path, target: Path, link: bool) -> None:
+    def _place(item: str, mim: Path, link: bool) -> None:
+        source, target = ROOT / item, mim / item
+        target.parent.mkdir(parents=True, exist_ok=True)
         if link:
             try:
-                target.symlink_to(Path('..', '..', source.name))
+                target.symlink_to(os.path.relpath(source, target.parent))
                 return
             except OSError:  # Windows without the right to make symlinks
                 pass
@@ -56,7 +66,7 @@ class BuildWithMim(build_py):
             ignore = shutil.ignore_patterns('__pycache__', '*.py[cod]')
             shutil.copytree(source, target, ignore=ignore)
         else:
-            shutil.copyfile(source, target)
+            shutil.copy(source, target)  # with the right to be run
 
 
 version = re.search(r"__version__ = '(.+)'", read('mmdet_ptq/version.py'))

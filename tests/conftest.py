@@ -2,7 +2,6 @@
 """Two tiny detectors with data and checkpoints, quantized in a second."""
 
 import hashlib
-import importlib.util
 import json
 import logging
 import sys
@@ -19,7 +18,6 @@ import torch
 logging.raiseExceptions = False
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOL = ROOT / 'tools' / 'ptq.py'
 CLASSES = ('dark', 'grey', 'light')
 
 COMMON = """
@@ -257,10 +255,9 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope='session')
 def tool():
     """The module of ``tools/ptq.py``."""
-    spec = importlib.util.spec_from_file_location('ptq_tool', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from tools import ptq
+
+    return ptq
 
 
 @pytest.fixture

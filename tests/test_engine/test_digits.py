@@ -22,7 +22,7 @@ CHECKPOINTS = sorted((ROOT / 'demo' / 'checkpoints').glob('*.pth'))
 def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
     if not (ROOT / 'data' / 'digits' / 'val.json').is_file():
-        pytest.skip('run tools/make_digits.py first')
+        pytest.skip('run `make data` first')
 
 
 def test_all_six_are_shipped():

@@ -30,7 +30,6 @@ DETECTORS = (
 ZOO = (('uniform', 'w8a8'), ('uniform', 'w4a4'), ('minmax', 'w4a4'))
 LEARNED = ('uniform', 'reg_ptq', 'pd_quant')
 STEPS = 20
-NO_FLOAT = ('--no-float-eval', '--work-dir')
 # run by the commit's own code, so it uses nothing but its public functions
 DIGEST = """
 import hashlib, json, sys
@@ -129,7 +128,10 @@ def run_cell(folder: Path, name: str, detector: str, cfg: dict) -> dict:
     _run(
         out,
         tree,
-        ['tools/ptq.py', config, checkpoint, *NO_FLOAT, out],
+        [
+            *('tools/ptq.py', config, checkpoint),
+            *('--no-float-eval', '--work-dir', out),
+        ],
     )
     artefact, digest = out / 'quantized.pth', out / 'tensors.json'
     _run(out, tree, ['-c', DIGEST, config, artefact, digest])

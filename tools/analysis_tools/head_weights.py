@@ -5,7 +5,7 @@ Reg-PTQ's levels assume that small weights are many, as in a Laplace density.
 For the heads of the digits detectors this compares their error with that of
 uniform levels, both as calibration sets them, before anything is learned:
 
-    python tools/analysis_tools/head_weights.py
+    python -m tools.analysis_tools.head_weights
 
 writes ``docs/results/head_weights.json`` and the table ``.md`` made from it.
 """
@@ -13,28 +13,24 @@ writes ``docs/results/head_weights.json`` and the table ``.md`` made from it.
 import argparse
 import copy
 import json
-import sys
 from pathlib import Path
 
 import torch
 from mmdet.apis import init_detector
 from mmengine.config import Config
 from torch import nn
-from toy_weights import kurtosis
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration.data import from_config
-from mmdet_ptq.quant_cfg import parse_quant_cfg
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / 'tools'))
-
-from accuracy_suites import (  # noqa: E402
+from mmdet_ptq.recipe import parse_quant_cfg
+from tools.accuracy.suites import (
     DETECTORS,
     FLOAT_HEADS,
+    ROOT,
     UNIFORM_HEADS,
     files_of,
 )
+from tools.analysis_tools.toy.weights import kurtosis
 
 WIDTHS = (2, 3, 4)
 
@@ -114,7 +110,7 @@ def to_markdown(rows: list[dict]) -> str:
         'squared sum, mean over layers: levels as Reg-PTQ sets them before '
         'learning, uniform / logarithmic, and their ratio. Excess kurtosis '
         '(median layer): -1.2 uniform, 0 Gaussian, 3 Laplace. Made by '
-        '`python tools/analysis_tools/head_weights.py`.',
+        '`python -m tools.analysis_tools.head_weights`.',
         '',
         '| detector | layers | kurtosis | '
         + ' | '.join(f'{b} bits' for b in WIDTHS)

@@ -7,14 +7,13 @@ share whose IoU with the float box is too small (theta_I). The detector is
 rounded plainly to 2-bit weights and 4-bit activations, which is worse than
 what the loss meets when layers are learned one after the other:
 
-    python tools/analysis_tools/loss_filters.py
+    python -m tools.analysis_tools.loss_filters
 
 writes ``docs/results/loss_filters.json`` and the table ``.md`` made from it.
 """
 
 import argparse
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -24,16 +23,12 @@ from mmengine.config import Config
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration.data import from_config
-from mmdet_ptq.calibration.samples import reset_levels
 from mmdet_ptq.detectors import find_adapter
 from mmdet_ptq.layers import quant_layers
-from mmdet_ptq.losses import DetectionLoss
-from mmdet_ptq.quant_cfg import parse_quant_cfg
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / 'tools'))
-
-from accuracy_suites import THETA_C, THETA_I, TWO, files_of  # noqa: E402
+from mmdet_ptq.passes.reconstruct.losses import DetectionLoss
+from mmdet_ptq.passes.reconstruct.samples import reset_levels
+from mmdet_ptq.recipe import parse_quant_cfg
+from tools.accuracy.suites import ROOT, THETA_C, THETA_I, TWO, files_of
 
 BITS = 'w2a4'
 
@@ -109,7 +104,7 @@ def to_markdown(rows: list[dict], images: int) -> str:
         'Each cell: the share of the boxes whose confidence in the float '
         'model is at least θ_C, and the share of those whose IoU with the '
         f'float box is below θ_I = {max(THETA_I):g}. Made by '
-        '`python tools/analysis_tools/loss_filters.py`.',
+        '`python -m tools.analysis_tools.loss_filters`.',
         '',
         '| detector | head | boxes | '
         + ' | '.join(f'θ_C = {c}' for c in thetas)

@@ -1,5 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-# The digits set (tools/make_digits.py), a runtime without drawing, and a
+# The digits set (tools/data/make_digits.py), a runtime without drawing, and a
 # schedule that a CPU gets through in minutes.
 _base_ = ['mmdet::_base_/default_runtime.py']
 default_scope = 'mmdet'

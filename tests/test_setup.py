@@ -1,0 +1,79 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""What an installed package brings along."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TOOLS = {f'tools/{name}' for name in ('dist_ptq.sh', 'ptq.py', 'slurm_ptq.sh')}
+PARTS = (
+    *('configs', 'mmdet_ptq', 'requirements', 'tools'),
+    *('LICENSE', 'README.md', 'model-index.yml', 'pyproject.toml', 'setup.py'),
+)
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Runs a hook of the build in a copy of the tree; gives copy and file."""
+
+    def run(hook):
+        tree, out = tmp_path / 'tree', tmp_path / 'out'
+        ignore = shutil.ignore_patterns('__pycache__', '.mim')
+        for part in PARTS:
+            source = ROOT / part
+            if source.is_dir():
+                shutil.copytree(source, tree / part, ignore=ignore)
+            else:
+                shutil.copy(source, tree / part)
+        # a test folder in the tree does not go along
+        (tree / 'tests').mkdir()
+        (tree / 'tests' / '__init__.py').touch()
+        code = (
+            f'from setuptools import build_meta as m; m.{hook}({str(out)!r})'
+        )
+        done = subprocess.run(
+            [sys.executable, '-c', code],
+            cwd=tree,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        (wheel,) = out.glob('*.whl')
+        return tree, wheel
+
+    return run
+
+
+def test_wheel_brings_what_a_user_runs(build):
+    tree, wheel = build('build_wheel')
+    with ZipFile(wheel) as opened:
+        found = set(opened.namelist())
+    tops = {name.split('/')[0].split('-')[0] for name in found}
+    assert tops == {'mmdet_ptq'}
+    mim = 'mmdet_ptq/.mim/'
+    extra = {n.removeprefix(mim) for n in found if n.startswith(mim)}
+    configs = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / 'configs').rglob('*.py')
+    }
+    assert extra == {'model-index.yml', *TOOLS, *configs}
+    modules = {
+        path.relative_to(tree).as_posix()
+        for path in (tree / 'mmdet_ptq').rglob('*.py')
+    }
+    assert modules <= found
+
+
+def test_editable_install_links_them(build):
+    tree, _ = build('build_editable')
+    mim = tree / 'mmdet_ptq' / '.mim'
+    for name in ('configs', 'model-index.yml', *TOOLS):
+        assert (mim / name).is_symlink()
+        assert (mim / name).resolve() == tree / name
+    assert set(os.listdir(mim / 'tools')) == {Path(n).name for n in TOOLS}

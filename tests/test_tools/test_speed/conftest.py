@@ -1,0 +1,23 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Two units of a tiny RetinaNet, reconstructed."""
+
+import pytest
+
+from tools.speed import reconstruct, steps
+
+
+@pytest.fixture
+def visit(tiny, tmp_path, monkeypatch):
+    """Runs both chosen units; gives their records."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(trainer, iters=3):
+        with steps.chosen_only(trainer):
+            return reconstruct.quantized(
+                str(tiny.config['retinanet']),
+                (64, 64),
+                'cpu',
+                reconstruct.quant_cfg(2, iters),
+            ).records
+
+    return run

@@ -1,0 +1,140 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The tables of ``benchmark_accuracy.py``, made from its cells."""
+
+import platform
+
+import torch
+
+from tools.accuracy.suites import VARIANTS, YOLOX
+
+
+def to_markdown(suite: str, cells: list[dict], command: str) -> str:
+    """One table for each width: a row a method, a column a detector."""
+    lines = [
+        f'# {suite}',
+        '',
+        f'Box AP (0.50:0.95) on {_images(cells)}. '
+        f'Made by `{command}` on {platform.machine()} CPU, torch '
+        f'{torch.__version__}. {_budgets(cells)}',
+        '',
+    ]
+    detectors = list(dict.fromkeys(c['detector'] for c in cells))
+    for bits in dict.fromkeys(c['bits'] for c in cells):
+        here = [c for c in cells if c['bits'] == bits]
+        lines += [
+            f'## {bits}',
+            '',
+            '| method | ' + ' | '.join(detectors) + ' | mean |',
+            '|---' * (len(detectors) + 2) + '|',
+        ]
+        floats = {c['detector']: c['float'] for c in cells}
+        lines.append(_row('float', [[floats[d]] for d in detectors]))
+        for recipe in dict.fromkeys(c['recipe'] for c in here):
+            lines.append(
+                _row(
+                    recipe,
+                    [
+                        [
+                            c['quantized']
+                            for c in here
+                            if (c['recipe'], c['detector']) == (recipe, d)
+                        ]
+                        for d in detectors
+                    ],
+                )
+            )
+        lines.append('')
+    return '\n'.join([*lines, *_overall(cells)])
+
+
+def _overall(cells: list[dict]) -> list[str]:
+    """How methods compare, where a detector has all of them at a width."""
+    methods = list(dict.fromkeys(c['recipe'] for c in cells))
+    seeds: dict[tuple, list[float]] = {}
+    for c in cells:
+        place = c['detector'], c['bits']
+        seeds.setdefault((*place, c['recipe']), []).append(c['quantized'])
+    means = {key: sum(found) / len(found) for key, found in seeds.items()}
+    places = [
+        place
+        for place in dict.fromkeys(key[:2] for key in means)
+        if all((*place, m) in means for m in methods)
+    ]
+    # variants of a method differ in what they leave float
+    differ = VARIANTS.keys() & set(methods)
+    if not places or differ or 'uniform' not in methods:
+        return []
+    lines = [
+        '## Over all widths',
+        '',
+        f'Of {len(places)} places (a detector at a width) where all methods '
+        'were run.',
+        '',
+        '| method | within 0.003 of the best | best | above uniform, at '
+        'least |',
+        '|---|---|---|---|',
+    ]
+    for method in methods:
+        # three decimals each
+        behind = [
+            round(
+                max(means[(*p, m)] for m in methods) - means[(*p, method)], 4
+            )
+            for p in places
+        ]
+        gain = min(
+            means[(*p, method)] - means[(*p, 'uniform')] for p in places
+        )
+        lines.append(
+            f'| {method} | {sum(b <= 0.003 for b in behind)} | '
+            f'{behind.count(0)} | {gain:.3f} |'
+        )
+    return [*lines, '']
+
+
+def _images(cells: list[dict]) -> str:
+    if cells[0]['detector'] == YOLOX:
+        # so few that rounding alone shows
+        return (
+            'the 164 COCO val images of coco_mini (another number of threads '
+            'rounds convolutions otherwise, which alone moves AP here by '
+            'some thousandths)'
+        )
+    other = cells[0].get('images')
+    if other:
+        return (
+            f'{other["val"]} other images, data/{other["name"]} of '
+            f'`python -m tools.data.make_digits --train {other["train"]} '
+            f'--val {other["val"]} --seed {other["seed"]} '
+            f'--out data/{other["name"]}`'
+        )
+    return 'the 320 validation images of the digits set'
+
+
+def _budgets(cells: list[dict]) -> str:
+    """What the cells were allowed, and how their spread is meant."""
+    found = {
+        f'{c["settings"]["images"]} calibration images, '
+        f'{c["settings"]["iters"]} steps a unit, the global loss for one '
+        f'image in {c["settings"]["global_every"]}.'
+        for c in cells
+    }
+    text = ' '.join(sorted(found))
+    if len({c['seed'] for c in cells}) > 1:
+        text += ' Mean over seeds ± half of the range.'
+    return text
+
+
+def _row(name: str, columns: list[list[float]]) -> str:
+    """Mean over seeds, with the spread where there are several."""
+    means = [sum(c) / len(c) if c else None for c in columns]
+    texts = []
+    for mean, column in zip(means, columns, strict=True):
+        text = '' if mean is None else f'{mean:.3f}'
+        if len(column) > 1:
+            text += f' ± {(max(column) - min(column)) / 2:.3f}'
+        texts.append(text)
+    whole = (
+        '' if None in means else f'{sum(means) / len(means):.3f}'  # type: ignore[arg-type]
+    )
+    return '| ' + ' | '.join([name, *texts, whole]) + ' |'

@@ -1,0 +1,279 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Builds one random detector of a family, quantizes it and compares."""
+
+import copy
+import re
+import resource
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
+from torch import Tensor, nn
+
+from mmdet_ptq import quantize_detector
+from mmdet_ptq.testing import (
+    bfloat16,
+    cosine,
+    noise_batches,
+    random_detector,
+    raw_outputs,
+    settle_batch_norms,
+)
+
+#: two for calibration; one value a channel is left of a pooled feature map,
+#: and a batch norm there needs more than two of them
+_IMAGES = 8
+#: a network is drawn again where bfloat16 changes its output more than this:
+#: eight bits of an activation's whole range err by about 10 dB more
+_TELLING = 0.999
+
+
+def empty_row(**known: Any) -> dict:
+    """A row of the matrix before anything has worked.
+
+    Args:
+        **known (Any): What is known already.
+
+    Returns:
+        dict: ``config`` and image ``size`` (height, width) that were used,
+        whether the ``heads`` started as MMDetection starts them, ``built``,
+        ``float_ok``, ``quantized``, ``predicts``, ``layers``,
+        ``left_float``, ``cosine``, ``bfloat16`` (the cosine that the float
+        model has in bfloat16), ``seconds``, ``why``.
+    """
+    row: dict[str, Any] = dict(
+        config='',
+        size=None,
+        heads=False,
+        built=False,
+        float_ok=False,
+        quantized=False,
+        predicts=False,
+        layers=0,
+        left_float={},
+        cosine=None,
+        bfloat16=None,
+        seconds=0.0,
+        why='',
+    )
+    return {**row, **known}
+
+
+class FloatRun(NamedTuple):
+    """A detector that runs in float.
+
+    Attributes:
+        model (nn.Module): The detector.
+        data (list[dict]): Two batches of one image.
+        memory (dict): What was selected.
+        expected (list[Tensor]): Raw outputs on the first batch.
+    """
+
+    model: nn.Module
+    data: list[dict]
+    memory: dict
+    expected: list[Tensor]
+
+
+def draw(
+    path: Path, size: tuple[int, int], heads: bool, row: dict
+) -> FloatRun:
+    """Builds a detector and runs it in float.
+
+    Args:
+        path (Path): Its config.
+        size (tuple[int, int]): Height and width of the images.
+        heads (bool): See :func:`random_detector`.
+        row (dict): Told when the detector is built.
+
+    Returns:
+        FloatRun: What the quantized run is to be compared with.
+    """
+    model = random_detector(path, heads)
+    row['built'] = True
+    second_stage = not getattr(model, 'with_rpn', True)
+    images = noise_batches(_IMAGES, size, 64 if second_stage else 0)
+    try:
+        settle_batch_norms(model, images)
+    except Exception:
+        model.eval()  # no raw mode, or one sample for a batch norm
+    memory: dict = {}
+    model.test_step(copy.deepcopy(images[0]))
+    expected = raw_outputs(model, images[0], memory)
+    return FloatRun(model, images[:2], memory, expected)
+
+
+def resolution(run: FloatRun) -> float:
+    """How alike the outputs stay where quantization is not to blame.
+
+    Args:
+        run (FloatRun): The float run.
+
+    Returns:
+        float: Cosine of the detector in bfloat16; 0 if a RoI extractor
+        returns zeros, since all its boxes lie outside the image and what
+        follows is made of biases alone.
+    """
+    empty = []
+    hooks = [
+        m.register_forward_hook(lambda *a: empty.append(not a[2].any()))
+        for m in run.model.modules()
+        if isinstance(m, BaseRoIExtractor)
+    ]
+    try:
+        with bfloat16(run.model):
+            rounded = raw_outputs(run.model, run.data[0], run.memory)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return 0.0 if any(empty) else cosine(run.expected, rounded)
+
+
+def float_run(
+    path: Path,
+    size: tuple[int, int],
+    draw: Callable[..., Any] = draw,
+    resolution: Callable[[Any], float] = resolution,
+) -> tuple[dict, FloatRun | None]:
+    """Draws a detector until its outputs can tell something.
+
+    Args:
+        path (Path): Its config.
+        size (tuple[int, int]): Height and width of the smallest images.
+        draw (Callable): See :func:`draw`.
+        resolution (Callable): See :func:`resolution`.
+
+    Returns:
+        tuple[dict, FloatRun | None]: Its row, and the first that can tell
+        something, else the one that bfloat16 changes least; None if no
+        drawing runs.
+    """
+    best: tuple[dict, FloatRun | None] | None = None
+    failed = empty_row(config=path.name, size=list(size))
+    tries = [(1, False), (2, False), (4, False), (1, True)]
+    while tries:
+        scale, heads = tries.pop(0)
+        larger = (scale * size[0], scale * size[1])
+        row = empty_row(config=path.name, size=list(larger), heads=heads)
+        try:
+            with torch.no_grad():
+                run = draw(path, larger, heads, row)
+                row['bfloat16'] = round(resolution(run), 5)
+        except Exception as error:
+            row['why'] = _said(error)
+            # what the largest images failed with is told
+            failed = failed if heads else row
+            # neither is a matter of size
+            if not row['built'] or isinstance(error, ImportError):
+                break
+            continue
+        row['float_ok'] = True
+        if best is None or row['bfloat16'] > best[0]['bfloat16']:
+            best = (row, run)
+        # larger images are for those that do not run
+        tries = [(scale, True)]
+        if heads or row['bfloat16'] >= _TELLING:
+            break
+    return best or (failed, None)
+
+
+def quantized_run(run: FloatRun, row: dict) -> None:
+    """Quantizes a detector and compares.
+
+    Args:
+        run (FloatRun): The float run; its model is quantized in place.
+        row (dict): Filled in.
+    """
+    session = quantize_detector(
+        run.model, copy.deepcopy(run.data), dict(recipe='uniform', bits='w8a8')
+    )
+    row['quantized'] = True
+    plans = session.plan.layers.values()
+    row['layers'] = sum(1 for p in plans if not p.why_float)
+    left = [p.why_float for p in plans if p.why_float]
+    left += list(session.plan.uncovered.values())
+    left += ['not called'] * len(session.graph.uncalled)
+    row['left_float'] = {w: left.count(w) for w in sorted(set(left))}
+    found = raw_outputs(run.model, run.data[0], run.memory)
+    row['cosine'] = round(cosine(run.expected, found), 5)
+    # as MMEngine's test loop does; some heads write into views
+    with torch.no_grad():
+        results = run.model.test_step(copy.deepcopy(run.data[1]))
+    row['predicts'] = _finite(results) and all(
+        bool(torch.isfinite(t).all()) for t in found
+    )
+
+
+def examine(paths: list[Path], size: tuple[int, int]) -> dict:
+    """Builds, quantizes and runs one detector of a family.
+
+    Args:
+        paths (list[Path]): Its configs; the first that runs in float is
+            used, of the first three.
+        size (tuple[int, int]): Height and width of the images in pixels.
+
+    Returns:
+        dict: See :func:`empty_row`.
+    """
+    start = time.perf_counter()
+    row = empty_row(config=paths[0].name, size=list(size))
+    for path in paths[:3]:
+        found, run = float_run(path, size)
+        # what is wrong with the smallest is told if none runs
+        if run is not None or path is paths[0]:
+            row = found
+        if run is not None:
+            try:
+                quantized_run(run, row)
+            except Exception as error:
+                row['why'] = _said(error)
+            break
+    row['seconds'] = round(time.perf_counter() - start, 1)
+    row['peak_mb'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return row
+
+
+def without_folders(text: str) -> str:
+    """A message in one line, without the folders of this machine."""
+    return re.sub(r'/(?:[\w.+-]+/)+', '', ' '.join(text.split()))
+
+
+def _said(error: Exception) -> str:
+    """An error in one line.
+
+    Args:
+        error (Exception): What was raised.
+
+    Returns:
+        str: Its type, file and line, and message.
+    """
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    first = without_folders((str(error).splitlines() or [''])[0])[:160]
+    where = f'{Path(at.filename).name}:{at.lineno}'
+    return f'{type(error).__name__} at {where}: {first}'
+
+
+def _finite(results: list) -> bool:
+    """Whether every float field of every detection is finite.
+
+    Args:
+        results (list): Data samples.
+
+    Returns:
+        bool: True also where nothing was detected.
+    """
+    for sample in results:
+        instances = getattr(sample, 'pred_instances', None)
+        for value in instances.values() if instances is not None else ():
+            value = getattr(value, 'tensor', value)
+            if (
+                isinstance(value, Tensor)
+                and value.is_floating_point()
+                and (not bool(torch.isfinite(value).all()))
+            ):
+                return False
+    return True

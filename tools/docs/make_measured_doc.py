@@ -1,0 +1,162 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Writes docs/measured.md from the result files in docs/results."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+RESULTS = Path('docs/results')
+
+
+def coco_table(files: list[Path]) -> str:
+    """YOLOX-nano on coco_mini, a row for each ``ptq_result.json``."""
+    lines = [
+        '| recipe | bits | box AP | float | MB | layers | float layers |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for file in sorted(files):
+        r = json.loads(file.read_text())
+        before = r['float'].get('coco/bbox_mAP')
+        lines.append(
+            f'| {r["recipe"]} | {r["bits"]} '
+            f'| {r["quantized"]["coco/bbox_mAP"]:.3f} '
+            f'| {"" if before is None else f"{before:.3f}"} '
+            f'| {r["storage_mb"]["quantized"]:.2f} '
+            f'| {r["layers"]["quantized"]} | {len(r["layers"]["float"])} |'
+        )
+    return '\n'.join(lines)
+
+
+def time_table(found: dict) -> str:
+    """Ratios of ``tools/speed/benchmark.py``."""
+    lines = [
+        '| detector | convert + calibrate | simulated forward |',
+        '|---|---|---|',
+    ]
+    lines += [
+        f'| {name} | {r["calibrate"]:.2f} | {r["forward"]:.2f} |'
+        for name, r in found['detectors'].items()
+    ]
+    return '\n'.join(lines)
+
+
+def reconstruct_section(found: dict) -> list[str]:
+    """Steps, memory and a whole run of ``tools/speed/reconstruct.py``."""
+    lines = ['## Time and memory of a reconstruction', '']
+    if 'steps' in found:
+        s = found['steps']
+        lines += [
+            'RetinaNet R50, random weights, `reg_ptq` w4a4, '
+            f'{s["size"]} x {s["size"]}, one image a step, {s["threads"]} '
+            f'threads, {s["machine"]}, {s["clock"]} time. A step (Fisher and '
+            'detection loss, dropping, rounding, steps, codebooks, Adam) '
+            'over forward and backward, of a plain sum, of the unit and '
+            'what comes after it, with inputs at hand: the unit float, or '
+            'quantized as in the step. Then a step in which the prefix is '
+            'recomputed, over a step in which it is replayed. Medians over '
+            'interleaved runs. '
+            f'Command: `{s["command"]}`',
+            '',
+            '| unit | step / float | step / quantized | without / with '
+            'replay | step, s | without replay, s |',
+            '|---|---|---|---|---|---|',
+        ]
+        lines += [
+            f'| {unit} | {r["over_float"]:.2f} | {r["over_quantized"]:.2f} '
+            f'| {r["without_replay"]:.2f} | {r["step_s"]:.2f} '
+            f'| {r["whole_s"]:.2f} |'
+            for unit, r in s['found'].items()
+        ]
+        lines += ['']
+    if 'memory' in found:
+        s, r = found['memory'], found['memory']['found']
+        beside = max(r['beside_mib'].values())
+        lines += [
+            f'Memory: {s["images"]} images of {s["size"]} x {s["size"]}, '
+            f'the first and last block of the backbone and the first layer '
+            f'of the head; {r["cached_mib"]:.0f} MiB cached with '
+            f'`calibration.cache` of {r["bound_mib"]:.0f} MiB. In memory '
+            f'the cache held {r["held_mib"]:.1f} MiB; beside it at most '
+            f'{beside:.1f} MiB more than a calibration with two images '
+            f'takes. Together {r["over_bound"]:.2f} of the bound. This is '
+            'anonymous memory (`RssAnon`) of a process in which malloc '
+            'returns what is freed; pages of the cache file are not in it.',
+            '',
+        ]
+    if 'full' in found:
+        s, r = found['full'], found['full']['found']
+        lines += [
+            f'A whole run: {s["size"][0]} x {s["size"][1]}, {s["images"]} '
+            f'images, {s["iters"]} steps for each of {r["units"]} units on '
+            f'{s["machine"]}: {r["minutes"]:.0f} minutes, '
+            f'{r["peak_gib"]:.1f} GiB of GPU memory. '
+            f'Command: `{s["command"]}`',
+            '',
+        ]
+    return lines
+
+
+def document() -> str:
+    """The page; parts without result files are left out."""
+    parts = [
+        '# Measured',
+        '',
+        'Made by `python -m tools.docs.make_measured_doc` from '
+        '`docs/results`.',
+        '',
+    ]
+    files = list(RESULTS.glob('yolox_nano_*.json'))
+    if files:
+        versions = json.loads(files[0].read_text())['versions']
+        parts += [
+            '## COCO: YOLOX-nano',
+            '',
+            "MMDetection's `yolox_nano_8xb8-300e_coco.py` with its trained "
+            'weights on 164 COCO val images, calibrated on 32 of 337 train '
+            'images: depthwise convolutions, SiLU and folded batch norms. '
+            f'CPU, torch {versions["torch"]}. Command:',
+            '',
+            '```bash',
+            'python tools/ptq.py configs/coco_mini/yolox_nano_coco-mini.py '
+            'YOLOX_NANO.pth \\',
+            '    --recipe RECIPE --bits BITS',
+            '```',
+            '',
+            coco_table(files),
+            '',
+        ]
+    path = RESULTS / 'benchmark.json'
+    if path.is_file():
+        found = json.loads(path.read_text())
+        s = found['settings']
+        parts += [
+            '## Time',
+            '',
+            'Ratios to the float model in the same run: conversion and '
+            f'calibration on {s["images"]} images over {s["images"]} float '
+            'predictions; median simulated prediction over median float '
+            f'prediction. Random weights, {s["size"]} x {s["size"]}, '
+            f'`{s["recipe"]}` {s["bits"]}, {s["threads"]} threads, '
+            f'{found["machine"]}. Command: `{found["command"]}`',
+            '',
+            time_table(found),
+            '',
+        ]
+    path = RESULTS / 'benchmark_reconstruct.json'
+    if path.is_file():
+        parts += reconstruct_section(json.loads(path.read_text()))
+    return '\n'.join(parts)
+
+
+def main() -> int:
+    """Writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--out', default='docs/measured.md')
+    args = parser.parse_args()
+    Path(args.out).write_text(document())
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

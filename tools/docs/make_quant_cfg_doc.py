@@ -1,0 +1,172 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Writes docs/quant_cfg.md from the registries, so that it cannot lag."""
+
+import argparse
+import inspect
+import sys
+from pathlib import Path
+
+from mmengine.registry import Registry
+
+from mmdet_ptq.quant_cfg import load_recipe, recipe_names
+from mmdet_ptq.quant_cfg.config import (
+    _KEYS,
+    _RULE_KEYS,
+    RECIPE_DIR,
+    ROLES,
+    Calibration,
+)
+from mmdet_ptq.registry import (
+    LEARNERS,
+    LOSSES,
+    OBSERVERS,
+    PASSES,
+    QUANTIZERS,
+)
+
+HEAD = """# quant_cfg
+
+Made by `python -m tools.docs.make_quant_cfg_doc` from the registries.
+
+`quant_cfg` says what each tensor becomes (**rules**) and how the numbers are
+found (**passes**). A **recipe** is a named pair of both in a config file.
+
+```python
+quant_cfg = dict(
+    recipe='qdrop',              # rules and passes to start from
+    bits='w4a8s8',               # weights, activations, attention softmax
+    rules=[                      # added after the recipe's: later rules win
+        dict(match='neck.*', act=dict(bits=8)),
+        dict(match='@mask', skip=True),
+    ],
+    pass_args=dict(              # arguments of the recipe's passes
+        Reconstruct=dict(iters=500)),
+    calibration=dict(num_samples=64))
+```
+
+`tools/ptq.py CONFIG --recipe NAME --print-recipe` prints the spelled-out
+form. Every mistake is found before the first forward, with the nearest
+allowed name. The keys: {keys}.
+
+## rules
+
+Keys of a rule: {rule_keys}.
+
+* `match`: a glob on module names (`'backbone.layer1.*'`), a role, or a list.
+  Roles are found from the data flow of one forward: {roles}.
+  `@softmax` and `@gelu` match only the input that comes from there. A glob
+  of yours that matches no layer is an error; a role that matches none is
+  not.
+* `weight`, `act`: `type`, `bits` and arguments of a quantizer, merged into
+  what earlier rules said; a new `type` drops the old arguments; `None` keeps
+  the tensor float. Without `bits` the widths of `bits=` hold. For `act`,
+  `granularity='group'` without `group_size` means the convolution's own
+  groups; `per_level=True` gives each call of a shared head its own range.
+* `skip=True`: the layer stays float, weight and input.
+
+## calibration
+
+"""
+
+
+def section(title: str, registry: Registry) -> str:
+    """Everything in a registry: what it is and its arguments."""
+    registry.import_from_location()
+    lines = [f'## {title}', '']
+    for name, cls in sorted(registry.module_dict.items()):
+        doc = inspect.getdoc(cls) or ''
+        lines += [f'### {name}', '', doc.split('\n\n')[0], '']
+        args = _args(cls)
+        if args:
+            lines += ['| argument | meaning | default |', '|---|---|---|']
+            lines += [f'| `{n}` | {m} | {d} |' for n, m, d in args]
+            lines.append('')
+    return '\n'.join(lines) + '\n'
+
+
+def _args(cls: type) -> list[tuple[str, str, str]]:
+    meanings = _documented(inspect.getdoc(cls) or '')
+    found = []
+    for p in inspect.signature(cls.__init__).parameters.values():
+        if p.name == 'self' or p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+            continue
+        if p.name in ('axis', 'role') and 'Quantizer' in cls.__name__:
+            continue
+        default = 'needed' if p.default is p.empty else f'`{p.default!r}`'
+        found.append((p.name, meanings.get(p.name, ''), default))
+    return found
+
+
+def _documented(doc: str) -> dict[str, str]:
+    """Argument name to text, from a Google-style docstring."""
+    found: dict[str, str] = {}
+    name, inside = '', False
+    for line in doc.splitlines():
+        if not line.startswith(' '):
+            if line.strip():
+                inside = line.strip() == 'Args:'
+            continue
+        if not inside:
+            continue
+        if line.startswith('    ') and not line.startswith('     '):
+            name, _, text = line.strip().partition(':')
+            name = name.split(' ')[0]
+            found[name] = text.strip()
+        elif name:
+            found[name] += ' ' + line.strip()
+    return found
+
+
+def document() -> str:
+    """The whole page."""
+    text = HEAD.format(
+        keys=', '.join(f'`{k}`' for k in _KEYS),
+        rule_keys=', '.join(f'`{k}`' for k in _RULE_KEYS),
+        roles=', '.join(f'`@{r}`' for r in ROLES),
+    )
+    meanings = _meanings_of_fields()
+    text += '| key | meaning | default |\n|---|---|---|\n'
+    for name, default in vars(Calibration()).items():
+        text += f'| `{name}` | {meanings[name]} | `{default!r}` |\n'
+    text += '\n## recipes\n\n'
+    for name in recipe_names():
+        source = (RECIPE_DIR / f'{name}.py').read_text()
+        doc = source.split('"""')[1].strip()
+        passes = ', '.join(p['type'] for p in load_recipe(name)['passes'])
+        text += f'### {name}\n\n{doc}\n\nPasses: {passes}.\n\n'
+    return (
+        text
+        + section('passes', PASSES)
+        + section('learners of Reconstruct', LEARNERS)
+        + section('losses of Reconstruct', LOSSES)
+        + section('quantizers', QUANTIZERS)
+        + section('observers', OBSERVERS)
+    ).rstrip() + '\n'
+
+
+def _meanings_of_fields() -> dict[str, str]:
+    doc = (inspect.getdoc(Calibration) or '').replace('Attributes:', 'Args:')
+    return _documented(doc)
+
+
+def main() -> int:
+    """Writes the page, or with --check compares it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--out', default='docs/quant_cfg.md')
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='exit 1 if the file is not up to date',
+    )
+    args = parser.parse_args()
+    path, text = Path(args.out), document()
+    if args.check:
+        same = path.is_file() and path.read_text() == text
+        print('up to date' if same else f'{path} is out of date')
+        return 0 if same else 1
+    path.write_text(text)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
