@@ -55,7 +55,7 @@ def loop():
 
 def test_loop_goes_on_where_it_stopped(loop):
     after = []
-    loop.run(1, after.append)
+    loop.predict(1, after.append)
     assert loop.runner.said == [
         ('before_calib', 3),
         ('before_calib_iter', 1),

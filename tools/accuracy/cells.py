@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import mmdet_ptq
-from mmdet_ptq.recipe import load_recipe
+from mmdet_ptq.quant_cfg import load_recipe
 from tools.accuracy.suites import ROOT, YOLOX, files_of, quant_cfg
 
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration.data import from_config
-from mmdet_ptq.recipe import parse_quant_cfg
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 from tools.accuracy.suites import (
     DETECTORS,
     FLOAT_HEADS,

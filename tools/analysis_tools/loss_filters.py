@@ -23,11 +23,11 @@ from mmengine.config import Config
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration.data import from_config
+from mmdet_ptq.calibration.samples import reset_levels
 from mmdet_ptq.detectors import find_adapter
 from mmdet_ptq.layers import quant_layers
-from mmdet_ptq.passes.reconstruct.losses import DetectionLoss
-from mmdet_ptq.passes.reconstruct.samples import reset_levels
-from mmdet_ptq.recipe import parse_quant_cfg
+from mmdet_ptq.losses import DetectionLoss
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 from tools.accuracy.suites import ROOT, THETA_C, THETA_I, TWO, files_of
 
 BITS = 'w2a4'

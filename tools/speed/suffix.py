@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmdet_ptq.calibration.samples import reset_levels
 from mmdet_ptq.layers import quant_layers
-from mmdet_ptq.passes.reconstruct.samples import reset_levels
 
 
 def suffix(

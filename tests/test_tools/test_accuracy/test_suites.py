@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What the cells of the accuracy grid are."""
 
-from mmdet_ptq.recipe import parse_quant_cfg
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 from tools.accuracy.suites import SUITES, quant_cfg
 
 BUDGET = dict(iters=7, images=5, global_every=3, correction=4)
