@@ -21,7 +21,14 @@ from ..layers import (
     quant_layers,
     restore_tensors,
 )
-from ..plan import attach, check_globs, make_plan, plan_of, plan_to_dict
+from ..plan import (
+    attach,
+    check_globs,
+    make_plan,
+    plan_of,
+    plan_to_dict,
+    unmatched_rules,
+)
 from ..quant_cfg import QuantConfig
 from ..structures import LayerGraph
 from ..surgery import decompose
@@ -104,6 +111,7 @@ def prepare(
     session.plan = make_plan(
         config, session.graph, {**uncovered, **uncovered_modules(model)}
     )
+    session.notes += unmatched_rules(config, session.graph)
     if not any(not p.why_float for p in session.plan.layers.values()):
         raise PTQError('the rules quantize nothing: every layer is skipped')
     attach(model, session.plan, session.levels)

@@ -2,7 +2,14 @@
 """Rules applied to a graph, and quantizers attached as they say."""
 
 from .attach import attach
-from .make import check_globs, make_plan
+from .make import check_globs, make_plan, unmatched_rules
 from .manifest import plan_of, plan_to_dict
 
-__all__ = ['attach', 'check_globs', 'make_plan', 'plan_of', 'plan_to_dict']
+__all__ = [
+    'attach',
+    'check_globs',
+    'make_plan',
+    'plan_of',
+    'plan_to_dict',
+    'unmatched_rules',
+]

@@ -27,8 +27,8 @@ def load_recipe(recipe: str) -> dict:
             ``rules`` and ``passes`` (which may inherit by ``_base_``).
 
     Returns:
-        dict: Its ``rules``, ``passes`` and, if set, ``bits`` and
-        ``calibration``.
+        dict: Its ``rules``, its ``passes`` with its ``pass_args`` put in
+        and, if set, ``bits`` and ``calibration``.
 
     Raises:
         QuantConfigError: If there is no such recipe, or keys are wrong.
@@ -49,7 +49,39 @@ def load_recipe(recipe: str) -> dict:
             raise QuantConfigError(
                 f'recipe {path.name}: ' + unknown('key', key, RECIPE_KEYS)
             )
+    changes = found.pop('pass_args', {})
+    if changes:
+        found['passes'] = pass_args(found.get('passes', []), changes)
     return found
+
+
+def pass_args(passes: list[dict], changes: dict) -> list[dict]:
+    """Changes arguments of the passes of some types.
+
+    Args:
+        passes (list[dict]): Config of each pass.
+        changes (dict): Arguments by type of pass.
+
+    Returns:
+        list[dict]: New configs.
+
+    Raises:
+        QuantConfigError: If there is no pass of a type.
+    """
+    present = [p.get('type') for p in passes if isinstance(p, dict)]
+    for kind, args in changes.items():
+        if kind not in present:
+            raise QuantConfigError(
+                'pass_args: ' + unknown('pass of this recipe', kind, present)
+            )
+        if not isinstance(args, dict):
+            raise QuantConfigError(
+                f'pass_args.{kind}: expected a dict, got {args!r}'
+            )
+    return [
+        {**p, **changes.get(p.get('type'), {})} if isinstance(p, dict) else p
+        for p in passes
+    ]
 
 
 def plain(cfg: Any) -> Any:

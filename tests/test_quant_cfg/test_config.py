@@ -102,6 +102,7 @@ def test_input_is_not_changed():
         (dict(rules=[RULE], passes=['InitRanges']), r'passes\[0\]'),
         (dict(rules=[RULE]), "'rules' and 'passes'"),
         (dict(rules=[dict(weight={})], passes=PASSES), r'rules\[0\].*match'),
+        (dict(rules=[dict(match='*')], passes=PASSES), 'says nothing'),
         (dict(rules=[dict(match=[], skip=True)], passes=PASSES), 'match'),
         (dict(rules=[dict(match=['*', 3])], passes=PASSES), 'match'),
         (
@@ -206,16 +207,71 @@ def test_bad_pass_args(args, match):
         parse_quant_cfg(dict(recipe='qdrop', bits='w4a4', pass_args=args))
 
 
-def test_widths_of_a_quantizer_without_eight_bits():
-    parse_quant_cfg(dict(recipe='subsetq', bits='w3a4'))
-    with pytest.raises(QuantConfigError, match='must be 2, 3 or 4'):
-        parse_quant_cfg(
-            dict(
-                recipe='subsetq',
-                rules=[
-                    dict(
-                        match='*', weight=dict(type='SubsetQuantizer', bits=8)
-                    )
-                ],
-            )
-        )
+SUBSET = dict(type='SubsetQuantizer')
+
+
+def test_widths_that_a_named_quantizer_lacks():
+    rule = dict(match='*', weight=dict(SUBSET, bits=8))
+    with pytest.raises(QuantConfigError) as error:
+        parse_quant_cfg(dict(recipe='subsetq', rules=[rule]))
+    # counted among the user's rules
+    assert str(error.value).startswith('rules[0].weight: ')
+    assert 'SubsetQuantizer must be 2, 3 or 4, got 8' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('rules', 'bits', 'ok'),
+    [
+        ([dict(match='*', weight=SUBSET)], 'w4a8', True),
+        ([dict(match='*', weight=SUBSET)], 'w5a8', False),
+        ([dict(match='*', weight=SUBSET)], None, True),
+        # what other rules may change is left to the plan
+        (
+            [
+                dict(match='*', weight=SUBSET),
+                dict(match='@head', weight=dict(bits=3)),
+            ],
+            'w8a8',
+            True,
+        ),
+        (
+            [
+                dict(match='@head', weight=dict(bits=3)),
+                dict(match='*', weight=SUBSET),
+            ],
+            'w8a8',
+            True,
+        ),
+        (
+            [
+                dict(match='*', weight=SUBSET),
+                dict(match='*', weight=dict(type='UniformQuantizer')),
+            ],
+            'w8a8',
+            True,
+        ),
+        # bits of another kind of tensor change nothing
+        (
+            [dict(match='*', weight=SUBSET, act=dict(bits=4))],
+            'w8a8',
+            False,
+        ),
+    ],
+)
+def test_default_widths_that_a_quantizer_lacks(rules, bits, ok):
+    cfg = dict(rules=rules, passes=PASSES, bits=bits)
+    if ok:
+        parse_quant_cfg(cfg)
+        return
+    with pytest.raises(QuantConfigError, match=r'^rules\[0\]\.weight.*3 or 4'):
+        parse_quant_cfg(cfg)
+
+
+def test_places_of_rules():
+    config = parse_quant_cfg(
+        dict(recipe='minmax', rules=[dict(match='@head', skip=True)])
+    )
+    count = len(load_recipe('minmax')['rules'])
+    assert config.place(count) == 'rules[0]'
+    assert config.place(1) == 'recipe minmax: rules[1]'
+    assert config.own_rules() == [(count, dict(match='@head', skip=True))]
