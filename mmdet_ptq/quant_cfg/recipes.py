@@ -24,14 +24,18 @@ def load_recipe(recipe: str) -> dict:
 
     Args:
         recipe (str): One of :func:`recipe_names`, or a path to a file with
-            ``rules`` and ``passes`` (which may inherit by ``_base_``).
+            ``rules`` and ``passes``. It may inherit by ``_base_``: other
+            keys replace those of the base, ``pass_args`` changes single
+            arguments of its passes, and ``[*_base_.passes, ...]`` goes on
+            from them.
 
     Returns:
         dict: Its ``rules``, its ``passes`` with its ``pass_args`` put in
         and, if set, ``bits`` and ``calibration``.
 
     Raises:
-        QuantConfigError: If there is no such recipe, or keys are wrong.
+        QuantConfigError: If there is no such recipe, it cannot be read, or
+            keys are wrong.
     """
     path = RECIPE_DIR / f'{recipe}.py'
     if not path.is_file() or '/' in str(recipe):
@@ -43,7 +47,12 @@ def load_recipe(recipe: str) -> dict:
                 unknown('recipe', recipe, recipe_names())
                 + ' Or give the path of a recipe file.'
             )
-    found = plain(Config.fromfile(str(path)).to_dict())
+    try:
+        found = plain(Config.fromfile(str(path)).to_dict())
+    except Exception as error:  # it runs what the user wrote
+        raise QuantConfigError(
+            f'recipe {path}: {type(error).__name__}: {error}'
+        ) from error
     for key in found:
         if key not in RECIPE_KEYS:
             raise QuantConfigError(

@@ -1,6 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The grammar of quant_cfg, without a model."""
 
+import shutil
+
 import pytest
 
 from mmdet_ptq.errors import QuantConfigError
@@ -11,6 +13,7 @@ from mmdet_ptq.quant_cfg import (
     parse_quant_cfg,
     recipe_names,
 )
+from mmdet_ptq.quant_cfg.recipes import RECIPE_DIR
 from mmdet_ptq.quantizers import UniformQuantizer
 from mmdet_ptq.registry import QUANTIZERS
 
@@ -82,6 +85,76 @@ def test_recipe_file(tmp_path):
     path.write_text('rulez = []')
     with pytest.raises(QuantConfigError, match=r"'rulez'.*'rules'"):
         load_recipe(str(path))
+
+
+def recipe_in(folder, text):
+    path = folder / 'mine.py'
+    path.write_text(text)
+    return str(path)
+
+
+def test_recipe_that_inherits_a_shipped_one(tmp_path):
+    """From anywhere, by its path; one line makes the difference."""
+    base = f'_base_ = {str(RECIPE_DIR / "qdrop.py")!r}\n'
+    own = load_recipe('qdrop')
+    found = load_recipe(
+        recipe_in(
+            tmp_path, base + 'pass_args = dict(Reconstruct=dict(iters=7))\n'
+        )
+    )
+    assert found.pop('passes') == [
+        *own['passes'][:-1],
+        dict(own['passes'][-1], iters=7),
+    ]
+    assert found == dict(rules=own['rules'])
+    found = load_recipe(
+        recipe_in(
+            tmp_path,
+            base + "rules = [*_base_.rules, dict(match='@mask', skip=True)]\n"
+            "passes = [_base_.passes[0], dict(type='InitRanges')]\n",
+        )
+    )
+    assert found['rules'] == [*own['rules'], dict(match='@mask', skip=True)]
+    assert found['passes'] == PASSES
+
+
+def test_recipes_can_be_copied(tmp_path):
+    """Folder and all, to be edited."""
+    shutil.copytree(RECIPE_DIR, tmp_path, dirs_exist_ok=True)
+    for name in recipe_names():
+        assert load_recipe(str(tmp_path / f'{name}.py')) == load_recipe(name)
+
+
+def test_arguments_inherited_by_a_recipe_of_a_recipe(tmp_path):
+    base = f'_base_ = {str(RECIPE_DIR / "pd_quant.py")!r}\n'
+    args = 'pass_args = dict(Reconstruct=dict(drop_prob=0.25))\n'
+    last = load_recipe(recipe_in(tmp_path, base + args))['passes'][-1]
+    own = load_recipe('pd_quant')['passes'][-1]
+    assert own['separate_global'] and own['drop_prob'] == 0.5
+    assert last == dict(own, drop_prob=0.25)
+    # beside the recipe they count last
+    config = parse_quant_cfg(
+        dict(
+            recipe=recipe_in(tmp_path, base + args),
+            pass_args=dict(Reconstruct=dict(drop_prob=0.75)),
+        )
+    )
+    assert config.passes[-1] == dict(own, drop_prob=0.75)
+
+
+@pytest.mark.parametrize(
+    ('text', 'says'),
+    [
+        ("_base_ = './no_such.py'", 'no_such.py'),
+        ('passes = [', 'mine.py'),
+        ('passes = [undefined]', 'undefined'),
+        ('helper = [1]\npasses = []', "'helper'.*Allowed"),
+        ('pass_args = dict(Reconstruct=dict(iters=1))', 'Reconstruct'),
+    ],
+)
+def test_bad_recipe_file(tmp_path, text, says):
+    with pytest.raises(QuantConfigError, match=says):
+        load_recipe(recipe_in(tmp_path, text))
 
 
 def test_input_is_not_changed():
