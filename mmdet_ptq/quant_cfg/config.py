@@ -18,7 +18,8 @@ from .recipes import (
 )
 from .rules import check_default_widths, check_rule
 
-_KEYS = ('recipe', *RECIPE_KEYS)
+#: keys of ``quant_cfg``
+KEYS = ('recipe', *RECIPE_KEYS)
 
 
 @dataclass
@@ -133,8 +134,8 @@ def _checked_keys(quant_cfg: dict) -> dict:
         recipe=str, rules=list, passes=list, pass_args=dict, calibration=dict
     )
     for key, value in cfg.items():
-        if key not in _KEYS:
-            raise QuantConfigError('quant_cfg: ' + unknown('key', key, _KEYS))
+        if key not in KEYS:
+            raise QuantConfigError('quant_cfg: ' + unknown('key', key, KEYS))
         if not isinstance(value, kinds.get(key, object)):
             raise QuantConfigError(
                 f'quant_cfg.{key}: expected a {kinds[key].__name__}, '
