@@ -18,9 +18,10 @@ from ..calibration import (
     set_quantized,
 )
 from ..detectors import find_adapter
+from ..losses import GlobalLoss, build_loss
 from ..observers import BaseObserver, search_weight_range
 from ..quantizers import BaseQuantizer
-from ..registry import LOSSES, PASSES, build_from
+from ..registry import PASSES
 from .init_ranges import InitRanges
 
 
@@ -46,7 +47,7 @@ class TaskRanges(InitRanges):
             raise ValueError(f'images must be an int from 1, got {images!r}')
         self.images = images
         self.loss = loss or dict(type='DetectionLoss')
-        build_from(LOSSES, self.loss, f'{type(self).__name__}.loss')
+        build_loss(self.loss, f'{type(self).__name__}.loss', GlobalLoss)
 
     def refine(self, session: Session, observers: list[BaseObserver]) -> None:
         """Chooses ranges, the float model's outputs being the target."""
@@ -65,7 +66,7 @@ class TaskRanges(InitRanges):
         cache = ActivationCache(
             config.cache_bytes, session.work_dir, config.cache_dtype
         )
-        loss = build_from(LOSSES, self.loss, type(self).__name__)
+        loss = build_loss(self.loss, type(self).__name__, GlobalLoss)
         try:
             with frozen(session.model):
                 images = Images(
