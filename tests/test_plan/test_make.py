@@ -2,8 +2,10 @@
 """Rules on hand-made graphs, against plans written by hand."""
 
 import pytest
+from reconstruct_model import INIT, RULES, Net, batches
 from torch import nn
 
+from mmdet_ptq import quantize_detector
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.plan import check_globs, make_plan, unmatched_rules
 from mmdet_ptq.quant_cfg import parse_quant_cfg
@@ -494,3 +496,12 @@ def test_globs(small):
         match=r"^rules\[0\].*'head\.cl'.*Did you mean 'head\.cls'",
     ):
         check_globs(config, small.layers)
+
+
+def test_a_run_notes_what_its_rules_did_not_find():
+    rules = [*RULES, dict(match='@mask', skip=True)]
+    session = quantize_detector(
+        Net().eval(), batches(2), dict(bits='w8a8', rules=rules, passes=INIT)
+    )
+    (note,) = [n for n in session.notes if n.startswith('rules[')]
+    assert note.startswith('rules[2]: @mask matches no layer')
