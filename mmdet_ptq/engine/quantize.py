@@ -11,7 +11,7 @@ from ..calibration import Feed, Progress, ResumeStore, Session, timed
 from ..errors import PTQError
 from ..layers import convert, quant_layers
 from ..passes import BasePass, checked
-from ..plan import attach, check_globs, make_plan
+from ..plan import attach, check_globs, make_plan, unmatched_rules
 from ..quant_cfg import QuantConfig
 from ..surgery import decompose
 from .progress import restore, saved_progress, snapshot
@@ -107,6 +107,7 @@ def prepare(
         progress,
         Path(work_dir),
         list(edits),
+        notes=unmatched_rules(config, graph),
         seconds=seconds,
     )
 

@@ -6,7 +6,7 @@ from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
 from ..structures import DetectionOutputs
-from .rows import Target
+from .base import Target
 
 
 def pick_boxes(boxes: Tensor, rows: Tensor, labels: Tensor) -> Tensor:

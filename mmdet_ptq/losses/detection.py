@@ -6,14 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import unknown
+from ..checks import number, one_of
 from ..registry import LOSSES
 from ..structures import DetectionOutputs
+from .base import GlobalLoss, Outputs, Target
 from .boxes import box_errors, overlapping, pick_boxes
 from .rows import (
-    Target,
-    at_least,
-    check_count,
+    check_limit,
     confidence,
     divergence,
     is_mask,
@@ -27,7 +26,7 @@ BOX_SPACES = ('raw', 'decoded')
 
 
 @LOSSES.register_module()
-class DetectionLoss:
+class DetectionLoss(GlobalLoss):
     """Distance of raw detector outputs from those of the float model.
 
     Reg-PTQ, Eq. 4 to 8, over all heads h and rows i (anchor, cell, proposal
@@ -71,8 +70,6 @@ class DetectionLoss:
         ValueError: If an argument is not among the allowed values.
     """
 
-    scope = 'global'
-
     def __init__(
         self,
         theta_c: float = 2e-4,
@@ -85,25 +82,17 @@ class DetectionLoss:
         weight: float = 1.0,
         mask: bool = False,
     ) -> None:
-        at_least('theta_c', theta_c, 0, 1.1)
-        at_least('theta_i', theta_i, 0, 1)
-        at_least('lam', lam, 0, float('inf'))
-        at_least('p', p, 1, float('inf'))
-        at_least('weight', weight, 0, float('inf'))
-        check_count('topk_per_level', topk_per_level)
-        if ce_mask not in CE_MASKS:
-            raise ValueError(unknown('ce_mask', ce_mask, CE_MASKS))
-        if box_space not in BOX_SPACES:
-            raise ValueError(unknown('box_space', box_space, BOX_SPACES))
-        self.theta_c, self.theta_i = theta_c, theta_i
-        self.lam, self.p, self.weight = lam, p, weight
-        self.ce_mask, self.box_space = ce_mask, box_space
-        self.topk_per_level, self.mask = topk_per_level, mask
+        super().__init__(weight)
+        self.theta_c = number('theta_c', theta_c, 0, 1.1)
+        self.theta_i = number('theta_i', theta_i, 0, 1)
+        self.lam, self.p = number('lam', lam), number('p', p, 1)
+        self.ce_mask = one_of('ce_mask', ce_mask, CE_MASKS)
+        self.box_space = one_of('box_space', box_space, BOX_SPACES)
+        self.topk_per_level = check_limit(topk_per_level)
+        self.mask = mask
 
     @torch.no_grad()
-    def targets(
-        self, outputs: Sequence[DetectionOutputs | Tensor]
-    ) -> list[Target]:
+    def targets(self, outputs: Outputs) -> list[Target]:
         """Constants of the float model, of the rows that can count only.
 
         Args:
@@ -120,11 +109,7 @@ class DetectionLoss:
             return raw_targets(outputs)
         return [self._target(output) for output in outputs]
 
-    def __call__(
-        self,
-        outputs: Sequence[DetectionOutputs | Tensor],
-        targets: Sequence[Target],
-    ) -> Tensor:
+    def __call__(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
         """The loss of Eq. 8, times ``weight``.
 
         Args:
@@ -149,9 +134,7 @@ class DetectionLoss:
 
     @torch.no_grad()
     def parts(
-        self,
-        outputs: Sequence[DetectionOutputs | Tensor],
-        targets: Sequence[Target],
+        self, outputs: Outputs, targets: Sequence[Target]
     ) -> dict[str, float]:
         """What the loss is made of, for logs; before ``lam``, ``weight``.
 

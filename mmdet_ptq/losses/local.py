@@ -4,7 +4,9 @@
 import torch
 from torch import Tensor
 
+from ..checks import number, one_of
 from ..registry import LOSSES
+from .base import GradientWeighted, LocalLoss
 
 FORMS = ('normalized', 'brecq', 'raw')
 
@@ -34,7 +36,7 @@ def mean_over_positions(parts: list[Tensor]) -> Tensor:
 
 
 @LOSSES.register_module()
-class L2Loss:
+class L2Loss(LocalLoss):
     """``mean over positions of sum_C |o_q - o|^p``.
 
     The reconstruction loss of AdaRound, BRECQ (``mse``) and QDrop; BRECQ's
@@ -48,29 +50,17 @@ class L2Loss:
         ValueError: If ``p`` is not above 0 or ``weight`` is negative.
     """
 
-    scope = 'local'
-    needs_gradient = False
-
     def __init__(self, p: float = 2.0, weight: float = 1.0) -> None:
-        if not p > 0:
-            raise ValueError(f'p must be above 0, got {p!r}')
-        if not weight >= 0:
-            raise ValueError(f'weight must not be negative, got {weight!r}')
-        self.p = p
-        self.weight = weight
+        super().__init__(weight)
+        self.p = number('p', p, above=True)
 
     def __call__(
-        self, outputs: list[Tensor], targets: list[Tensor], _: list[Tensor]
+        self,
+        outputs: list[Tensor],
+        targets: list[Tensor],
+        weights: list[Tensor],
     ) -> Tensor:
-        """The loss of one sample.
-
-        Args:
-            outputs (list[Tensor]): Of the quantized unit.
-            targets (list[Tensor]): Of the float unit.
-
-        Returns:
-            Tensor: A scalar.
-        """
+        """See :meth:`LocalLoss.__call__`; it has no use for weights."""
         parts = [
             _power(a - b, self.p)
             for a, b in zip(outputs, targets, strict=True)
@@ -79,7 +69,7 @@ class L2Loss:
 
 
 @LOSSES.register_module()
-class FisherLoss:
+class FisherLoss(GradientWeighted):
     """Squared error weighed by the diagonal of the empirical Fisher matrix.
 
     ``mean over positions of sum_C w (o_q - o)^2`` (Reg-PTQ, equation 3;
@@ -106,9 +96,6 @@ class FisherLoss:
         ValueError: If an argument is not among the allowed values.
     """
 
-    scope = 'local'
-    needs_gradient = True
-
     def __init__(
         self,
         form: str = 'normalized',
@@ -116,29 +103,12 @@ class FisherLoss:
         of: dict | None = None,
         weight: float = 1.0,
     ) -> None:
-        if form not in FORMS:
-            raise ValueError(
-                f'form must be one of {", ".join(FORMS)}, got {form!r}'
-            )
-        if not 0 <= damping <= 1:
-            raise ValueError(f'damping must be 0 to 1, got {damping!r}')
-        if not weight >= 0:
-            raise ValueError(f'weight must not be negative, got {weight!r}')
-        self.form = form
-        self.damping = damping
-        self.of = of or dict(type='DetectionLoss')
-        self.weight = weight
+        super().__init__(of, weight)
+        self.form = one_of('form', form, FORMS)
+        self.damping = number('damping', damping, 0, 1)
 
     def weigh(self, gradient: Tensor, mean_square: float) -> Tensor:
-        """Weights of the squared errors.
-
-        Args:
-            gradient (Tensor): g, of the shape of an output.
-            mean_square (float): Mean of ``g^2`` over the calibration set.
-
-        Returns:
-            Tensor: w, of the same shape.
-        """
+        """See :meth:`GradientWeighted.weigh`."""
         if self.form == 'brecq':
             found = (gradient.abs() + 1) ** 2
         elif self.form == 'raw':
@@ -156,16 +126,7 @@ class FisherLoss:
         targets: list[Tensor],
         weights: list[Tensor],
     ) -> Tensor:
-        """The loss of one sample.
-
-        Args:
-            outputs (list[Tensor]): Of the quantized unit.
-            targets (list[Tensor]): Of the float unit.
-            weights (list[Tensor]): From :meth:`weigh`.
-
-        Returns:
-            Tensor: A scalar.
-        """
+        """See :meth:`LocalLoss.__call__`."""
         parts = [
             w * (a - b) ** 2
             for a, b, w in zip(outputs, targets, weights, strict=True)

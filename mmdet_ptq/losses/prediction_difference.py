@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..checks import number
 from ..registry import LOSSES
 from ..structures import DetectionOutputs
+from .base import GlobalLoss, Outputs, Target
 from .rows import (
-    Target,
-    at_least,
-    check_count,
+    check_limit,
     confidence,
     divergence,
     is_mask,
@@ -22,7 +22,7 @@ from .rows import (
 
 
 @LOSSES.register_module()
-class PredictionDifference:
+class PredictionDifference(GlobalLoss):
     """Divergence of class predictions, as PD-Quant measures it.
 
     For each head, over its rows i with float logits y and quantized y^::
@@ -48,8 +48,6 @@ class PredictionDifference:
         ValueError: If an argument is not among the allowed values.
     """
 
-    scope = 'global'
-
     def __init__(
         self,
         temperature: float = 4.0,
@@ -57,17 +55,13 @@ class PredictionDifference:
         weight: float = 1.0,
         topk_per_level: int | None = 1000,
     ) -> None:
-        at_least('temperature', temperature, 1e-6, float('inf'))
-        at_least('lambda_r', lambda_r, 1e-6, float('inf'))
-        at_least('weight', weight, 0, float('inf'))
-        check_count('topk_per_level', topk_per_level)
-        self.temperature, self.lambda_r = temperature, lambda_r
-        self.weight, self.topk_per_level = weight, topk_per_level
+        super().__init__(weight)
+        self.temperature = number('temperature', temperature, 1e-6)
+        self.lambda_r = number('lambda_r', lambda_r, 1e-6)
+        self.topk_per_level = check_limit(topk_per_level)
 
     @torch.no_grad()
-    def targets(
-        self, outputs: Sequence[DetectionOutputs | Tensor]
-    ) -> list[Target]:
+    def targets(self, outputs: Outputs) -> list[Target]:
         """Constants of the float model.
 
         Args:
@@ -91,11 +85,7 @@ class PredictionDifference:
             found.append(dict(rows=rows, logits=output.logits[rows].detach()))
         return found
 
-    def __call__(
-        self,
-        outputs: Sequence[DetectionOutputs | Tensor],
-        targets: Sequence[Target],
-    ) -> Tensor:
+    def __call__(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
         """PD, times ``weight``.
 
         Args:
@@ -117,9 +107,7 @@ class PredictionDifference:
 
     @torch.no_grad()
     def parts(
-        self,
-        outputs: Sequence[DetectionOutputs | Tensor],
-        targets: Sequence[Target],
+        self, outputs: Outputs, targets: Sequence[Target]
     ) -> dict[str, float]:
         """Mean divergence and rows of each head, for logs.
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checks import whole
 from ..structures import DetectionOutputs
-
-Target = dict[str, Tensor]
+from .base import Target
 
 
 def is_mask(output: DetectionOutputs) -> bool:
@@ -17,33 +17,15 @@ def is_mask(output: DetectionOutputs) -> bool:
     return 'mask_head' in output.name
 
 
-def at_least(name: str, value: object, low: float, high: float) -> None:
-    """Checks a number of a config.
-
-    Args:
-        name (str): Its argument name.
-        value (object): What was given.
-        low (float): Least allowed value.
-        high (float): Greatest allowed value; may be infinite.
+def check_limit(value: int | None) -> int | None:
+    """Returns ``topk_per_level`` if it is None or a positive int.
 
     Raises:
-        ValueError: Naming the allowed values.
+        ValueError: If it is neither.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value <= high or value == float('inf'):
-        limits = f'from {low:g} to {high:g}'
-        if high == float('inf'):
-            limits = f'of at least {low:g}'
-        raise ValueError(f'{name} must be a number {limits}, got {value!r}')
-
-
-def check_count(name: str, value: object) -> None:
-    """Raises ValueError unless a value is None or a positive int."""
-    if value is not None and (type(value) is not int or value < 1):
-        raise ValueError(
-            f'{name} must be a positive int, or None for no limit, '
-            f'got {value!r}'
-        )
+    if value is None:
+        return None
+    return whole('topk_per_level (None: all rows)', value, 1)
 
 
 def confidence(output: DetectionOutputs) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
@@ -13,8 +13,9 @@ from ..calibration import Images, Session, frozen, set_quantized
 from ..checks import whole
 from ..detectors import find_adapter
 from ..errors import QuantConfigError
+from ..losses import GlobalLoss, build_loss
 from ..observers import LpObserver, search_weight_range
-from ..registry import LOSSES, OBSERVERS, build_from
+from ..registry import OBSERVERS, build_from
 from .base import BasePass
 from .observe import Observe
 
@@ -25,10 +26,12 @@ class TaskLoss:
     Args:
         session (Session): The running quantization.
         images (Images): What the loss is taken on.
-        loss (Any): A loss on the detector's outputs.
+        loss (GlobalLoss): A loss on the detector's outputs.
     """
 
-    def __init__(self, session: Session, images: Images, loss: Any) -> None:
+    def __init__(
+        self, session: Session, images: Images, loss: GlobalLoss
+    ) -> None:
         self.session = session
         self.images = images
         self.loss = loss
@@ -64,7 +67,7 @@ class TaskPass(BasePass):
     def __init__(self, images: int = 8, loss: dict | None = None) -> None:
         self.images = whole('images', images, 1)
         self.loss = loss or dict(type='DetectionLoss')
-        build_from(LOSSES, self.loss, f'{type(self).__name__}.loss')
+        build_loss(self.loss, f'{type(self).__name__}.loss', GlobalLoss)
 
     def check(self, earlier: Sequence[BasePass]) -> None:
         """See :meth:`BasePass.check`; an exponent needs an Lp search."""
@@ -90,7 +93,7 @@ class TaskPass(BasePass):
 
     @contextmanager
     def _task(self, session: Session) -> Iterator[TaskLoss]:
-        loss = build_from(LOSSES, self.loss, type(self).__name__)
+        loss = build_loss(self.loss, type(self).__name__, GlobalLoss)
         with session.cache() as cache, frozen(session.model):
             adapter = find_adapter(session.model, mask=True)
             images = Images(session, cache, adapter, [loss], limit=self.images)

@@ -2,7 +2,7 @@
 """Rules applied to a graph, and quantizers attached as they say."""
 
 from .attach import attach
-from .make import check_globs, make_plan
+from .make import check_globs, make_plan, unmatched_rules
 from .manifest import plan_of, plan_to_dict
 from .replace import replace
 
@@ -13,4 +13,5 @@ __all__ = [
     'plan_of',
     'plan_to_dict',
     'replace',
+    'unmatched_rules',
 ]

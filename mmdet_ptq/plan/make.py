@@ -6,7 +6,12 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from ..errors import QuantConfigError, unknown
-from ..quant_cfg import PORT_ROLES, QuantConfig, patterns_of
+from ..quant_cfg import (
+    DEFAULT_QUANTIZER,
+    QuantConfig,
+    check_width,
+    patterns_of,
+)
 from ..structures import (
     LayerGraph,
     LayerNode,
@@ -15,6 +20,7 @@ from ..structures import (
     QuantPlan,
     QuantSpec,
 )
+from .rules import Outcome, apply_rules, hits, holds
 
 
 def check_globs(config: QuantConfig, names: Iterable[str]) -> None:
@@ -34,9 +40,30 @@ def check_globs(config: QuantConfig, names: Iterable[str]) -> None:
                 fnmatchcase(n, pattern) for n in names
             ):
                 raise QuantConfigError(
-                    f'rules[{i}]: the glob matches no quantizable layer: '
-                    + unknown('layer', pattern, names)
+                    f'{config.place(i)}: the glob matches no quantizable '
+                    'layer: ' + unknown('layer', pattern, names)
                 )
+
+
+def unmatched_rules(config: QuantConfig, graph: LayerGraph) -> list[str]:
+    """A sentence for each rule of the user's that no layer answers to.
+
+    That is no mistake: one set of rules may be meant for several detectors,
+    of which one has no mask head.
+
+    Args:
+        config (QuantConfig): The checked configuration.
+        graph (LayerGraph): The surveyed model.
+
+    Returns:
+        list[str]: Notes, each with the rule's place.
+    """
+    return [
+        f'{config.place(i)}: {" ".join(patterns_of(rule))} matches no layer '
+        'that this detector runs'
+        for i, rule in config.own_rules()
+        if not any(hits(rule, node)[1] for node in graph.layers.values())
+    ]
 
 
 def make_plan(
@@ -46,7 +73,8 @@ def make_plan(
 
     Rules are applied in order and merged key by key, so that a later rule
     changes only what it says; a changed ``type`` drops the arguments that
-    belonged to the earlier type.
+    belonged to the earlier type. A skip holds until a later rule with
+    ``skip=False`` lifts it; what rules say meanwhile counts from then on.
 
     Args:
         config (QuantConfig): Checked rules and default bits.
@@ -57,84 +85,69 @@ def make_plan(
         QuantPlan: In execution order.
 
     Raises:
-        QuantConfigError: If a quantized tensor ends up without bits.
+        QuantConfigError: If a quantized tensor ends up without bits or with
+            some that its quantizer does not have, or if a rule of the
+            user's matches layers and nothing of what it says holds.
     """
+    found = {
+        name: apply_rules(config.rules, node)
+        for name, node in graph.layers.items()
+    }
+    _check_rules_act(config, graph, found)
     layers = {
-        name: _plan_layer(config, node) for name, node in graph.layers.items()
+        name: _plan_layer(config, node, found[name])
+        for name, node in graph.layers.items()
     }
     return QuantPlan(layers, _groups(graph, layers), dict(uncovered))
 
 
-def _plan_layer(config: QuantConfig, node: LayerNode) -> LayerPlan:
-    weight: dict | None = None
-    acts: dict[str, dict | None] = dict.fromkeys(node.ports)
-    why = 'no rule matches it'
-    for rule in config.rules:
-        hit = [p for p in patterns_of(rule) if _matches(p, node)]
-        ports = (
-            list(node.ports)
-            if hit
-            else [
-                port
-                for port in node.ports
-                if _port_matches(patterns_of(rule), node, port)
-            ]
+def _check_rules_act(
+    config: QuantConfig,
+    graph: LayerGraph,
+    found: dict[str, dict[str, Outcome]],
+) -> None:
+    """Refuses rules of the user's that match layers and change nothing."""
+    for i, rule in config.own_rules():
+        nodes = [n for n in graph.layers.values() if hits(rule, n)[1]]
+        if nodes and not any(holds(rule, n, found[n.name]) for n in nodes):
+            raise QuantConfigError(
+                f'{config.place(i)}: {" ".join(patterns_of(rule))} matches '
+                f'{len(nodes)} layers and changes nothing: '
+                + _why_idle(rule, nodes, found)
+            )
+
+
+def _why_idle(
+    rule: dict, nodes: list[LayerNode], found: dict[str, dict[str, Outcome]]
+) -> str:
+    skips = {found[n.name][t].skip for n in nodes for t in hits(rule, n)[1]}
+    if 'skip' in rule or '' in skips:
+        return (
+            'the layers have no such tensor, or later rules say otherwise; '
+            'remove it or put it after them'
         )
-        if rule.get('skip'):
-            if hit:
-                weight, why = None, f'rule {" ".join(hit)}: skip'
-            acts.update(dict.fromkeys(ports))
-            continue
-        if hit and 'weight' in rule and 'weight' in _tensors(node):
-            weight = _merge(weight, rule['weight'])
-        if 'act' in rule:
-            for port in ports:
-                acts[port] = _merge(acts[port], rule['act'])
-        if hit and (weight is not None or any(acts.values())):
-            why = ''
+    return (
+        f'they are skipped by {", ".join(sorted(skips))}; to quantize them '
+        'add skip=False to this rule, else remove it'
+    )
+
+
+def _plan_layer(
+    config: QuantConfig, node: LayerNode, found: dict[str, Outcome]
+) -> LayerPlan:
     specs = {
-        port: _spec(config, node, spec, port) for port, spec in acts.items()
+        tensor: _spec(config, node, one.counts, tensor)
+        for tensor, one in found.items()
     }
-    weight_spec = _spec(config, node, weight, 'weight')
-    quantized = weight_spec is not None or any(specs.values())
-    return LayerPlan(
-        node.name,
-        weight_spec,
-        specs,
-        '' if quantized else why or 'rules leave it float',
-    )
-
-
-def _tensors(node: LayerNode) -> tuple[str, ...]:
-    return (*node.ports, 'weight') if node.params else node.ports
-
-
-def _matches(pattern: str, node: LayerNode) -> bool:
-    if not pattern.startswith('@'):
-        return fnmatchcase(node.name, pattern)
-    role = pattern[1:]
-    if role == 'grouped':
-        return node.groups > 1
-    if role == 'matmul':
-        return len(node.ports) > 1
-    return role not in PORT_ROLES and role in node.roles
-
-
-def _port_matches(patterns: list[str], node: LayerNode, port: str) -> bool:
-    roles = node.port_roles.get(port, frozenset())
-    return any(
-        p[1:] in PORT_ROLES and p[1:] in roles
-        for p in patterns
-        if p.startswith('@')
-    )
-
-
-def _merge(old: dict | None, new: dict | None) -> dict | None:
-    if new is None:
-        return None
-    if old and 'type' in new and new['type'] != old.get('type'):
-        old = {k: v for k, v in old.items() if k == 'bits'}
-    return {**(old or {}), **new}
+    why = ''
+    if not any(specs.values()):
+        skips = [
+            f'rule {one.skip}: skip' for one in found.values() if one.skip
+        ]
+        matched = any(hits(rule, node)[1] for rule in config.rules)
+        why = 'rules leave it float' if matched else 'no rule matches it'
+        why = skips[0] if skips else why
+    return LayerPlan(node.name, specs.pop('weight', None), specs, why)
 
 
 def _spec(
@@ -162,7 +175,9 @@ def _spec(
         args.setdefault('group_size', None)
         if args['group_size'] is None:
             args['group_size'] = 'conv'
-    return QuantSpec(spec.get('type', 'UniformQuantizer'), bits, args)
+    kind = spec.get('type', DEFAULT_QUANTIZER)
+    check_width(kind, bits, f'{node.name}.{tensor}')
+    return QuantSpec(kind, bits, args)
 
 
 def _groups(

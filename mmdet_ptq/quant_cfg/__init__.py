@@ -5,13 +5,15 @@ from .bits import Bits, parse_bits
 from .calibration import Calibration
 from .config import QuantConfig, parse_quant_cfg
 from .recipes import load_recipe, recipe_names
-from .rules import PORT_ROLES, patterns_of
+from .rules import DEFAULT_QUANTIZER, PORT_ROLES, check_width, patterns_of
 
 __all__ = [
+    'DEFAULT_QUANTIZER',
     'PORT_ROLES',
     'Bits',
     'Calibration',
     'QuantConfig',
+    'check_width',
     'load_recipe',
     'parse_bits',
     'parse_quant_cfg',

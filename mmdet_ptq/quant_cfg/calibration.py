@@ -3,8 +3,11 @@
 
 from dataclasses import dataclass
 
-from ..errors import QuantConfigError, unknown
+from ..checks import one_of, whole
+from ..errors import QuantConfigError
 from .bits import parse_bytes
+
+CACHE_DTYPES = ('float32', 'float16')
 
 
 @dataclass
@@ -34,20 +37,14 @@ class Calibration:
         return parse_bytes(self.cache, 'calibration.cache')
 
     def __post_init__(self) -> None:
-        for name, low in (('num_samples', 1), ('seed', 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < low:
-                raise QuantConfigError(
-                    f'calibration.{name}: {value!r} is not a whole number '
-                    f'of at least {low}'
-                )
+        try:
+            whole('num_samples', self.num_samples, 1)
+            whole('seed', self.seed)
+            one_of('cache_dtype', self.cache_dtype, CACHE_DTYPES)
+        except ValueError as error:
+            raise QuantConfigError(f'calibration: {error}') from None
         if not self.cache_bytes:
             raise QuantConfigError('calibration.cache: must be above 0')
-        if self.cache_dtype not in ('float32', 'float16'):
-            raise QuantConfigError(
-                'calibration.cache_dtype: '
-                + unknown('dtype', self.cache_dtype, ['float32', 'float16'])
-            )
         if not isinstance(self.source, str):
             raise QuantConfigError(
                 f"calibration.source: {self.source!r} is not 'train', 'test' "

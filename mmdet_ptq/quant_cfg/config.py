@@ -9,10 +9,17 @@ from ..errors import QuantConfigError, unknown
 from ..registry import PASSES, build_from
 from .bits import Bits, parse_bits
 from .calibration import Calibration
-from .recipes import RECIPE_KEYS, load_recipe, plain, recipe_names
-from .rules import check_rule
+from .recipes import (
+    RECIPE_KEYS,
+    load_recipe,
+    pass_args,
+    plain,
+    recipe_names,
+)
+from .rules import check_default_widths, check_rule
 
-_KEYS = ('recipe', *RECIPE_KEYS)
+#: keys of ``quant_cfg``
+KEYS = ('recipe', *RECIPE_KEYS)
 
 
 @dataclass
@@ -35,6 +42,18 @@ class QuantConfig:
     passes: list[dict]
     calibration: Calibration = field(default_factory=Calibration)
     user_rules: int = 0
+
+    def own_rules(self) -> list[tuple[int, dict]]:
+        """The user's rules, each with its index among all."""
+        first = len(self.rules) - self.user_rules
+        return list(enumerate(self.rules))[first:]
+
+    def place(self, i: int) -> str:
+        """Where rule ``i`` stands, as its author counts, for messages."""
+        first = len(self.rules) - self.user_rules
+        if i >= first:
+            return f'rules[{i - first}]'
+        return f'recipe {self.recipe}: rules[{i}]'
 
     def build_passes(self) -> list[Any]:
         """New pass objects, in order."""
@@ -74,80 +93,62 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
     Raises:
         QuantConfigError: Names the key, the value and what is allowed.
     """
-    if not isinstance(quant_cfg, dict):
-        raise QuantConfigError(
-            f'quant_cfg: expected a dict, got {quant_cfg!r}'
-        )
-    cfg = plain(quant_cfg)
-    for key in cfg:
-        if key not in _KEYS:
-            raise QuantConfigError('quant_cfg: ' + unknown('key', key, _KEYS))
-    for key, kind in (
-        ('recipe', str),
-        ('rules', list),
-        ('passes', list),
-        ('pass_args', dict),
-        ('calibration', dict),
-    ):
-        if cfg.get(key) is not None and not isinstance(cfg[key], kind):
-            raise QuantConfigError(
-                f'quant_cfg.{key}: expected a '
-                f'{kind.__name__}, got {cfg[key]!r}'
-            )
+    cfg = _checked_keys(quant_cfg)
     recipe = cfg.get('recipe')
     base = load_recipe(recipe) if recipe is not None else {}
     user_rules = cfg.get('rules', [])
-    rules = list(base.get('rules', [])) + list(user_rules)
     passes = cfg.get('passes', base.get('passes', []))
-    if not rules or not passes:
+    bits = cfg.get('bits', base.get('bits'))
+    config = QuantConfig(
+        recipe=Path(recipe).stem if recipe is not None else 'custom',
+        bits=parse_bits(bits) if bits is not None else None,
+        rules=[*base.get('rules', []), *user_rules],
+        passes=pass_args(passes, cfg.get('pass_args', {})),
+        calibration=_calibration(
+            {**base.get('calibration', {}), **cfg.get('calibration', {})}
+        ),
+        user_rules=len(user_rules),
+    )
+    if not config.rules or not config.passes:
         raise QuantConfigError(
             "quant_cfg: give a 'recipe' "
             f'({", ".join(recipe_names())} or a file), or both '
             "'rules' and 'passes'"
         )
-    bits = cfg.get('bits', base.get('bits'))
-    calibration = {**base.get('calibration', {}), **cfg.get('calibration', {})}
-    allowed = list(Calibration.__dataclass_fields__)
-    for key in calibration:
-        if key not in allowed:
-            raise QuantConfigError(
-                'calibration: ' + unknown('key', key, allowed)
-            )
-    for i, rule in enumerate(rules):
-        check_rule(rule, f'rules[{i}]', rules[:i])
-    config = QuantConfig(
-        recipe=_recipe_label(recipe),
-        bits=parse_bits(bits) if bits is not None else None,
-        rules=rules,
-        passes=_with_args(passes, cfg.get('pass_args', {})),
-        calibration=Calibration(**calibration),
-        user_rules=len(user_rules),
-    )
+    for i, rule in enumerate(config.rules):
+        check_rule(rule, config.place(i), config.rules[:i])
+    if config.bits is not None:
+        check_default_widths(config.rules, config.bits, config.place)
     config.build_passes()
     return config
 
 
-def _with_args(passes: list[dict], changes: dict) -> list[dict]:
-    """Changes arguments of the passes of some types.
-
-    Raises:
-        QuantConfigError: If there is no pass of a type.
-    """
-    present = [p.get('type') for p in passes if isinstance(p, dict)]
-    for kind, args in changes.items():
-        if kind not in present:
+def _checked_keys(quant_cfg: dict) -> dict:
+    """A plain copy without the keys that are None."""
+    if not isinstance(quant_cfg, dict):
+        raise QuantConfigError(
+            f'quant_cfg: expected a dict, got {quant_cfg!r}'
+        )
+    cfg = {k: v for k, v in plain(quant_cfg).items() if v is not None}
+    kinds = dict(
+        recipe=str, rules=list, passes=list, pass_args=dict, calibration=dict
+    )
+    for key, value in cfg.items():
+        if key not in KEYS:
+            raise QuantConfigError('quant_cfg: ' + unknown('key', key, KEYS))
+        if not isinstance(value, kinds.get(key, object)):
             raise QuantConfigError(
-                'pass_args: ' + unknown('pass of this recipe', kind, present)
+                f'quant_cfg.{key}: expected a {kinds[key].__name__}, '
+                f'got {value!r}'
             )
-        if not isinstance(args, dict):
+    return cfg
+
+
+def _calibration(cfg: dict) -> Calibration:
+    allowed = list(Calibration.__dataclass_fields__)
+    for key in cfg:
+        if key not in allowed:
             raise QuantConfigError(
-                f'pass_args.{kind}: expected a dict, got {args!r}'
+                'calibration: ' + unknown('key', key, allowed)
             )
-    return [
-        {**p, **changes.get(p.get('type'), {})} if isinstance(p, dict) else p
-        for p in passes
-    ]
-
-
-def _recipe_label(recipe: str | None) -> str:
-    return Path(recipe).stem if recipe is not None else 'custom'
+    return Calibration(**cfg)

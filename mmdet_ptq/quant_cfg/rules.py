@@ -1,11 +1,11 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The grammar of rules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..errors import QuantConfigError, unknown
-from ..registry import QUANTIZERS, build_from, find_class
-from .bits import MAX_BITS, check_bits
+from ..registry import QUANTIZERS, build_from, check_arguments, find_class
+from .bits import Bits, check_bits
 
 ROLES = (
     'stem',
@@ -22,8 +22,13 @@ ROLES = (
     'softmax',
     'gelu',
 )
+#: of single inputs of a layer
 PORT_ROLES = ('softmax', 'gelu')
-RULE_KEYS = ('match', 'weight', 'act', 'skip')
+#: where no rule gives a type
+DEFAULT_QUANTIZER = 'UniformQuantizer'
+#: what rules are about
+TENSORS = ('weight', 'act')
+RULE_KEYS = ('match', *TENSORS, 'skip')
 
 
 def check_rule(rule: dict, where: str, earlier: Sequence[dict] = ()) -> None:
@@ -37,7 +42,7 @@ def check_rule(rule: dict, where: str, earlier: Sequence[dict] = ()) -> None:
 
     Raises:
         QuantConfigError: On an unknown key, role, quantizer, quantizer
-            argument or bit-width.
+            argument or bit-width, or if it says nothing.
     """
     if not isinstance(rule, dict):
         raise QuantConfigError(f'{where}: expected a dict, got {rule!r}')
@@ -46,6 +51,80 @@ def check_rule(rule: dict, where: str, earlier: Sequence[dict] = ()) -> None:
             raise QuantConfigError(
                 f'{where}: ' + unknown('rule key', key, RULE_KEYS)
             )
+    _check_match(rule, where)
+    if len(rule) == 1:
+        raise QuantConfigError(
+            f'{where}: {rule!r} says nothing; give weight, act or skip'
+        )
+    if not isinstance(rule.get('skip', False), bool):
+        raise QuantConfigError(
+            f'{where}: skip={rule["skip"]!r} must be True or False'
+        )
+    for key in TENSORS:
+        spec = rule.get(key)
+        if spec is None:
+            continue
+        if not isinstance(spec, dict):
+            raise QuantConfigError(
+                f'{where}.{key}: expected a dict or None, got {spec!r}'
+            )
+        if 'bits' in spec:
+            check_bits(spec['bits'], f'{where}.{key}.bits')
+        types = [DEFAULT_QUANTIZER]
+        types += [s['type'] for s in _specs(earlier, key) if 'type' in s]
+        if 'type' in spec:
+            types = [spec['type']]
+        _check_spec(spec, list(dict.fromkeys(types)), f'{where}.{key}')
+
+
+def check_width(kind: str, bits: int, where: str) -> None:
+    """Refuses a width that a quantizer does not have.
+
+    Args:
+        kind (str): Registered name of the quantizer.
+        bits (int): The width.
+        where (str): Rule or layer and tensor, for the message.
+
+    Raises:
+        QuantConfigError: Names the widths there are and what to do.
+    """
+    allowed = [str(b) for b in find_class(QUANTIZERS, kind).allowed_bits]
+    if str(bits) not in allowed:
+        widths = ' or '.join(', '.join(allowed).rsplit(', ', 1))
+        raise QuantConfigError(
+            f'{where}: bits of {kind} must be {widths}, got {bits}; give '
+            'it one of these widths by a rule, or another quantizer'
+        )
+
+
+def check_default_widths(
+    rules: Sequence[dict], bits: Bits, where: Callable[[int], str]
+) -> None:
+    """Refuses widths of ``bits=`` that the quantizer in use does not have.
+
+    Only where that is certain without a model: no rule sets bits of this
+    kind of tensor, and no later rule sets its type. The plan finds the rest.
+
+    Args:
+        rules (Sequence[dict]): Checked rules.
+        bits (Bits): Widths where no rule sets any.
+        where (Callable): Place of a rule, for the message.
+
+    Raises:
+        QuantConfigError: Names the rule that sets the type.
+    """
+    for key, width in zip(TENSORS, (bits.weight, bits.act), strict=True):
+        if any('bits' in spec for spec in _specs(rules, key)):
+            continue
+        typed = [
+            i for i, r in enumerate(rules) if 'type' in (r.get(key) or {})
+        ]
+        for i in typed[-1:]:
+            if patterns_of(rules[i]) != ['@softmax']:
+                check_width(rules[i][key]['type'], width, f'{where(i)}.{key}')
+
+
+def _check_match(rule: dict, where: str) -> None:
     patterns = patterns_of(rule)
     if not patterns or not all(isinstance(p, str) and p for p in patterns):
         raise QuantConfigError(
@@ -58,33 +137,11 @@ def check_rule(rule: dict, where: str, earlier: Sequence[dict] = ()) -> None:
                 f'{where}: '
                 + unknown('role', pattern, [f'@{r}' for r in ROLES])
             )
-    if not isinstance(rule.get('skip', False), bool):
-        raise QuantConfigError(
-            f'{where}: skip={rule["skip"]!r} must be True or False'
-        )
-    for key in ('weight', 'act'):
-        spec = rule.get(key)
-        if spec is None:
-            continue
-        if not isinstance(spec, dict):
-            raise QuantConfigError(
-                f'{where}.{key}: expected a dict or None, got {spec!r}'
-            )
-        if 'bits' in spec:
-            check_bits(spec['bits'], f'{where}.{key}.bits')
-        types = (
-            [spec['type']]
-            if 'type' in spec
-            else [
-                'UniformQuantizer',
-                *(
-                    r[key]['type']
-                    for r in earlier
-                    if isinstance(r.get(key), dict) and 'type' in r[key]
-                ),
-            ]
-        )
-        _check_spec(spec, list(dict.fromkeys(types)), f'{where}.{key}')
+
+
+def _specs(rules: Sequence[dict], key: str) -> list[dict]:
+    """What rules say of weights, or of activations."""
+    return [r[key] for r in rules if isinstance(r.get(key), dict)]
 
 
 def _check_spec(spec: dict, types: list[str], where: str) -> None:
@@ -97,14 +154,11 @@ def _check_spec(spec: dict, types: list[str], where: str) -> None:
     errors = []
     for kind in types:
         try:
-            widths = getattr(
-                find_class(QUANTIZERS, kind), 'allowed_bits', (MAX_BITS,)
-            )
-            build_from(
-                QUANTIZERS,
-                {'bits': max(widths), **args, 'type': kind},
-                where,
-            )
+            cfg = {**args, 'type': kind}
+            cls = check_arguments(QUANTIZERS, cfg, where)
+            cfg.setdefault('bits', max(cls.allowed_bits))
+            check_width(kind, cfg['bits'], where)
+            build_from(QUANTIZERS, cfg, where)
             return
         except QuantConfigError as error:
             errors.append(error)

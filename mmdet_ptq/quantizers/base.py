@@ -4,7 +4,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class BaseQuantizer(nn.Module, ABC):
         initialized (Tensor): bool, whether :meth:`set_range` was called.
         symmetric (bool): Whether only ``max(|low|, |high|)`` of a range
             matters.
+        allowed_bits (tuple[int, ...]): Bit-widths that the class has.
 
     Raises:
         ValueError: If an argument is not among the allowed values.
@@ -39,6 +40,7 @@ class BaseQuantizer(nn.Module, ABC):
 
     initialized: Tensor
     symmetric: bool = False
+    allowed_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8)
 
     def __init__(
         self,

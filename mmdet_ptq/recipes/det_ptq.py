@@ -5,17 +5,7 @@ Each is the one with which the detector's outputs are nearest to the float
 ones.
 """
 
-rules = [
-    dict(
-        match='*',
-        weight=dict(type='UniformQuantizer', granularity='channel'),
-        act=dict(type='UniformQuantizer', per_level=True),
-    ),
-    dict(match='@grouped', act=dict(granularity='group')),
-    dict(match='@matmul', act=dict(granularity='channel')),
-    dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
-    dict(match=['@prediction', '@offset'], skip=True),
-]
+_base_ = './_base_/rules.py'
 passes = [
     dict(type='FoldBatchNorm'),
     dict(type='Observe'),

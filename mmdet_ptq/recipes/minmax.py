@@ -4,15 +4,7 @@
 What most toolkits do by default, kept as the reference to beat.
 """
 
-rules = [
-    dict(
-        match='*',
-        weight=dict(type='UniformQuantizer', granularity='channel'),
-        act=dict(type='UniformQuantizer'),
-    ),
-    dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
-    dict(match=['@prediction', '@offset'], skip=True),
-]
+_base_ = './_base_/tensor_rules.py'
 passes = [
     dict(type='FoldBatchNorm'),
     dict(type='Observe', observer=dict(type='MinMaxObserver')),

@@ -9,28 +9,11 @@ paper's for ResNet; it has 0.01 for RegNet, 0.005 for MobileNetV2 and 0.001
 for MNasNet.
 """
 
-rules = [
-    dict(
-        match='*',
-        weight=dict(type='UniformQuantizer', granularity='channel'),
-        act=dict(type='UniformQuantizer', per_level=True),
-    ),
-    dict(match='@grouped', act=dict(granularity='group')),
-    dict(match='@matmul', act=dict(granularity='channel')),
-    dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
-    dict(match=['@prediction', '@offset'], skip=True),
-]
-passes = [
-    dict(type='FoldBatchNorm'),
-    dict(type='Observe', observer=dict(type='LpObserver', p=2.4)),
-    dict(type='SetRanges', weight_observer=dict(type='LpObserver', p=2.0)),
-    dict(type='CorrectBias'),
-    dict(
-        type='Reconstruct',
-        learn=[dict(type='AdaRound'), dict(type='LearnedSteps')],
+_base_ = './qdrop.py'
+pass_args = dict(
+    Reconstruct=dict(
         losses=[dict(type='L2Loss'), dict(type='PredictionDifference')],
-        drop_prob=0.5,
         separate_global=True,
         distribution_correction=dict(iters=500, lr=1e-3, lambda_c=0.02),
-    ),
-]
+    )
+)

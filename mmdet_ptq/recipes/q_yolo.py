@@ -6,15 +6,7 @@ cut where the squared error on a histogram is least. Weights have min-max
 ranges.
 """
 
-rules = [
-    dict(
-        match='*',
-        weight=dict(type='UniformQuantizer', granularity='channel'),
-        act=dict(type='UniformQuantizer'),
-    ),
-    dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
-    dict(match=['@prediction', '@offset'], skip=True),
-]
+_base_ = './_base_/tensor_rules.py'
 passes = [
     dict(type='FoldBatchNorm'),
     dict(

@@ -5,22 +5,9 @@ Half of the elements of a unit's input and of its activations are quantized
 in a step, a new half each time.
 """
 
-rules = [
-    dict(
-        match='*',
-        weight=dict(type='UniformQuantizer', granularity='channel'),
-        act=dict(type='UniformQuantizer', per_level=True),
-    ),
-    dict(match='@grouped', act=dict(granularity='group')),
-    dict(match='@matmul', act=dict(granularity='channel')),
-    dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
-    dict(match=['@prediction', '@offset'], skip=True),
-]
+_base_ = './_base_/calibrated.py'
 passes = [
-    dict(type='FoldBatchNorm'),
-    dict(type='Observe', observer=dict(type='LpObserver', p=2.4)),
-    dict(type='SetRanges', weight_observer=dict(type='LpObserver', p=2.0)),
-    dict(type='CorrectBias'),
+    *_base_.passes,
     dict(
         type='Reconstruct',
         learn=[dict(type='AdaRound'), dict(type='LearnedSteps')],

@@ -7,28 +7,17 @@ have learned logarithmic levels. The Fisher weights are damped: from a few
 images, the undamped ones rest on few positions.
 """
 
+_base_ = './qdrop.py'
 rules = [
-    dict(
-        match='*',
-        weight=dict(type='UniformQuantizer', granularity='channel'),
-        act=dict(type='UniformQuantizer', per_level=True),
-    ),
-    dict(match='@grouped', act=dict(granularity='group')),
-    dict(match='@matmul', act=dict(granularity='channel')),
+    *_base_.rules[:-2],
     dict(
         match=['@rpn', '@head', '@mask'],
         weight=dict(type='LLAQuantizer', granularity='channel'),
     ),
-    dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
-    dict(match=['@prediction', '@offset'], skip=True),
+    *_base_.rules[-2:],  # the stem, predictions and offsets
 ]
-passes = [
-    dict(type='FoldBatchNorm'),
-    dict(type='Observe', observer=dict(type='LpObserver', p=2.4)),
-    dict(type='SetRanges', weight_observer=dict(type='LpObserver', p=2.0)),
-    dict(type='CorrectBias'),
-    dict(
-        type='Reconstruct',
+pass_args = dict(
+    Reconstruct=dict(
         learn=[
             dict(type='AdaRound'),
             dict(type='LearnedSteps'),
@@ -38,6 +27,5 @@ passes = [
             dict(type='FisherLoss', damping=0.8),
             dict(type='DetectionLoss'),
         ],
-        drop_prob=0.5,
-    ),
-]
+    )
+)

@@ -10,20 +10,4 @@ head that runs on every pyramid level has a range for each level. The mean
 output error that quantized weights make is taken out of the biases.
 """
 
-rules = [
-    dict(
-        match='*',
-        weight=dict(type='UniformQuantizer', granularity='channel'),
-        act=dict(type='UniformQuantizer', per_level=True),
-    ),
-    dict(match='@grouped', act=dict(granularity='group')),
-    dict(match='@matmul', act=dict(granularity='channel')),
-    dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
-    dict(match=['@prediction', '@offset'], skip=True),
-]
-passes = [
-    dict(type='FoldBatchNorm'),
-    dict(type='Observe', observer=dict(type='LpObserver', p=2.4)),
-    dict(type='SetRanges', weight_observer=dict(type='LpObserver', p=2.0)),
-    dict(type='CorrectBias'),
-]
+_base_ = './_base_/calibrated.py'

@@ -223,7 +223,7 @@ def test_bad_activation_names_the_layer(ptq, weights, saved):
         (['--bits', 'w8a9'], ["'w8a9'", '9 is not', 'from 2 to 8']),
         (['--bits', 'w4a4s16'], ['16 is not', 'from 2 to 8']),
         (['--bits', 'int8'], ["'int8'", "'w8a8'"]),
-        (['--calib-num', '0'], ['num_samples', '0', 'at least 1']),
+        (['--calib-num', '0'], ['num_samples', '0', 'from 1']),
         (
             ['--calib-source', 'no/such/folder'],
             ['no/such/folder', '"train"', 'folder of images'],

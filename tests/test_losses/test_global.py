@@ -9,6 +9,7 @@ import torch
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.losses import (
     DetectionLoss,
+    GlobalLoss,
     PredictionDifference,
 )
 from mmdet_ptq.registry import LOSSES, build_from
@@ -505,14 +506,14 @@ def test_outputs_and_targets_have_to_correspond():
         ('DetectionLoss', 'lam', float('inf'), 'at least 0'),
         ('DetectionLoss', 'p', 0.5, 'at least 1'),
         ('DetectionLoss', 'weight', -1, 'at least 0'),
-        ('DetectionLoss', 'topk_per_level', 0, 'positive int'),
-        ('DetectionLoss', 'topk_per_level', 2.5, 'positive int'),
+        ('DetectionLoss', 'topk_per_level', 0, 'None: all rows'),
+        ('DetectionLoss', 'topk_per_level', 2.5, 'None: all rows'),
         ('DetectionLoss', 'ce_mask', 'hi_hc', 'hc_hi'),
         ('DetectionLoss', 'box_space', 'corner', 'decoded, raw'),
         ('PredictionDifference', 'temperature', 0, 'at least'),
         ('PredictionDifference', 'lambda_r', 0.0, 'at least'),
         ('PredictionDifference', 'weight', None, 'at least 0'),
-        ('PredictionDifference', 'topk_per_level', -3, 'positive int'),
+        ('PredictionDifference', 'topk_per_level', -3, 'None: all rows'),
     ],
 )
 def test_bad_arguments_are_refused(kind, key, bad, says):
@@ -524,4 +525,4 @@ def test_bad_arguments_are_refused(kind, key, bad, says):
 def test_both_are_global():
     for kind in ('DetectionLoss', 'PredictionDifference'):
         loss = build_from(LOSSES, dict(type=kind))
-        assert loss.scope == 'global' and loss.weight == 1.0
+        assert isinstance(loss, GlobalLoss) and loss.weight == 1.0

@@ -260,6 +260,7 @@ def test_cache_has_to_hold_the_images_of_a_step():
             'two learners',
         ),
         (dict(losses=[dict(type='L2Loss', p=0)]), 'p must'),
+        (dict(losses=[dict(type='FisherLoss')] * 2), 'two that take weights'),
         (
             dict(losses=[dict(type='FisherLoss', of=dict(type='Detect'))]),
             'Detect',

@@ -24,6 +24,7 @@ from mmdet_ptq.calibration import samples
 from mmdet_ptq.calibration.samples import size_of
 from mmdet_ptq.errors import NumericError
 from mmdet_ptq.layers import convert, float_mode
+from mmdet_ptq.losses import GlobalLoss
 from mmdet_ptq.passes.reconstruct import AdaRound, LearnedSteps
 from mmdet_ptq.passes.reconstruct import trainer as module
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
@@ -369,10 +370,7 @@ def test_global_loss_sees_the_mixture_or_not(inside, separate):
 def marked():
     """A global loss that knows its own targets."""
 
-    class Marked:
-        scope = 'global'
-        needs_gradient = False
-
+    class Marked(GlobalLoss):
         def targets(self, outputs):
             return [torch.tensor(7.0)]
 

@@ -1,6 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The grammar of quant_cfg, without a model."""
 
+import shutil
+
 import pytest
 
 from mmdet_ptq.errors import QuantConfigError
@@ -11,6 +13,7 @@ from mmdet_ptq.quant_cfg import (
     parse_quant_cfg,
     recipe_names,
 )
+from mmdet_ptq.quant_cfg.recipes import RECIPE_DIR
 from mmdet_ptq.quantizers import UniformQuantizer
 from mmdet_ptq.registry import QUANTIZERS
 
@@ -84,6 +87,76 @@ def test_recipe_file(tmp_path):
         load_recipe(str(path))
 
 
+def recipe_in(folder, text):
+    path = folder / 'mine.py'
+    path.write_text(text)
+    return str(path)
+
+
+def test_recipe_that_inherits_a_shipped_one(tmp_path):
+    """From anywhere, by its path; one line makes the difference."""
+    base = f'_base_ = {str(RECIPE_DIR / "qdrop.py")!r}\n'
+    own = load_recipe('qdrop')
+    found = load_recipe(
+        recipe_in(
+            tmp_path, base + 'pass_args = dict(Reconstruct=dict(iters=7))\n'
+        )
+    )
+    assert found.pop('passes') == [
+        *own['passes'][:-1],
+        dict(own['passes'][-1], iters=7),
+    ]
+    assert found == dict(rules=own['rules'])
+    found = load_recipe(
+        recipe_in(
+            tmp_path,
+            base + "rules = [*_base_.rules, dict(match='@mask', skip=True)]\n"
+            "passes = [_base_.passes[0], dict(type='Observe')]\n",
+        )
+    )
+    assert found['rules'] == [*own['rules'], dict(match='@mask', skip=True)]
+    assert found['passes'] == PASSES
+
+
+def test_recipes_can_be_copied(tmp_path):
+    """Folder and all, to be edited."""
+    shutil.copytree(RECIPE_DIR, tmp_path, dirs_exist_ok=True)
+    for name in recipe_names():
+        assert load_recipe(str(tmp_path / f'{name}.py')) == load_recipe(name)
+
+
+def test_arguments_inherited_by_a_recipe_of_a_recipe(tmp_path):
+    base = f'_base_ = {str(RECIPE_DIR / "pd_quant.py")!r}\n'
+    args = 'pass_args = dict(Reconstruct=dict(drop_prob=0.25))\n'
+    last = load_recipe(recipe_in(tmp_path, base + args))['passes'][-1]
+    own = load_recipe('pd_quant')['passes'][-1]
+    assert own['separate_global'] and own['drop_prob'] == 0.5
+    assert last == dict(own, drop_prob=0.25)
+    # beside the recipe they count last
+    config = parse_quant_cfg(
+        dict(
+            recipe=recipe_in(tmp_path, base + args),
+            pass_args=dict(Reconstruct=dict(drop_prob=0.75)),
+        )
+    )
+    assert config.passes[-1] == dict(own, drop_prob=0.75)
+
+
+@pytest.mark.parametrize(
+    ('text', 'says'),
+    [
+        ("_base_ = './no_such.py'", 'no_such.py'),
+        ('passes = [', 'mine.py'),
+        ('passes = [undefined]', 'undefined'),
+        ('helper = [1]\npasses = []', "'helper'.*Allowed"),
+        ('pass_args = dict(Reconstruct=dict(iters=1))', 'Reconstruct'),
+    ],
+)
+def test_bad_recipe_file(tmp_path, text, says):
+    with pytest.raises(QuantConfigError, match=says):
+        load_recipe(recipe_in(tmp_path, text))
+
+
 def test_input_is_not_changed():
     given = dict(rules=[dict(match='*', act=dict())], passes=PASSES)
     config = parse_quant_cfg(given)
@@ -102,6 +175,7 @@ def test_input_is_not_changed():
         (dict(rules=[RULE], passes=['Observe']), r'passes\[0\]'),
         (dict(rules=[RULE]), "'rules' and 'passes'"),
         (dict(rules=[dict(weight={})], passes=PASSES), r'rules\[0\].*match'),
+        (dict(rules=[dict(match='*')], passes=PASSES), 'says nothing'),
         (dict(rules=[dict(match=[], skip=True)], passes=PASSES), 'match'),
         (dict(rules=[dict(match=['*', 3])], passes=PASSES), 'match'),
         (
@@ -189,7 +263,7 @@ def test_pass_args_change_single_arguments():
     )
     kinds = [p['type'] for p in found.passes]
     assert kinds == [p['type'] for p in whole.passes]
-    assert [p.get('iters') for p in found.passes] == [None, None, 7, 7]
+    assert [p.get('iters') for p in found.passes] == [None, None, None, None, 7, 7]
     assert found.passes[2]['learn'] == whole.passes[2]['learn']
 
 
@@ -206,16 +280,71 @@ def test_bad_pass_args(args, match):
         parse_quant_cfg(dict(recipe='qdrop', bits='w4a4', pass_args=args))
 
 
-def test_widths_of_a_quantizer_without_eight_bits():
-    parse_quant_cfg(dict(recipe='subsetq', bits='w3a4'))
-    with pytest.raises(QuantConfigError, match='must be 2, 3 or 4'):
-        parse_quant_cfg(
-            dict(
-                recipe='subsetq',
-                rules=[
-                    dict(
-                        match='*', weight=dict(type='SubsetQuantizer', bits=8)
-                    )
-                ],
-            )
-        )
+SUBSET = dict(type='SubsetQuantizer')
+
+
+def test_widths_that_a_named_quantizer_lacks():
+    rule = dict(match='*', weight=dict(SUBSET, bits=8))
+    with pytest.raises(QuantConfigError) as error:
+        parse_quant_cfg(dict(recipe='subsetq', rules=[rule]))
+    # counted among the user's rules
+    assert str(error.value).startswith('rules[0].weight: ')
+    assert 'SubsetQuantizer must be 2, 3 or 4, got 8' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('rules', 'bits', 'ok'),
+    [
+        ([dict(match='*', weight=SUBSET)], 'w4a8', True),
+        ([dict(match='*', weight=SUBSET)], 'w5a8', False),
+        ([dict(match='*', weight=SUBSET)], None, True),
+        # what other rules may change is left to the plan
+        (
+            [
+                dict(match='*', weight=SUBSET),
+                dict(match='@head', weight=dict(bits=3)),
+            ],
+            'w8a8',
+            True,
+        ),
+        (
+            [
+                dict(match='@head', weight=dict(bits=3)),
+                dict(match='*', weight=SUBSET),
+            ],
+            'w8a8',
+            True,
+        ),
+        (
+            [
+                dict(match='*', weight=SUBSET),
+                dict(match='*', weight=dict(type='UniformQuantizer')),
+            ],
+            'w8a8',
+            True,
+        ),
+        # bits of another kind of tensor change nothing
+        (
+            [dict(match='*', weight=SUBSET, act=dict(bits=4))],
+            'w8a8',
+            False,
+        ),
+    ],
+)
+def test_default_widths_that_a_quantizer_lacks(rules, bits, ok):
+    cfg = dict(rules=rules, passes=PASSES, bits=bits)
+    if ok:
+        parse_quant_cfg(cfg)
+        return
+    with pytest.raises(QuantConfigError, match=r'^rules\[0\]\.weight.*3 or 4'):
+        parse_quant_cfg(cfg)
+
+
+def test_places_of_rules():
+    config = parse_quant_cfg(
+        dict(recipe='minmax', rules=[dict(match='@head', skip=True)])
+    )
+    count = len(load_recipe('minmax')['rules'])
+    assert config.place(count) == 'rules[0]'
+    assert config.place(1) == 'recipe minmax: rules[1]'
+    assert config.own_rules() == [(count, dict(match='@head', skip=True))]

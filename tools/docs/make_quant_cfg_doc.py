@@ -8,14 +8,10 @@ from pathlib import Path
 
 from mmengine.registry import Registry
 
-from mmdet_ptq.quant_cfg import load_recipe, recipe_names
-from mmdet_ptq.quant_cfg.config import (
-    _KEYS,
-    _RULE_KEYS,
-    RECIPE_DIR,
-    ROLES,
-    Calibration,
-)
+from mmdet_ptq.quant_cfg import Calibration, load_recipe, recipe_names
+from mmdet_ptq.quant_cfg.config import KEYS
+from mmdet_ptq.quant_cfg.recipes import RECIPE_DIR
+from mmdet_ptq.quant_cfg.rules import ROLES, RULE_KEYS
 from mmdet_ptq.registry import (
     LEARNERS,
     LOSSES,
@@ -44,9 +40,20 @@ quant_cfg = dict(
     calibration=dict(num_samples=64))
 ```
 
+`recipe` may be the path of a file of your own. It may inherit, from the path
+of a recipe that comes with the package or from a copy of the folder
+`mmdet_ptq/recipes`; lists replace those of the base, and go on from them as
+written here.
+
+```python
+_base_ = '/path/to/mmdet_ptq/recipes/qdrop.py'
+rules = [*_base_.rules, dict(match='@mask', skip=True)]
+pass_args = dict(Reconstruct=dict(drop_prob=0.25))
+```
+
 `tools/ptq.py CONFIG --recipe NAME --print-recipe` prints the spelled-out
-form. Every mistake is found before the first forward, with the nearest
-allowed name. The keys: {keys}.
+form. Every mistake is found before calibration, with the nearest allowed
+name. The keys: {keys}.
 
 ## rules
 
@@ -55,14 +62,23 @@ Keys of a rule: {rule_keys}.
 * `match`: a glob on module names (`'backbone.layer1.*'`), a role, or a list.
   Roles are found from the data flow of one forward: {roles}.
   `@softmax` and `@gelu` match only the input that comes from there. A glob
-  of yours that matches no layer is an error; a role that matches none is
-  not.
+  that matches no layer is an error. A role may match none (`@mask` without a
+  mask head); a note tells which of your rules found nothing.
 * `weight`, `act`: `type`, `bits` and arguments of a quantizer, merged into
   what earlier rules said; a new `type` drops the old arguments; `None` keeps
   the tensor float. Without `bits` the widths of `bits=` hold. For `act`,
   `granularity='group'` without `group_size` means the convolution's own
   groups; `per_level=True` gives each call of a shared head its own range.
-* `skip=True`: the layer stays float, weight and input.
+* `skip=True`: the layer stays float, weight and input, whatever later rules
+  say of it, until one with `skip=False` lifts that; then they all count. So
+  `dict(match='@prediction', skip=False)` gives prediction layers, which
+  recipes skip, what the rules say of their head. A role of an input skips or
+  lifts that input alone.
+
+A rule of yours that matches layers and changes nothing is an error: all of
+them are skipped, or later rules take everything back. A rule may say what is
+so already, so that the same rules serve several widths and recipes. A width
+that the quantizer of a layer does not have is an error that names the layer.
 
 ## calibration
 
@@ -120,8 +136,8 @@ def _documented(doc: str) -> dict[str, str]:
 def document() -> str:
     """The whole page."""
     text = HEAD.format(
-        keys=', '.join(f'`{k}`' for k in _KEYS),
-        rule_keys=', '.join(f'`{k}`' for k in _RULE_KEYS),
+        keys=', '.join(f'`{k}`' for k in KEYS),
+        rule_keys=', '.join(f'`{k}`' for k in RULE_KEYS),
         roles=', '.join(f'`@{r}`' for r in ROLES),
     )
     meanings = _meanings_of_fields()

@@ -7,7 +7,5 @@ quant_cfg = dict(
             match='@head',
             weight=dict(type='UniformQuantizer', granularity='channel'),
         ),
-        # the rule before has taken in the prediction layers
-        dict(match='@prediction', skip=True),
     ]
 )

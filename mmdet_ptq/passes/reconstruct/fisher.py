@@ -8,6 +8,7 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 
 from ...calibration import Images, Sample, UnitView, gradients
+from ...losses import GlobalLoss, GradientWeighted
 
 
 def weigh(
@@ -31,8 +32,8 @@ def weigh(
         losses (list): All losses; the first that needs a gradient says
             what becomes of it.
     """
-    one = next(x for x in losses if getattr(x, 'needs_gradient', False))
-    at = sum(x.scope == 'global' for x in losses)
+    one = next(x for x in losses if isinstance(x, GradientWeighted))
+    at = sum(isinstance(x, GlobalLoss) for x in losses)
     cache = images.cache
     kept, squares, count = {}, [], 0
     for j, grads in gradients(

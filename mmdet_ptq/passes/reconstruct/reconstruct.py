@@ -22,8 +22,9 @@ from ...calibration import (
 )
 from ...detectors import find_adapter
 from ...layers import named_tensors, restore_tensors
+from ...losses import GlobalLoss, GradientWeighted, LocalLoss, build_loss
 from ...records import record_of
-from ...registry import LEARNERS, LOSSES, PASSES, build_from
+from ...registry import LEARNERS, PASSES, build_from
 from ...structures import Unit
 from ..base import BasePass
 from .correction import DistributionCorrection
@@ -163,25 +164,33 @@ class Reconstruct(BasePass):
 
     def _check_losses(self) -> None:
         """Refuses losses that the other arguments speak against."""
-        scopes, gradients = set(), False
-        for i, cfg in enumerate(self.losses):
-            loss = build_from(LOSSES, cfg, f'Reconstruct.losses[{i}]')
-            scopes.add(loss.scope)
-            if getattr(loss, 'needs_gradient', False):
-                gradients = True
-                build_from(LOSSES, loss.of, f'Reconstruct.losses[{i}].of')
+        losses = [
+            build_loss(cfg, f'Reconstruct.losses[{i}]')
+            for i, cfg in enumerate(self.losses)
+        ]
+        weighted = [
+            (i, loss)
+            for i, loss in enumerate(losses)
+            if isinstance(loss, GradientWeighted)
+        ]
+        for i, loss in weighted:
+            loss.build_of(f'Reconstruct.losses[{i}]')
         _check(
-            self.global_every == 1 or 'local' in scopes,
+            len(weighted) <= 1,
+            'losses has two that take weights from a gradient; use one',
+        )
+        _check(
+            self.global_every == 1
+            or any(isinstance(one, LocalLoss) for one in losses),
             f'global_every={self.global_every} leaves images without a loss: '
             "add one on the units' outputs, e.g. dict(type='L2Loss')",
         )
+        early = not weighted and not any(
+            isinstance(one, GlobalLoss) for one in losses
+        )
         _check(
             self.order == 'sequential'
-            or (
-                not self.quantized_inputs
-                and scopes == {'local'}
-                and not gradients
-            ),
+            or (not self.quantized_inputs and early),
             "order='parallel' needs input_distribution='float', and losses on "
             "the units' outputs that need no gradient, e.g. "
             "dict(type='L2Loss')",
@@ -193,13 +202,13 @@ class Reconstruct(BasePass):
             return
         units = self._units(session)
         done = self._resume(session)
-        losses = [build_from(LOSSES, c, 'Reconstruct') for c in self.losses]
+        losses = [build_loss(cfg, 'Reconstruct') for cfg in self.losses]
         fisher = [
-            build_from(LOSSES, loss.of, 'Reconstruct')
+            loss.build_of('Reconstruct')
             for loss in losses
-            if getattr(loss, 'needs_gradient', False)
+            if isinstance(loss, GradientWeighted)
         ]
-        whole = [one for one in losses if one.scope == 'global']
+        whole = [one for one in losses if isinstance(one, GlobalLoss)]
         with (
             session.resumable(lambda: self._export(session)),
             session.cache() as cache,
@@ -294,7 +303,7 @@ class Reconstruct(BasePass):
         view = UnitView(session.model, session.graph, unit)
         acts_of_unit = own_quantizers(session, units, k)
         prefix = None
-        if fisher or any(one.scope == 'global' for one in losses):
+        if fisher or any(isinstance(one, GlobalLoss) for one in losses):
             # an image may not call the unit, a rank may have no image
             for j in images.mine:
                 with prefix_only():

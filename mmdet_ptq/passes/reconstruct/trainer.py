@@ -12,6 +12,7 @@ from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
 from ...calibration import Images, Replay, Sample, Session, UnitView, mix
+from ...losses import GlobalLoss, LocalLoss
 from ...records import UnitRecord
 from .learners import Learner
 
@@ -50,8 +51,8 @@ class Trainer:
         self.view = view
         self.samples = samples
         self.prefix = prefix
-        self.local = [one for one in losses if one.scope == 'local']
-        self.whole = [one for one in losses if one.scope == 'global']
+        self.local = [one for one in losses if isinstance(one, LocalLoss)]
+        self.whole = [one for one in losses if isinstance(one, GlobalLoss)]
 
     def fit(
         self, learners: list[Learner], acts: list[Any], k: int

@@ -1,0 +1,133 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Rules on one layer: what they say of each of its tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ..quant_cfg import PORT_ROLES, patterns_of
+from ..structures import LayerNode
+
+
+@dataclass
+class Outcome:
+    """What rules say of one tensor.
+
+    Attributes:
+        spec (dict, optional): Type, bits and arguments of its quantizer, as
+            merged so far; None keeps it float.
+        skip (str): Patterns of the rule that skips it, else ''. While it is
+            skipped, ``spec`` does not count.
+    """
+
+    spec: dict | None = None
+    skip: str = ''
+
+    @property
+    def counts(self) -> dict | None:
+        """``spec``, or None while the tensor is skipped."""
+        return None if self.skip else self.spec
+
+
+def apply_rules(rules: Sequence[dict], node: LayerNode) -> dict[str, Outcome]:
+    """Applies rules in order, key by key.
+
+    Args:
+        rules (Sequence[dict]): Checked rules.
+        node (LayerNode): The layer.
+
+    Returns:
+        dict[str, Outcome]: For ``'weight'``, if the layer has one, and each
+        port.
+    """
+    found = {tensor: Outcome() for tensor in _tensors(node)}
+    for rule in rules:
+        patterns, tensors = hits(rule, node)
+        for tensor in tensors:
+            one = found[tensor]
+            if 'skip' in rule:
+                one.skip = ' '.join(patterns) if rule['skip'] else ''
+            if _key(tensor) in rule:
+                one.spec = _merge(one.spec, rule[_key(tensor)])
+    return found
+
+
+def hits(rule: dict, node: LayerNode) -> tuple[list[str], list[str]]:
+    """What a rule means in a layer.
+
+    Args:
+        rule (dict): A checked rule.
+        node (LayerNode): The layer.
+
+    Returns:
+        tuple[list[str], list[str]]: The patterns that match, and the
+        tensors they take in: all of the layer, or single ports where only
+        roles of ports match.
+    """
+    patterns = patterns_of(rule)
+    found = [p for p in patterns if _matches(p, node)]
+    if found:
+        return found, _tensors(node)
+    roles = {p: node.port_roles.get(p, frozenset()) for p in node.ports}
+    found = [p for p in patterns if _is_port_role(p)]
+    found = [p for p in found if any(p[1:] in r for r in roles.values())]
+    ports = [t for t, r in roles.items() if any(p[1:] in r for p in found)]
+    return found, ports
+
+
+def holds(rule: dict, node: LayerNode, found: dict[str, Outcome]) -> bool:
+    """Whether anything that a rule says is so after all rules.
+
+    Args:
+        rule (dict): A checked rule.
+        node (LayerNode): The layer.
+        found (dict[str, Outcome]): What all rules say of it.
+
+    Returns:
+        bool: False if it says nothing of this layer, or if later rules or a
+        skip leave nothing of what it says.
+    """
+    for tensor in hits(rule, node)[1]:
+        one = found[tensor]
+        if 'skip' in rule and rule['skip'] == bool(one.skip):
+            return True
+        if _key(tensor) not in rule or one.skip:
+            continue
+        said = rule[_key(tensor)]
+        if said is None or one.spec is None:
+            if said is one.spec:
+                return True
+        elif not said or any(one.spec.get(k) == v for k, v in said.items()):
+            return True
+    return False
+
+
+def _key(tensor: str) -> str:
+    return 'weight' if tensor == 'weight' else 'act'
+
+
+def _tensors(node: LayerNode) -> list[str]:
+    return [*(['weight'] if node.params else []), *node.ports]
+
+
+def _is_port_role(pattern: str) -> bool:
+    return pattern.startswith('@') and pattern[1:] in PORT_ROLES
+
+
+def _matches(pattern: str, node: LayerNode) -> bool:
+    if not pattern.startswith('@'):
+        return fnmatchcase(node.name, pattern)
+    role = pattern[1:]
+    if role == 'grouped':
+        return node.groups > 1
+    if role == 'matmul':
+        return len(node.ports) > 1
+    return role not in PORT_ROLES and role in node.roles
+
+
+def _merge(old: dict | None, new: dict | None) -> dict | None:
+    if new is None:
+        return None
+    if old and 'type' in new and new['type'] != old.get('type'):
+        old = {k: v for k, v in old.items() if k == 'bits'}
+    return {**(old or {}), **new}
