@@ -70,10 +70,12 @@ def quantizer(role, x, axis, bits=4, granularity='tensor'):
 
 
 def attach(twin, x):
-    twin.weight_quantizer = quantizer(
-        'weight', twin.weight, twin.weight_axis, granularity='channel'
+    twin.attach(
+        quantizer(
+            'weight', twin.weight, twin.weight_axis, granularity='channel'
+        ),
+        dict(input=quantizer('act', x, twin.act_axis)),
     )
-    twin.act_quantizers['input'] = quantizer('act', x, twin.act_axis)
 
 
 @pytest.mark.parametrize('name', LAYERS)
@@ -118,8 +120,8 @@ def test_matmul_quantizes_both_operands():
     a, b = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 4, 6)
     twin = twin_of(MatMul())
     assert torch.equal(twin(a, b), a @ b)
-    twin.act_quantizers['a'] = quantizer('act', a, -1)
-    twin.act_quantizers['b'] = quantizer('act', b, -1, bits=8)
+    twin.set_quantizer('a', quantizer('act', a, -1))
+    twin.set_quantizer('b', quantizer('act', b, -1, bits=8))
     qa, qb = twin.act_quantizers['a'](a), twin.act_quantizers['b'](b)
     assert torch.equal(twin(a, b), qa @ qb)
     assert not torch.equal(qa, a)
@@ -169,20 +171,19 @@ class Levels(nn.Module):
 def test_pyramid_levels_follow_the_calls():
     model = Levels()
     convert(model)
-    model.conv.levels = 3
-    seen = []
-    model.conv.tap = lambda port, level, x: seen.append((port, level))
+    model.conv.attach(levels=3)
+    levels = []
     xs = [torch.randn(1, 4, s, s) for s in (4, 2, 1)]
-    model(xs)
-    model(xs[:2])
-    model(xs)
-    levels = [level for _, level in seen]
-    # a forward that stops early does not shift the next one
-    assert levels == [0, 1, 2, 0, 1, 0, 1, 2]
-    # and layers called by themselves go round
-    for x in xs[:2]:
-        model.conv(x)
-    assert [level for _, level in seen[8:]] == [0, 1]
+    with model.conv.listening(lambda port, level, x: levels.append(level)):
+        model(xs)
+        model(xs[:2])
+        model(xs)
+        # a forward that stops early does not shift the next one
+        assert levels == [0, 1, 2, 0, 1, 0, 1, 2]
+        # and layers called by themselves go round
+        for x in (*xs, xs[0]):
+            model.conv(x)
+    assert levels[8:] == [0, 1, 2, 0]
 
 
 def test_gradient_reaches_weight_through_quantizer():
@@ -210,11 +211,11 @@ def test_offset_branch_of_a_pack_is_a_layer_of_its_own():
 def test_bias_shift_is_of_the_quantized_weight_only():
     layer = nn.Linear(3, 2)
     twin = twin_of(layer)
-    twin.weight_quantizer = UniformQuantizer(4, role='weight')
+    twin.attach(UniformQuantizer(4, role='weight'))
     twin.weight_quantizer.set_range(torch.tensor([-1.0]), torch.tensor([1.0]))
     x = torch.randn(4, 3)
     plain = twin(x)
-    twin.bias_shift = torch.tensor([0.5, -2.0])
+    twin.shift_bias(torch.tensor([0.5, -2.0]))
     torch.testing.assert_close(twin(x), plain + twin.bias_shift)
     with float_mode(twin):
         assert torch.equal(twin(x), layer(x))
@@ -228,7 +229,7 @@ def test_rounded_weight_is_used_and_baked():
     twin = twin_of(layer)
     attach(twin, inputs[0])
     nearest, rounded = twin(*inputs), twin.weight_quantizer(-layer.weight)
-    twin.rounded = rounded.detach()
+    twin.fix_weight(rounded.detach())
     found = twin(*inputs)
     x = twin.act_quantizers['input'](inputs[0])
     assert torch.equal(found, nn.functional.linear(x, rounded, layer.bias))
