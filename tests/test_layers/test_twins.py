@@ -2,6 +2,8 @@
 """Twins: same output in float mode, hand-quantized output otherwise."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -243,3 +245,110 @@ def test_rounded_weight_is_used_and_baked():
     twin.weight.data.mul_(0.7)
     expected = nn.functional.linear(x, 0.7 * rounded, layer.bias)
     assert torch.equal(twin(*inputs), expected)
+
+
+@torch.no_grad()
+def test_threads_share_a_pack():
+    """Both forwards are within the layer at the same time."""
+    layer, _ = LAYERS['deform_v2_pack']
+    twin = twin_of(layer)
+    nn.init.normal_(twin.conv_offset.weight)
+    inputs = [torch.randn(1, 8, 9, 11) for _ in range(2)]
+    attach(twin, inputs[0])
+    expected = [twin(x) for x in inputs]
+    barrier = Barrier(2, timeout=20)
+    with twin.listening(lambda *_: barrier.wait()), ThreadPoolExecutor() as p:
+        found = list(p.map(torch.no_grad()(twin), inputs))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_a_twin_is_given():
+    layer, inputs = LAYERS['linear']
+    twin = twin_of(layer)
+    attach(twin, inputs[0])
+    twin.fix_weight(-layer.weight.detach())
+    twin.shift_bias(torch.ones(5))
+    act = twin.act_quantizers['input']
+    # other values of the weight: what was learned for it goes
+    other = quantizer('weight', twin.weight, 0, bits=2)
+    twin.set_quantizer('weight', other)
+    assert twin.rounded is None and twin.bias_shift is None
+    assert twin.weight_quantizer is other
+    assert twin.act_quantizers['input'] is act
+    twin.leave_float('input')
+    twin.leave_float('input')
+    assert torch.equal(
+        twin(*inputs),
+        nn.functional.linear(*inputs, other(layer.weight), layer.bias),
+    )
+    twin.set_quantizer('weight', None)
+    assert torch.equal(twin(*inputs), layer(*inputs))
+    with pytest.raises(ValueError, match=r"'inputs'.*mean 'input'.*weight"):
+        twin.leave_float('inputs')
+    with pytest.raises(ValueError, match=r"'weight'.*Allowed: a, b\."):
+        twin_of(MatMul()).attach(weight=other)
+    # an attached twin starts anew
+    attach(twin, inputs[0])
+    twin.attach(other, levels=2)
+    assert not twin.act_quantizers and twin.levels == 2
+
+
+def test_a_weight_that_is_learned():
+    layer, inputs = LAYERS['linear']
+    twin = twin_of(layer)
+    attach(twin, inputs[0])
+    nearest = twin(*inputs)
+    saved = twin.snapshot()
+    source = nn.Parameter(torch.randn(5, 8))
+    twin.learn_weight(lambda: 2 * source)
+    x = twin.act_quantizers['input'](inputs[0])
+    expected = nn.functional.linear(x, 2 * source, layer.bias)
+    assert torch.equal(twin(*inputs), expected)
+    twin(*inputs).sum().backward()
+    assert source.grad.any()
+    twin.fix_weight(source.detach())
+    twin.shift_bias(torch.full((5,), 3.0))
+    low, high = -torch.ones(5), torch.ones(5)
+    twin.weight_quantizer.set_range(low, high)
+    expected = nn.functional.linear(x, source, layer.bias + 3)
+    torch.testing.assert_close(twin(*inputs), expected)
+    twin.restore(saved)
+    assert torch.equal(twin(*inputs), nearest)
+
+
+def test_dropping_ends():
+    layer, inputs = LAYERS['linear']
+    twin = twin_of(layer)
+    attach(twin, inputs[0])
+    quantized = twin(*inputs)
+    with float_mode(twin, weight=False):
+        exact = twin(*inputs)
+    with twin.dropping(1.0, torch.Generator()):
+        assert torch.equal(twin(*inputs), exact)
+        with pytest.raises(KeyError), twin.dropping(0.0, None):
+            assert torch.equal(twin(*inputs), quantized)
+            raise KeyError
+        assert torch.equal(twin(*inputs), exact)
+    assert torch.equal(twin(*inputs), quantized)
+
+
+def test_several_listeners():
+    layer, inputs = LAYERS['linear']
+    twin = twin_of(layer)
+    attach(twin, inputs[0])
+    seen = []
+
+    def note(port, level, x):
+        seen.append((port, level, x))
+
+    with twin.listening(note, quantized=True), twin.listening(note):
+        with pytest.raises(KeyError), twin.listening(note):
+            twin(*inputs)
+            raise KeyError
+        twin(*inputs)
+    twin(*inputs)
+    x, y = inputs[0], twin.act_quantizers['input'](inputs[0])
+    assert [s[:2] for s in seen] == [('input', 0)] * 5
+    for (*_, found), expected in zip(seen, (y, x, x, y, x), strict=True):
+        assert torch.equal(found, expected)
