@@ -5,6 +5,7 @@ from .cache import ActivationCache
 from .data import CalibrationImages, from_config, share_of_rank
 from .gradients import gradients
 from .moments import ChannelMeans
+from .observe import observing
 from .replay import Replay
 from .samples import (
     Images,
@@ -15,6 +16,7 @@ from .samples import (
     set_quantized,
     size_of,
 )
+from .second_moments import SecondMoments, moment_size, split_by_memory
 from .session import Session
 from .store import ResumeStore
 from .units import Call, UnitView, frozen, mix
@@ -28,6 +30,7 @@ __all__ = [
     'Replay',
     'ResumeStore',
     'Sample',
+    'SecondMoments',
     'Session',
     'UnitView',
     'collect',
@@ -36,8 +39,11 @@ __all__ = [
     'frozen',
     'gradients',
     'mix',
+    'moment_size',
+    'observing',
     'own_quantizers',
     'set_quantized',
     'share_of_rank',
     'size_of',
+    'split_by_memory',
 ]
