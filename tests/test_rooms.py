@@ -14,7 +14,15 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / 'mmdet_ptq'
 #: from the ground up
 FLOORS = (
-    ('version', 'errors', 'registry', 'structures', 'checks', 'context'),
+    (
+        'version',
+        'errors',
+        'registry',
+        'structures',
+        'records',
+        'checks',
+        'context',
+    ),
     ('quantizers', 'solvers'),
     ('observers', 'layers', 'surgery'),
     ('graph', 'detectors', 'cost', 'quant_cfg'),

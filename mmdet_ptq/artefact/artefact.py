@@ -143,7 +143,7 @@ def _rebuild(model: nn.Module, saved: dict, manifest: dict) -> QuantPlan:
     for name, packed in saved['codes'].items():
         _decode_weight(layers[name], packed)
     for layer in layers.values():
-        layer.baked = True
+        layer.set_baked()
     model.eval()
     return plan
 

@@ -6,6 +6,7 @@ from .data import CalibrationImages, from_config, share_of_rank
 from .feed import Batches, Feed
 from .gradients import gradients
 from .moments import ChannelMeans
+from .observe import observing
 from .replay import Replay
 from .samples import (
     Images,
@@ -13,9 +14,9 @@ from .samples import (
     collect,
     collect_float,
     own_quantizers,
-    set_quantized,
     size_of,
 )
+from .second_moments import SecondMoments, moment_size, split_by_memory
 from .session import Progress, Session, timed
 from .statistics import Statistics
 from .store import ResumeStore
@@ -33,6 +34,7 @@ __all__ = [
     'Replay',
     'ResumeStore',
     'Sample',
+    'SecondMoments',
     'Session',
     'Statistics',
     'UnitView',
@@ -42,9 +44,11 @@ __all__ = [
     'frozen',
     'gradients',
     'mix',
+    'moment_size',
+    'observing',
     'own_quantizers',
-    'set_quantized',
     'share_of_rank',
     'size_of',
+    'split_by_memory',
     'timed',
 ]

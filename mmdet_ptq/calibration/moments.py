@@ -80,7 +80,7 @@ class ChannelMeans:
             weight = layer.weight
             error = layer.weight_quantizer(weight).double() - weight.double()
             shift = mean_output(layer, error, mean.to(weight.device))
-            layer.bias_shift = -shift.to(layer.bias.dtype)
+            layer.shift_bias(-shift.to(layer.bias.dtype))
 
 
 def mean_output(layer: nn.Module, weight: Tensor, mean: Tensor) -> Tensor:

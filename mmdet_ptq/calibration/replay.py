@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from ..context import current
 from ..layers import QuantLayer
 from .units import UnitView
 
@@ -56,7 +57,11 @@ class Replay:
         self.model = model
         # modules that share children are called under their first name
         self.parts = {
-            name: [m for m in module.modules() if isinstance(m, QuantLayer)]
+            name: [
+                m
+                for m in module.modules()
+                if isinstance(m, QuantLayer) and m.levels > 1
+            ]
             for name, module in model.named_modules()
         }
         with torch.no_grad(), _disturbed(view, 0.0):
@@ -88,7 +93,10 @@ class Replay:
                 copy = tree_map_only(
                     Tensor, lambda t: t.detach().clone(), output
                 )
-                levels = [layer.level for layer in self.parts[key[0]]]
+                levels = [
+                    current().next_level(layer, layer.levels)
+                    for layer in self.parts[key[0]]
+                ]
                 found[key] = (copy, levels)
 
         with torch.no_grad(), self._listening(lambda key: None, keep):
@@ -120,7 +128,7 @@ class Replay:
                 return original(*args, **kwargs)
             output, levels = stored[key]
             for layer, level in zip(self.parts[name], levels, strict=True):
-                layer.level = level
+                current().set_level(layer, level)
             # copies: a residual sum may work in place on what it is given
             return tree_map_only(Tensor, torch.clone, output)
 

@@ -1,8 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Calibration images and what a unit makes of them, in the cache."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,9 +11,10 @@ import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from torch.utils._pytree import tree_flatten
 
+from ..context import count_images, forward_context
 from ..detectors import Adapter
 from ..errors import NumericError
-from ..layers import QuantLayer, float_mode, quant_layers
+from ..layers import float_mode
 from ..structures import Unit
 from .cache import ActivationCache
 from .replay import Replay
@@ -46,7 +47,6 @@ class Images:
         limit: int | None = None,
     ) -> None:
         self.model = session.model
-        self.layers = list(quant_layers(session.model).values())
         self.cache = cache
         self.adapter = adapter
         rank, world = get_rank(), get_world_size()
@@ -64,12 +64,12 @@ class Images:
     def _prepare(self, data: dict, losses: list[Any]) -> tuple:
         batch = self.model.data_preprocessor(data, False)
         with torch.no_grad(), float_mode(self.model):
-            reset_levels(self.layers)
-            anchor = self.adapter.anchor(self.model, batch)
-            reset_levels(self.layers)
+            with _forward_of(batch):
+                anchor = self.adapter.anchor(self.model, batch)
             targets: list[Any] = []
             if losses:
-                outputs = self.adapter.outputs(self.model, batch, anchor)
+                with _forward_of(batch):
+                    outputs = self.adapter.outputs(self.model, batch, anchor)
                 targets = [loss.targets(outputs) for loss in losses]
         samples = batch.pop('data_samples')
         return self.cache.keep((batch, anchor, targets)), samples
@@ -77,10 +77,10 @@ class Images:
     def run(self, j: int) -> Any:
         """The detector's raw outputs on image ``j``, as it is set now."""
         (batch, anchor), samples = self._inputs(j)
-        reset_levels(self.layers)
-        return self.adapter.outputs(
-            self.model, dict(batch, data_samples=samples), anchor
-        )
+        with _forward_of(batch):
+            return self.adapter.outputs(
+                self.model, dict(batch, data_samples=samples), anchor
+            )
 
     def targets(self, j: int) -> list[Any]:
         """Targets of the losses on image ``j``."""
@@ -91,10 +91,9 @@ class Images:
         return self.cache.fetch((batch, anchor)), samples
 
 
-def reset_levels(layers: Iterable[QuantLayer]) -> None:
-    """Starts a new forward that does not go through the model's call."""
-    for layer in layers:
-        layer.reset_level()
+def _forward_of(batch: dict) -> AbstractContextManager[Any]:
+    """A forward that does not go through the model's call."""
+    return forward_context(count_images(batch.get('inputs')))
 
 
 @dataclass
@@ -109,6 +108,7 @@ class Sample:
         targets (list): Outputs of all calls in the float model.
         replay (dict): Outputs of what the unit cannot change.
         weights (list): Of the squared errors, like ``targets``.
+        images (int, optional): How many images this one batch has.
     """
 
     levels: list[dict[str, int]]
@@ -117,6 +117,7 @@ class Sample:
     targets: Any
     replay: Any
     weights: Any = None
+    images: int | None = None
 
     def entries(self) -> Any:
         """Everything that is in the cache."""
@@ -171,6 +172,7 @@ def collect(
             [call.inputs for call in exact] if mixed else None,
             [t for call in exact for t in call.outputs],
             cache.keep(stored),
+            images=_images(exact),
         )
     return found
 
@@ -205,6 +207,7 @@ def collect_float(
                 inputs if mixed else None,
                 [t for call in calls for t in call.outputs],
                 None,
+                images=_images(calls),
             )
     return found
 
@@ -223,7 +226,8 @@ def _float_calls(
                 f'calibration image {j}'
             )
         kept = keep(call.inputs) if inputs else None
-        calls.append(Call(kept, keep(call.outputs), call.levels))
+        kept_outputs = keep(call.outputs)
+        calls.append(Call(kept, kept_outputs, call.levels, call.images))
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -236,34 +240,13 @@ def _float_calls(
     return found
 
 
+def _images(calls: list[Call]) -> int | None:
+    return calls[0].images if calls else None
+
+
 def size_of(tree: Any) -> int:
     """Bytes of the cached tensors of a nested value."""
     return sum(getattr(leaf, 'size', 0) for leaf in tree_flatten(tree)[0])
-
-
-@contextmanager
-def set_quantized(
-    session: Session, weights: set[str], acts: set[str]
-) -> Iterator[None]:
-    """Quantizes these layers and leaves the others float.
-
-    Args:
-        session (Session): The running quantization.
-        weights (set[str]): Layers whose weights are quantized.
-        acts (set[str]): Layers whose inputs are quantized.
-    """
-    layers = session.layers
-    before = {
-        n: (m.quantize_weight, m.quantize_act) for n, m in layers.items()
-    }
-    for name, layer in layers.items():
-        layer.quantize_weight = name in weights
-        layer.quantize_act = name in acts
-    try:
-        yield
-    finally:
-        for name, flags in before.items():
-            layers[name].quantize_weight, layers[name].quantize_act = flags
 
 
 def own_quantizers(session: Session, units: list[Unit], k: int) -> list[Any]:

@@ -16,6 +16,7 @@ from torch.utils._pytree import (
     tree_unflatten,
 )
 
+from ..context import current, forward_context
 from ..graph.vocabulary import canonical
 from ..layers import QuantLayer
 from ..structures import LayerGraph, Unit
@@ -34,11 +35,13 @@ class Call:
         outputs (list[Tensor]): Floating tensors that it returned, after
             the activation that follows.
         levels (dict[str, int]): Pyramid level of each of its layers.
+        images (int, optional): Number of images in it.
     """
 
     inputs: Any
     outputs: list[Tensor]
     levels: dict[str, int] = field(default_factory=dict)
+    images: int | None = None
 
 
 class UnitView:
@@ -141,33 +144,42 @@ class UnitView:
         levels: list[dict[str, int]] = []
 
         def before(_: int, inputs: Any) -> Any:
-            levels.append({n: m.level for n, m in self.layers.items()})
+            levels.append(self._levels())
             return inputs
 
         def after(index: int, inputs: Any, output: Any) -> None:
             # copies: what follows may work in place on either
             outputs = [t.detach().clone() for t in self.finish(output)]
-            note(Call(_copy(inputs), outputs, levels[index]))
+            seen = current().images
+            note(Call(_copy(inputs), outputs, levels[index], seen))
             if stop and self.once:
                 raise _Enough
 
         with self.watching(after, before), suppress(_Enough):
             yield
 
-    def __call__(self, levels: dict[str, int], inputs: Any) -> list[Tensor]:
+    def _levels(self) -> dict[str, int]:
+        now = current()
+        return {n: now.next_level(m, m.levels) for n, m in self.layers.items()}
+
+    def __call__(
+        self, levels: dict[str, int], inputs: Any, images: int | None = None
+    ) -> list[Tensor]:
         """Runs the module alone.
 
         Args:
             levels (dict[str, int]): ``Call.levels``.
             inputs (Any): Its ``(args, kwargs)``.
+            images (int, optional): ``Call.images``.
 
         Returns:
             list[Tensor]: Its outputs, like ``Call.outputs``.
         """
-        for name, level in levels.items():
-            self.layers[name].level = level
         args, kwargs = inputs
-        return self.finish(self.module(*args, **kwargs))
+        with forward_context(images) as forward:
+            for name, level in levels.items():
+                forward.set_level(self.layers[name], level)
+            return self.finish(self.module(*args, **kwargs))
 
 
 def _copy(tree: Any) -> Any:

@@ -1,9 +1,10 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Twins: quantized layers that stand in for float ones."""
 
-from .base import QuantLayer, float_mode, quant_layers
+from .base import QuantLayer, quant_layers
 from .convert import convert
 from .matmul import MatMul
+from .modes import float_mode, quantizing
 from .state import named_tensors, restore_tensors
 from .twins import is_leaf, ports_of
 
@@ -16,5 +17,6 @@ __all__ = [
     'named_tensors',
     'ports_of',
     'quant_layers',
+    'quantizing',
     'restore_tensors',
 ]

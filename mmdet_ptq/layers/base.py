@@ -7,29 +7,24 @@ reference to the module stay valid, so a convolution that several heads
 share stays one object.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..context import current
 from ..quantizers import BaseQuantizer
-
-Tap = Callable[[str, int, Tensor], None]
-"""``tap(port, level, tensor)`` sees the float input of each call."""
-
-SWITCHES = frozenset(
-    ('level', 'quantize_weight', 'quantize_act', 'drop_prob', 'generator')
-)
-"""Attributes that are set many times in a forward or a step."""
+from .changes import Changes
 
 
-class QuantLayer(nn.Module):
+class QuantLayer(Changes, nn.Module):
     """Mixin of all twins: quantizes inputs and weight around the forward.
 
     The forward of the replaced class runs unchanged, on quantized inputs
-    and with ``self.weight`` shadowed by its quantized value.
+    and with its quantized weight. Attributes are for reading; they change
+    through the methods of :class:`Changes`. Forwards change nothing of the
+    layer, so threads can share it.
 
     Attributes:
         ports (tuple[str, ...]): Names of the tensor arguments that can be
@@ -37,6 +32,11 @@ class QuantLayer(nn.Module):
         weight_axis (int, optional): Output channel axis of the weight;
             None if the layer has no weight.
         act_axis (int): Channel axis of the inputs.
+        weight_quantizer (BaseQuantizer, optional): None leaves the weight
+            float.
+        act_quantizers (nn.ModuleDict): Quantizers by port.
+        quantize_weight (bool): Whether the weight is quantized now.
+        quantize_act (bool): Whether the inputs are quantized now.
         rounded (Tensor, optional): Quantized weight where it is not the
             nearest value, set by reconstruction.
         bias_shift (Tensor, optional): What the quantized weight asks of the
@@ -46,8 +46,9 @@ class QuantLayer(nn.Module):
         drop_prob (float): Share of the elements of the inputs that are left
             float (QDrop); 0 but in reconstruction. Drawn from
             ``generator``.
-        levels (int): Calls in one forward of the detector.
-        level (int): Which of them comes next.
+        baked (bool): Whether the weight itself is the quantized one.
+        levels (int): Calls in one forward of the detector; which of them a
+            call is, is known to :mod:`mmdet_ptq.context`.
     """
 
     ports: ClassVar[tuple[str, ...]] = ('input',)
@@ -67,26 +68,25 @@ class QuantLayer(nn.Module):
         self.quantize_weight = True
         self.quantize_act = True
         self.baked = False
-        self.tap: Tap | None = None
         self.levels = 1
-        self.level = 0
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # these change in every forward, and a module's own way is slow
-        if name in SWITCHES:
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
+        self._listeners: tuple = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the replaced class's forward on quantized operands."""
-        level = self._take_level()
+        shadows = self.float_branches(*args)
+        level = current().take_level(self, self.levels)
         inputs = [
             self._input(port, level, x)
             for port, x in zip(self.ports, args, strict=False)
         ]
-        with self.shadow(self.operands()):
-            return super().forward(*inputs, *args[len(inputs) :], **kwargs)
+        shadows.update(self.operands())
+        return super(QuantLayer, self._behind(shadows)).forward(
+            *inputs, *args[len(inputs) :], **kwargs
+        )
+
+    def float_branches(self, *args: Any) -> dict[str, Any]:
+        """Attributes to replace by what comes of the float inputs."""
+        return {}
 
     def operands(self) -> dict[str, Any]:
         """Attributes to replace during the forward: weight and bias."""
@@ -109,32 +109,29 @@ class QuantLayer(nn.Module):
             return self.rounded
         return self.weight_quantizer(self.weight)
 
-    @contextmanager
-    def shadow(self, attributes: dict[str, Any]) -> Iterator[None]:
-        """Hides parameters or children behind plain attributes.
+    def _behind(self, attributes: dict[str, Any]) -> 'QuantLayer':
+        """A copy for one call, with parameters or children hidden.
 
         ``nn.Module`` looks parameters up only where the instance has no
-        attribute of that name, so nothing registered is touched.
+        attribute of that name. The layer itself may be running in another
+        thread and is not touched.
         """
-        self.__dict__.update(attributes)
-        try:
-            yield
-        finally:
-            for name in attributes:
-                del self.__dict__[name]
-
-    def _take_level(self) -> int:
-        level = self.level
-        self.level = (level + 1) % self.levels
-        return level
-
-    def reset_level(self) -> None:
-        """Starts a new forward: the next call is pyramid level 0."""
-        self.level = 0
+        if not attributes:
+            return self
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        copy.__dict__.update(attributes)
+        return copy
 
     def _input(self, port: str, level: int, x: Tensor) -> Tensor:
-        if self.tap is not None:
-            self.tap(port, level, x)
+        if not self._listeners:
+            return self._quantized(port, level, x)
+        y = self._quantized(port, level, x)
+        for listener, quantized in self._listeners:
+            listener(port, level, y if quantized else x)
+        return y
+
+    def _quantized(self, port: str, level: int, x: Tensor) -> Tensor:
         if not self.quantize_act or port not in self.act_quantizers:
             return x
         quantized = self.act_quantizers[port](x, level)
@@ -144,17 +141,6 @@ class QuantLayer(nn.Module):
         drawn = torch.rand(x.shape, generator=self.generator).to(x.device)
         return torch.where(drawn < 1 - self.drop_prob, quantized, x)
 
-    @torch.no_grad()
-    def bake(self) -> None:
-        """Replaces weight and bias by what the forward used, for good."""
-        if self.weight_quantizer is not None and not self.baked:
-            self.weight.copy_(self.quantized_weight())
-            self.rounded = None
-            if self.bias_shift is not None:
-                self.bias += self.bias_shift
-                self.bias_shift = None
-        self.baked = True
-
 
 def quant_layers(model: nn.Module) -> dict[str, QuantLayer]:
     """Every twin in the model, by module name."""
@@ -163,34 +149,3 @@ def quant_layers(model: nn.Module) -> dict[str, QuantLayer]:
         for name, module in model.named_modules()
         if isinstance(module, QuantLayer)
     }
-
-
-@contextmanager
-def float_mode(
-    model: nn.Module, weight: bool = True, act: bool = True
-) -> Iterator[None]:
-    """Runs a quantized model with float weights and activations.
-
-    Args:
-        model (nn.Module): A model with twins.
-        weight (bool): Whether weights go float. Defaults to True.
-        act (bool): Whether activations go float. Defaults to True.
-
-    Raises:
-        RuntimeError: If weights are baked: the float ones are gone.
-    """
-    layers = list(quant_layers(model).values())
-    before = [(m.quantize_weight, m.quantize_act) for m in layers]
-    if weight and any(m.baked and m.weight_quantizer for m in layers):
-        raise RuntimeError(
-            'the weights are baked, the float ones are gone; load the float '
-            'checkpoint into a fresh model, or use weight=False'
-        )
-    for layer in layers:
-        layer.quantize_weight &= not weight
-        layer.quantize_act &= not act
-    try:
-        yield
-    finally:
-        for layer, (w, a) in zip(layers, before, strict=True):
-            layer.quantize_weight, layer.quantize_act = w, a

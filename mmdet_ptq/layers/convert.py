@@ -3,8 +3,8 @@
 
 from torch import nn
 
+from ..context import follow
 from ..registry import QUANT_LAYERS
-from .base import QuantLayer
 
 
 def convert(model: nn.Module) -> None:
@@ -17,10 +17,4 @@ def convert(model: nn.Module) -> None:
         if twin is not None:
             module.__class__ = twin
             module.init_twin()
-    model.register_forward_pre_hook(_reset_levels)
-
-
-def _reset_levels(model: nn.Module, _: tuple) -> None:
-    for layer in model.modules():
-        if isinstance(layer, QuantLayer):
-            layer.reset_level()
+    follow(model)

@@ -29,9 +29,12 @@ def restore_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     device = next(model.parameters()).device
     for name, layer in quant_layers(model).items():
         # there only after a bias correction or a reconstruction
-        for extra in ('bias_shift', 'rounded'):
+        for extra, put in (
+            ('bias_shift', layer.shift_bias),
+            ('rounded', layer.fix_weight),
+        ):
             found = left.get(f'{name}.{extra}')
-            setattr(layer, extra, None if found is None else found.to(device))
+            put(None if found is None else found.to(device))
     names = {id(m): n for n, m in model.named_modules()}
     done: set[int] = set()
     for layer in quant_layers(model).values():

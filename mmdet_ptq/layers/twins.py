@@ -5,7 +5,7 @@ from typing import Any
 
 import mmcv.ops
 from mmcv.cnn.bricks import wrappers
-from torch import Tensor, nn
+from torch import nn
 
 from ..registry import QUANT_LAYERS
 from .base import QuantLayer
@@ -76,10 +76,9 @@ class QuantModulatedDeformConv2d(QuantLayer, mmcv.ops.ModulatedDeformConv2d):
 class _OffsetsFromFloat(QuantLayer):
     """Twin of a pack: its offset branch reads the float input."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        offsets = self.conv_offset(x)
-        with self.shadow({'conv_offset': lambda _: offsets}):
-            return super().forward(x)
+    def float_branches(self, *args: Any) -> dict[str, Any]:
+        offsets = self.conv_offset(args[0])
+        return {'conv_offset': lambda _: offsets}
 
 
 @QUANT_LAYERS.implements(mmcv.ops.DeformConv2dPack)

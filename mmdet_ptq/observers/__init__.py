@@ -10,6 +10,7 @@ from .minmax import (
     MovingAverageObserver,
 )
 from .percentile import PercentileObserver
+from .sampling import sample_tokens
 
 __all__ = [
     'AverageMinMaxObserver',
@@ -19,5 +20,6 @@ __all__ = [
     'MinMaxObserver',
     'MovingAverageObserver',
     'PercentileObserver',
+    'sample_tokens',
     'search_weight_range',
 ]

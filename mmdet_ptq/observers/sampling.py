@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..checks import whole
 from ..quantizers.granularity import Granularity
 from ..quantizers.kernels import memory_order
 
@@ -67,6 +68,36 @@ def sample_rows(x: Tensor, granularity: Granularity) -> tuple[Tensor, int]:
     limit = max(1, limit * rows // moved.shape[0])
     picked, weight = _pick(moved, limit)
     return picked.reshape(rows, -1), weight
+
+
+def sample_tokens(
+    x: Tensor, channel_axis: int, limit: int
+) -> tuple[Tensor, int]:
+    """Draws positions of a map, each with all its channels.
+
+    The positions of all other axes, in the order of their memory were ``x``
+    contiguous, are cut into strata of equal length, and one of each is
+    drawn: a sample covers every image and every part of it. Which ones are
+    drawn depends on the shape of ``x`` and on nothing else.
+
+    Args:
+        x (Tensor): Not empty, any strides: (B, C, H, W) with axis 1, or
+            (B, N, C) with axis -1.
+        channel_axis (int): Axis of the C channels.
+        limit (int): Most positions, at least 1.
+
+    Returns:
+        tuple[Tensor, int]: ``[T, C]``, which may share the memory of ``x``,
+        and how many positions each stands for. Of N positions, T is N where
+        that is no more than ``limit``, else ``N // ceil(N / limit)``: from
+        half of ``limit`` to all of it.
+
+    Raises:
+        ValueError: If ``limit`` is not a whole number from 1.
+    """
+    limit = whole('limit', limit, 1)
+    picked, weight = _pick(x.movedim(channel_axis, 0), limit)
+    return picked.t(), weight
 
 
 def _pick(x: Tensor, limit: int) -> tuple[Tensor, int]:

@@ -1,16 +1,13 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Statistics of activations from float calibration forwards."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from torch import Tensor
 
-from ..calibration import ChannelMeans, Session, Statistics
+from ..calibration import ChannelMeans, Session, Statistics, observing
 from ..errors import NumericError
 from ..layers import QuantLayer, float_mode
 from ..observers import BaseObserver
@@ -57,7 +54,7 @@ class Observe(BasePass):
         if done:
             stats.load_state_dict(session.state['stats'], session.layers)
         session.state['images'] = done
-        taps = _Taps(session.graph, session.layers, stats)
+        taps = _Taps(session.graph, stats)
 
         def after(i: int) -> None:
             for observer in stats.observers:
@@ -71,7 +68,7 @@ class Observe(BasePass):
         with (
             session.resumable(export),
             session.stage('calibration'),
-            taps.listening(),
+            observing(session.layers, inputs=taps.see),
             float_mode(session.model),
         ):
             session.feed.predict(done, after)
@@ -159,13 +156,7 @@ def readers(graph: LayerGraph, group: list[Port]) -> list[Port]:
 class _Taps:
     """Routes the inputs of layers to the observer of their quantizer."""
 
-    def __init__(
-        self,
-        graph: LayerGraph,
-        layers: dict[str, QuantLayer],
-        stats: Statistics,
-    ) -> None:
-        self.layers = layers
+    def __init__(self, graph: LayerGraph, stats: Statistics) -> None:
         self.means = stats.means
         self.active = {id(o) for o in stats.observers}
         self.owner = {
@@ -183,27 +174,13 @@ class _Taps:
         self.active = {id(o) for o in observers}
         self.means = means
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Sees the inputs of all layers."""
-        for name, layer in self.layers.items():
-            layer.tap = partial(self._tap, name, layer)
-        try:
-            yield
-        finally:
-            for layer in self.layers.values():
-                layer.tap = None
-
-    def _tap(
-        self, name: str, layer: QuantLayer, port: str, level: int, x: Tensor
-    ) -> None:
+    def see(self, name: str, port: str, level: int, x: Tensor) -> None:
+        """Takes one input of a layer into account."""
         if port == 'input' and self.means is not None:
             self.means.observe(name, x)
         observer = self.owner.get((name, port))
         if id(observer) not in self.active or x.numel() == 0:
             return
-        if not layer.act_quantizers[port].per_level:
-            level = 0
         try:
             observer.observe(x, level)
         except NumericError as error:

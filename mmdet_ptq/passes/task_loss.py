@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from mmengine.dist import all_reduce, get_world_size
 
-from ..calibration import Images, Session, frozen, set_quantized
+from ..calibration import Images, Session, frozen
 from ..checks import whole
 from ..detectors import find_adapter
 from ..errors import QuantConfigError
+from ..layers import quantizing
 from ..losses import GlobalLoss, build_loss
 from ..observers import LpObserver, search_weight_range
 from ..registry import OBSERVERS, build_from
@@ -40,7 +41,7 @@ class TaskLoss:
     def __call__(self, layers: set[str]) -> float:
         """Mean loss over the images of all ranks."""
         total = torch.zeros((), dtype=torch.float64)
-        with set_quantized(self.session, layers, layers):
+        with quantizing(self.session.model, layers, layers):
             for j in self.images.mine:
                 target = self.images.targets(j)[0]
                 total += float(self.loss(self.images.run(j), target))

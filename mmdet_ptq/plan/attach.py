@@ -22,23 +22,22 @@ def attach(model: nn.Module, plan: QuantPlan, levels: dict[str, int]) -> None:
     """
     layers = quant_layers(model)
     device = next(model.parameters()).device
-    for layer in layers.values():
-        layer.weight_quantizer = None
-        layer.act_quantizers.clear()
-        layer.rounded = layer.bias_shift = None
-    for name, layer_plan in plan.layers.items():
-        layer = layers[name]
-        layer.levels = levels.get(name, 1)
-        if layer_plan.weight is not None:
-            layer.weight_quantizer = build_quantizer(
-                layer_plan.weight, layer, 'weight', name
-            ).to(device)
+    weights = {
+        name: build_quantizer(one.weight, layers[name], 'weight', name).to(
+            device
+        )
+        for name, one in plan.layers.items()
+        if one.weight is not None
+    }
+    acts: dict[str, dict[str, BaseQuantizer]] = {name: {} for name in layers}
     for group in plan.groups:
         name, port = group[0]
         spec = plan.layers[name].acts[port]
         quantizer = build_quantizer(spec, layers[name], port, name).to(device)
         for name, port in group:
-            layers[name].act_quantizers[port] = quantizer
+            acts[name][port] = quantizer
+    for name, layer in layers.items():
+        layer.attach(weights.get(name), acts[name], levels.get(name, 1))
 
 
 def build_quantizer(

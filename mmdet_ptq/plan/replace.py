@@ -54,17 +54,14 @@ def replace(
         quantizer = build_quantizer(spec, twin, tensor, layer).to(device)
     if tensor == 'weight':
         found.weight = spec
-        twin.weight_quantizer = quantizer
-        twin.rounded = twin.bias_shift = None
     else:
         found.acts[tensor] = spec
         port = (layer, tensor)
         plan.groups = [[p for p in g if p != port] for g in plan.groups]
         plan.groups = [group for group in plan.groups if group]
-        twin.act_quantizers.pop(tensor) if tensor in twin.act_quantizers else 0
         if quantizer is not None:
             plan.groups.append([port])
-            twin.act_quantizers[tensor] = quantizer
+    twin.set_quantizer(tensor, quantizer)
     quantized = found.weight is not None or any(found.acts.values())
     found.why_float = '' if quantized else 'a pass left it float'
     return quantizer

@@ -11,11 +11,11 @@ import torch
 from mmdet_ptq.calibration import Batches
 from mmdet_ptq.calibration.gradients import gradients
 from mmdet_ptq.calibration.replay import Replay
-from mmdet_ptq.calibration.samples import reset_levels
 from mmdet_ptq.calibration.units import UnitView, frozen, mix
+from mmdet_ptq.context import forward_context
 from mmdet_ptq.detectors import find_adapter
 from mmdet_ptq.engine.quantize import prepare
-from mmdet_ptq.layers import convert, float_mode, quant_layers
+from mmdet_ptq.layers import convert, float_mode
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 from mmdet_ptq.quantizers import UniformQuantizer
 from mmdet_ptq.structures import Unit
@@ -62,8 +62,8 @@ def test_replay(detector, at):
     count = [0]
 
     def run():
-        reset_levels(quant_layers(model).values())
-        return adapter.outputs(model, batch, anchor)
+        with forward_context():
+            return adapter.outputs(model, batch, anchor)
 
     with frozen(model), float_mode(model):
         prefix = Replay(model, view, run)
@@ -123,8 +123,8 @@ def test_head_units_leave_the_backbone_out():
     assert view.module is model.get_submodule('bbox_head.reg_convs.1')
 
     def run():
-        reset_levels(quant_layers(model).values())
-        return adapter.outputs(model, batch, {})
+        with forward_context():
+            return adapter.outputs(model, batch, {})
 
     with frozen(model), float_mode(model):
         stored = Replay(model, view, run).record(run)
@@ -197,9 +197,9 @@ def test_a_recording_that_stops(detector):
             calls = []
             found.append(calls)
             ended[0] = 0
-            reset_levels(quant_layers(model).values())
             with (
                 torch.no_grad(),
+                forward_context(),
                 float_mode(model),
                 view.recording(calls.append, stop),
             ):
@@ -353,11 +353,16 @@ def test_activations_are_mixed_at_the_rate(rate):
     layer = model[0]
     quantizer = UniformQuantizer(3)
     quantizer.set_range(torch.tensor([-2.0]), torch.tensor([2.0]))
-    layer.act_quantizers['input'] = quantizer
-    layer.drop_prob = 1 - rate
-    layer.generator = torch.Generator().manual_seed(0)
+    layer.attach(acts=dict(input=quantizer))
     x = torch.randn(100, 100, generator=torch.Generator().manual_seed(1))
-    first, second = (layer._input('input', 0, x) for _ in range(2))
+    seen = []
+    with (
+        layer.listening(lambda *args: seen.append(args[2]), quantized=True),
+        layer.dropping(1 - rate, torch.Generator().manual_seed(0)),
+    ):
+        layer(x)
+        layer(x)
+    first, second = seen
     kept = first == quantizer(x)
     assert bool((kept | (first == x)).all())
     assert abs(float(kept.float().mean()) - rate) < 0.02

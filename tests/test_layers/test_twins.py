@@ -2,6 +2,8 @@
 """Twins: same output in float mode, hand-quantized output otherwise."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -70,10 +72,12 @@ def quantizer(role, x, axis, bits=4, granularity='tensor'):
 
 
 def attach(twin, x):
-    twin.weight_quantizer = quantizer(
-        'weight', twin.weight, twin.weight_axis, granularity='channel'
+    twin.attach(
+        quantizer(
+            'weight', twin.weight, twin.weight_axis, granularity='channel'
+        ),
+        dict(input=quantizer('act', x, twin.act_axis)),
     )
-    twin.act_quantizers['input'] = quantizer('act', x, twin.act_axis)
 
 
 @pytest.mark.parametrize('name', LAYERS)
@@ -118,8 +122,8 @@ def test_matmul_quantizes_both_operands():
     a, b = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 4, 6)
     twin = twin_of(MatMul())
     assert torch.equal(twin(a, b), a @ b)
-    twin.act_quantizers['a'] = quantizer('act', a, -1)
-    twin.act_quantizers['b'] = quantizer('act', b, -1, bits=8)
+    twin.set_quantizer('a', quantizer('act', a, -1))
+    twin.set_quantizer('b', quantizer('act', b, -1, bits=8))
     qa, qb = twin.act_quantizers['a'](a), twin.act_quantizers['b'](b)
     assert torch.equal(twin(a, b), qa @ qb)
     assert not torch.equal(qa, a)
@@ -169,20 +173,19 @@ class Levels(nn.Module):
 def test_pyramid_levels_follow_the_calls():
     model = Levels()
     convert(model)
-    model.conv.levels = 3
-    seen = []
-    model.conv.tap = lambda port, level, x: seen.append((port, level))
+    model.conv.attach(levels=3)
+    levels = []
     xs = [torch.randn(1, 4, s, s) for s in (4, 2, 1)]
-    model(xs)
-    model(xs[:2])
-    model(xs)
-    levels = [level for _, level in seen]
-    # a forward that stops early does not shift the next one
-    assert levels == [0, 1, 2, 0, 1, 0, 1, 2]
-    # and layers called by themselves go round
-    for x in xs[:2]:
-        model.conv(x)
-    assert [level for _, level in seen[8:]] == [0, 1]
+    with model.conv.listening(lambda port, level, x: levels.append(level)):
+        model(xs)
+        model(xs[:2])
+        model(xs)
+        # a forward that stops early does not shift the next one
+        assert levels == [0, 1, 2, 0, 1, 0, 1, 2]
+        # and layers called by themselves go round
+        for x in (*xs, xs[0]):
+            model.conv(x)
+    assert levels[8:] == [0, 1, 2, 0]
 
 
 def test_gradient_reaches_weight_through_quantizer():
@@ -210,11 +213,11 @@ def test_offset_branch_of_a_pack_is_a_layer_of_its_own():
 def test_bias_shift_is_of_the_quantized_weight_only():
     layer = nn.Linear(3, 2)
     twin = twin_of(layer)
-    twin.weight_quantizer = UniformQuantizer(4, role='weight')
+    twin.attach(UniformQuantizer(4, role='weight'))
     twin.weight_quantizer.set_range(torch.tensor([-1.0]), torch.tensor([1.0]))
     x = torch.randn(4, 3)
     plain = twin(x)
-    twin.bias_shift = torch.tensor([0.5, -2.0])
+    twin.shift_bias(torch.tensor([0.5, -2.0]))
     torch.testing.assert_close(twin(x), plain + twin.bias_shift)
     with float_mode(twin):
         assert torch.equal(twin(x), layer(x))
@@ -228,7 +231,7 @@ def test_rounded_weight_is_used_and_baked():
     twin = twin_of(layer)
     attach(twin, inputs[0])
     nearest, rounded = twin(*inputs), twin.weight_quantizer(-layer.weight)
-    twin.rounded = rounded.detach()
+    twin.fix_weight(rounded.detach())
     found = twin(*inputs)
     x = twin.act_quantizers['input'](inputs[0])
     assert torch.equal(found, nn.functional.linear(x, rounded, layer.bias))
@@ -242,3 +245,110 @@ def test_rounded_weight_is_used_and_baked():
     twin.weight.data.mul_(0.7)
     expected = nn.functional.linear(x, 0.7 * rounded, layer.bias)
     assert torch.equal(twin(*inputs), expected)
+
+
+@torch.no_grad()
+def test_threads_share_a_pack():
+    """Both forwards are within the layer at the same time."""
+    layer, _ = LAYERS['deform_v2_pack']
+    twin = twin_of(layer)
+    nn.init.normal_(twin.conv_offset.weight)
+    inputs = [torch.randn(1, 8, 9, 11) for _ in range(2)]
+    attach(twin, inputs[0])
+    expected = [twin(x) for x in inputs]
+    barrier = Barrier(2, timeout=20)
+    with twin.listening(lambda *_: barrier.wait()), ThreadPoolExecutor() as p:
+        found = list(p.map(torch.no_grad()(twin), inputs))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_a_twin_is_given():
+    layer, inputs = LAYERS['linear']
+    twin = twin_of(layer)
+    attach(twin, inputs[0])
+    twin.fix_weight(-layer.weight.detach())
+    twin.shift_bias(torch.ones(5))
+    act = twin.act_quantizers['input']
+    # other values of the weight: what was learned for it goes
+    other = quantizer('weight', twin.weight, 0, bits=2)
+    twin.set_quantizer('weight', other)
+    assert twin.rounded is None and twin.bias_shift is None
+    assert twin.weight_quantizer is other
+    assert twin.act_quantizers['input'] is act
+    twin.leave_float('input')
+    twin.leave_float('input')
+    assert torch.equal(
+        twin(*inputs),
+        nn.functional.linear(*inputs, other(layer.weight), layer.bias),
+    )
+    twin.set_quantizer('weight', None)
+    assert torch.equal(twin(*inputs), layer(*inputs))
+    with pytest.raises(ValueError, match=r"'inputs'.*mean 'input'.*weight"):
+        twin.leave_float('inputs')
+    with pytest.raises(ValueError, match=r"'weight'.*Allowed: a, b\."):
+        twin_of(MatMul()).attach(weight=other)
+    # an attached twin starts anew
+    attach(twin, inputs[0])
+    twin.attach(other, levels=2)
+    assert not twin.act_quantizers and twin.levels == 2
+
+
+def test_a_weight_that_is_learned():
+    layer, inputs = LAYERS['linear']
+    twin = twin_of(layer)
+    attach(twin, inputs[0])
+    nearest = twin(*inputs)
+    saved = twin.snapshot()
+    source = nn.Parameter(torch.randn(5, 8))
+    twin.learn_weight(lambda: 2 * source)
+    x = twin.act_quantizers['input'](inputs[0])
+    expected = nn.functional.linear(x, 2 * source, layer.bias)
+    assert torch.equal(twin(*inputs), expected)
+    twin(*inputs).sum().backward()
+    assert source.grad.any()
+    twin.fix_weight(source.detach())
+    twin.shift_bias(torch.full((5,), 3.0))
+    low, high = -torch.ones(5), torch.ones(5)
+    twin.weight_quantizer.set_range(low, high)
+    expected = nn.functional.linear(x, source, layer.bias + 3)
+    torch.testing.assert_close(twin(*inputs), expected)
+    twin.restore(saved)
+    assert torch.equal(twin(*inputs), nearest)
+
+
+def test_dropping_ends():
+    layer, inputs = LAYERS['linear']
+    twin = twin_of(layer)
+    attach(twin, inputs[0])
+    quantized = twin(*inputs)
+    with float_mode(twin, weight=False):
+        exact = twin(*inputs)
+    with twin.dropping(1.0, torch.Generator()):
+        assert torch.equal(twin(*inputs), exact)
+        with pytest.raises(KeyError), twin.dropping(0.0, None):
+            assert torch.equal(twin(*inputs), quantized)
+            raise KeyError
+        assert torch.equal(twin(*inputs), exact)
+    assert torch.equal(twin(*inputs), quantized)
+
+
+def test_several_listeners():
+    layer, inputs = LAYERS['linear']
+    twin = twin_of(layer)
+    attach(twin, inputs[0])
+    seen = []
+
+    def note(port, level, x):
+        seen.append((port, level, x))
+
+    with twin.listening(note, quantized=True), twin.listening(note):
+        with pytest.raises(KeyError), twin.listening(note):
+            twin(*inputs)
+            raise KeyError
+        twin(*inputs)
+    twin(*inputs)
+    x, y = inputs[0], twin.act_quantizers['input'](inputs[0])
+    assert [s[:2] for s in seen] == [('input', 0)] * 5
+    for (*_, found), expected in zip(seen, (y, x, x, y, x), strict=True):
+        assert torch.equal(found, expected)

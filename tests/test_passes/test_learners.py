@@ -30,7 +30,7 @@ def layer_with(quantizer, weight):
     model[0].weight.data = weight
     convert(model)
     layer = model[0]
-    layer.weight_quantizer = quantizer
+    layer.attach(quantizer)
     if not quantizer.fit(weight):
         rows = quantizer.granularity.rows(weight)
         quantizer.set_range(rows.amin(1), rows.amax(1))
@@ -55,7 +55,7 @@ def test_adaround_starts_at_the_float_weight(name):
     layer = layer_with(QUANTIZERS[name](), weight)
     quantizer = layer.weight_quantizer
     learner = AdaRound()
-    layer.bias_shift = torch.ones(6)
+    layer.shift_bias(torch.ones(6))
     learner.start({'0': layer}, [], 200)
     soft = layer.quantized_weight().detach()
     lower = quantizer.lower_codes(weight)
@@ -290,7 +290,7 @@ def test_ends_of_each_level():
 def test_learned_weights_take_bias_and_ranges_along():
     torch.manual_seed(0)
     layer = layer_with(QUANTIZERS['uniform'](), torch.randn(4, 10))
-    layer.bias_shift = torch.full((4,), 0.25)
+    layer.shift_bias(torch.full((4,), 0.25))
     act = UniformQuantizer(4)
     act.set_range(torch.tensor([0.0]), torch.tensor([3.0]))
     learner = LearnedWeights()

@@ -33,13 +33,13 @@ def test_layer_that_prediction_skips_gets_data_from_the_raw_mode():
     assert session.plan.layers['bbox_head.0'].why_float
 
 
-def test_no_float_forward_is_left_quantized_or_tapped():
+def test_the_model_is_left_quantized():
     model = Tiny().eval()
     session = quantize_detector(
         model, batches(), dict(bits='w4a4', rules=RULES, passes=PASSES)
     )
     for layer in session.layers.values():
-        assert not layer.tap and layer.quantize_act and layer.baked
+        assert layer.quantize_act and layer.baked
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten
 from mmdet_ptq import registry
 from mmdet_ptq.calibration import samples
 from mmdet_ptq.calibration.samples import size_of
+from mmdet_ptq.context import current
 from mmdet_ptq.errors import NumericError
 from mmdet_ptq.layers import convert, float_mode
 from mmdet_ptq.losses import GlobalLoss
@@ -200,7 +201,8 @@ def test_levels_of_a_unit_called_alone(inside, levels):
                 error = (y.relu() - targets[i]).square().sum(1)
                 total, count = total + error.sum(), count + error.numel()
             for level in (0, 1):
-                layer.level = level  # wherever it was left
+                # wherever it was left
+                current().set_level(layer, level)
                 found = float(trainer.loss(1))
                 assert found == pytest.approx(float(total / count))
 
@@ -342,7 +344,7 @@ def test_global_loss_sees_the_mixture_or_not(inside, separate):
         def by_hand(dropped):
             """The whole forward; float input and activations in the unit."""
             for layer in layers:
-                layer.quantize_act = not dropped
+                layer.switch(weight=True, act=not dropped)
             outputs = []
             with trainer.view.watching(
                 lambda i, _, y: outputs.append(y),
@@ -350,7 +352,7 @@ def test_global_loss_sees_the_mixture_or_not(inside, separate):
             ):
                 value = whole(trainer.images.run(0), target)
             for layer in layers:
-                layer.quantize_act = True
+                layer.switch(weight=True, act=True)
             return float(value), float(local(outputs, targets, None))
 
         targets = fetch(sample.targets)
@@ -499,12 +501,15 @@ def test_a_forward_starts_at_the_first_level():
     """An adapter calls parts of the detector, which resets nothing."""
     model = nn.Sequential(nn.Linear(2, 2))
     convert(model)
-    model[0].level = 3
+    model[0].attach(levels=4)
+    current().set_level(model[0], 3)
     feed = SimpleNamespace(total=0)
     session = SimpleNamespace(model=model, feed=feed)
     images = samples.Images(session, None, None, [])
     images._inputs = lambda j: (({}, None), [])
-    images.adapter = SimpleNamespace(outputs=lambda *_: model[0].level)
+    images.adapter = SimpleNamespace(
+        outputs=lambda *_: current().next_level(model[0], 4)
+    )
     assert images.run(0) == 0
 
 

@@ -263,7 +263,14 @@ def test_pass_args_change_single_arguments():
     )
     kinds = [p['type'] for p in found.passes]
     assert kinds == [p['type'] for p in whole.passes]
-    assert [p.get('iters') for p in found.passes] == [None, None, None, None, 7, 7]
+    assert [p.get('iters') for p in found.passes] == [
+        None,
+        None,
+        None,
+        None,
+        7,
+        7,
+    ]
     assert found.passes[2]['learn'] == whole.passes[2]['learn']
 
 

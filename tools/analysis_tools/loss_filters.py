@@ -23,9 +23,8 @@ from mmengine.config import Config
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration.data import from_config
-from mmdet_ptq.calibration.samples import reset_levels
+from mmdet_ptq.context import forward_context
 from mmdet_ptq.detectors import find_adapter
-from mmdet_ptq.layers import quant_layers
 from mmdet_ptq.losses import DetectionLoss
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 from tools.accuracy.suites import ROOT, THETA_C, THETA_I, TWO, files_of
@@ -71,8 +70,8 @@ def study(detector: str, images: int) -> list[dict]:
     quantize_detector(model, batches, wanted)
     found: dict[float, Counter] = {c: Counter() for c in losses}
     for (data, anchor), constants in zip(inputs, targets, strict=True):
-        reset_levels(quant_layers(model).values())
-        outputs = adapter.outputs(model, data, anchor)
+        with forward_context(len(data['inputs'])):
+            outputs = adapter.outputs(model, data, anchor)
         for c, target in zip(losses, constants, strict=True):
             found[c].update(losses[c].parts(outputs, target))
     heads = [n[: -len('.n_ce')] for n in found[0] if n.endswith('.n_ce')]

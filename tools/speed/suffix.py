@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdet_ptq.calibration.samples import reset_levels
-from mmdet_ptq.layers import quant_layers
+from mmdet_ptq.context import forward_context
 
 
 def suffix(
@@ -53,8 +52,8 @@ def suffix(
     *stages, _ = inputs[neck]
 
     def forward() -> list[Tensor]:
-        reset_levels(quant_layers(model).values())
         with ExitStack() as stack:
+            stack.enter_context(forward_context())
             for one, value in constants.items():
                 one.forward = lambda _, value=value: value
                 stack.callback(delattr, one, 'forward')
@@ -66,10 +65,10 @@ def suffix(
 
 def _tower(model: nn.Module, feats: tuple[Tensor, ...]) -> list[Tensor]:
     """Scores of all levels; the first layer is the unit."""
-    reset_levels(quant_layers(model).values())
     head, found = model.bbox_head, []
-    for x in feats:
-        for conv in head.cls_convs:
-            x = conv(x)
-        found.append(head.retina_cls(x))
+    with forward_context():
+        for x in feats:
+            for conv in head.cls_convs:
+                x = conv(x)
+            found.append(head.retina_cls(x))
     return found

@@ -168,7 +168,7 @@ class DistributionCorrection:
                 corrected, outputs = [], []
                 for levels, x in zip(sample.levels, exact, strict=True):
                     found, y, before, after = self.correct(
-                        view, norms, levels, x
+                        view, norms, levels, x, sample.images
                     )
                     corrected.append(found)
                     outputs += y
@@ -190,6 +190,7 @@ class DistributionCorrection:
         norms: list[tuple[nn.Module, NormStatistics]],
         levels: dict[str, int],
         inputs: Any,
+        images: int | None = None,
     ) -> tuple[Any, list[Tensor], float, float]:
         """One call of a unit, which has to be float.
 
@@ -198,6 +199,7 @@ class DistributionCorrection:
             norms (list): From :func:`norms_of`.
             levels (dict[str, int]): ``Call.levels``.
             inputs (Any): x, the ``(args, kwargs)`` of the call.
+            images (int, optional): Number of images in it.
 
         Returns:
             tuple[Any, list[Tensor], float, float]: x', what the unit makes
@@ -212,14 +214,14 @@ class DistributionCorrection:
             for i, t in zip(places, found, strict=True):
                 tree[i] = t.clone()  # what follows may work in place
             with _watching(norms, errors):
-                outputs = view(levels, tree_unflatten(tree, spec))
+                outputs = view(levels, tree_unflatten(tree, spec), images)
             pairs = zip(found, exact, strict=True)
             parts = [(a - b).square() for a, b in pairs]
             distance = mean_over_positions(parts) / self.lambda_c
             return sum(errors, distance), outputs
 
         if not places:
-            return inputs, view(levels, inputs), 0.0, 0.0
+            return inputs, view(levels, inputs, images), 0.0, 0.0
         with torch.no_grad():
             value, outputs = loss(exact)
         before = float(value)

@@ -17,11 +17,10 @@ from ...calibration import (
     collect_float,
     frozen,
     own_quantizers,
-    set_quantized,
     size_of,
 )
 from ...detectors import find_adapter
-from ...layers import named_tensors, restore_tensors
+from ...layers import named_tensors, quantizing, restore_tensors
 from ...losses import GlobalLoss, GradientWeighted, LocalLoss, build_loss
 from ...records import record_of
 from ...registry import LEARNERS, PASSES, build_from
@@ -296,8 +295,8 @@ class Reconstruct(BasePass):
         acts = upto if self.activations else set()
 
         def prefix_only() -> Any:
-            return set_quantized(
-                session, before, before if self.activations else set()
+            return quantizing(
+                session.layers, before, before if self.activations else set()
             )
 
         view = UnitView(session.model, session.graph, unit)
@@ -334,7 +333,7 @@ class Reconstruct(BasePass):
             train, _ = trainer.split()
             mine = {j: samples[j] for j in train if j in samples}
             corrected = self.correction(session, cache, view, mine)
-        with set_quantized(session, upto, acts):
+        with quantizing(session.layers, upto, acts):
             if fisher:
                 weigh(images, view, samples, trainer.replayed, fisher, losses)
             learners = [

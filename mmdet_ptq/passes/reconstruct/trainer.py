@@ -4,7 +4,7 @@
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -210,7 +210,7 @@ class Trainer:
             with self._dropping(drop_prob, generator):
                 for i, levels in enumerate(sample.levels):
                     inputs = self._inputs(sample, i, drop_prob, generator)
-                    seen += self.view(levels, inputs)
+                    seen += self.view(levels, inputs, sample.images)
         # an image may not call the unit
         for one in self.local if sample.levels else ():
             total = total + one(seen, fetch(sample.targets), weights)
@@ -270,14 +270,10 @@ class Trainer:
     def _dropping(
         self, drop_prob: float, generator: torch.Generator | None
     ) -> Iterator[None]:
-        layers = list(self.view.layers.values())
-        for layer in layers:
-            layer.drop_prob, layer.generator = drop_prob, generator
-        try:
+        with ExitStack() as stack:
+            for layer in self.view.layers.values():
+                stack.enter_context(layer.dropping(drop_prob, generator))
             yield
-        finally:
-            for layer in layers:
-                layer.drop_prob, layer.generator = 0.0, None
 
     def split(self) -> tuple[list[int], list[int]]:
         """Numbers of the images to learn from, and of the held-out ones."""
@@ -347,21 +343,16 @@ def _average_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 def _snapshot(view: UnitView, acts: list[Any]) -> Any:
     """What :func:`_put_back` needs to undo a unit."""
-    layers = list(view.layers.values())
-    quantizers = [
-        *acts,
-        *(m.weight_quantizer for m in layers if m.weight_quantizer),
-    ]
     return (
-        [(m, m.rounded, m.bias_shift) for m in layers],
-        [(q, copy.deepcopy(q.state_dict())) for q in quantizers],
+        [(m, m.snapshot()) for m in view.layers.values()],
+        [(q, copy.deepcopy(q.state_dict())) for q in acts],
     )
 
 
 def _put_back(saved: Any) -> None:
     """Restores a unit, after the learners have hardened."""
     layers, quantizers = saved
-    for layer, rounded, shift in layers:
-        layer.rounded, layer.bias_shift = rounded, shift
+    for layer, snapshot in layers:
+        layer.restore(snapshot)
     for quantizer, state in quantizers:
         quantizer.load_state_dict(state)

@@ -85,9 +85,9 @@ class AdaRound(Learner):
             logit = -torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1)
             soft = nn.Parameter(logit)
             self._parts.append((layer, lower, soft))
-            layer.weight_source = self._source(quantizer, lower, soft)
+            layer.learn_weight(self._source(quantizer, lower, soft))
             # the soft weight is the float one, so nothing is to correct
-            layer.bias_shift = None
+            layer.shift_bias(None)
         lr = self.lr or min(0.05, max(1e-3, 6 / iters))
         return [dict(params=[soft for *_, soft in self._parts], lr=lr)]
 
@@ -136,9 +136,9 @@ class AdaRound(Learner):
     def harden(self) -> None:
         """Takes the value that is nearer by now."""
         for layer, lower, soft in self._parts:
-            layer.weight_source = None
             codes = lower + (soft >= 0).to(lower.dtype)
-            layer.rounded = layer.weight_quantizer.values(codes).detach()
+            values = layer.weight_quantizer.values(codes)
+            layer.fix_weight(values.detach())
         self._parts = []
 
 

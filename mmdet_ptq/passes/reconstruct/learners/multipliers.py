@@ -67,7 +67,7 @@ class SubsetMultipliers(Learner):
                 quantizer.learn_step()
                 params.append(quantizer.scale)
             self._parts.append((layer, factor))
-            layer.weight_source = partial(_multiplied, layer, factor)
+            layer.learn_weight(partial(_multiplied, layer, factor))
         return [dict(params=params, lr=self.lr, cosine=True)]
 
     def penalty(self, progress: float) -> Tensor | float:
@@ -84,11 +84,10 @@ class SubsetMultipliers(Learner):
     def harden(self) -> None:
         """See :meth:`Learner.harden`."""
         for layer, factor in self._parts:
-            layer.weight_source = None
             quantizer = layer.weight_quantizer
             if hasattr(quantizer, 'learn_step'):
                 quantizer.learn_step(False)
-            layer.rounded = _multiplied(layer, factor)
+            layer.fix_weight(_multiplied(layer, factor))
         self._parts = []
 
 

@@ -111,9 +111,10 @@ class LearnedWeights(Learner):
                 shift = layer.bias_shift
                 if shift is None:
                     shift = torch.zeros_like(layer.bias)
-                layer.bias_shift = shift.detach().clone().requires_grad_()
-                learn([layer.bias_shift], 'lr_bias', 1.0)
-            layer.weight_source = partial(quantizer, weight)
+                shift = shift.detach().clone().requires_grad_()
+                layer.shift_bias(shift)
+                learn([shift], 'lr_bias', 1.0)
+            layer.learn_weight(partial(quantizer, weight))
         for quantizer in acts:
             if hasattr(quantizer, 'learn_ends') and quantizer.initialized:
                 learn_ends(quantizer, 'lr_act')
@@ -125,8 +126,7 @@ class LearnedWeights(Learner):
         for quantizer in self._ends:
             quantizer.learn_ends(False)
         for layer, weight in self._layers:
-            layer.weight_source = None
-            layer.rounded = layer.weight_quantizer(weight.detach())
+            layer.fix_weight(layer.weight_quantizer(weight.detach()))
             if layer.bias_shift is not None:
-                layer.bias_shift = layer.bias_shift.detach()
+                layer.shift_bias(layer.bias_shift.detach())
         self._layers, self._ends = [], []
