@@ -271,7 +271,7 @@ def test_pass_args_change_single_arguments():
         7,
         7,
     ]
-    assert found.passes[2]['learn'] == whole.passes[2]['learn']
+    assert found.passes[4]['learn'] == whole.passes[4]['learn']
 
 
 @pytest.mark.parametrize(
