@@ -19,7 +19,7 @@ from ..calibration import (
 )
 from ..detectors import find_adapter
 from ..observers import BaseObserver, search_weight_range
-from ..quantizers import BaseQuantizer
+from ..quantizers import HasRange
 from ..registry import LOSSES, PASSES, build_from
 from .init_ranges import InitRanges
 
@@ -275,7 +275,7 @@ class LAPQ(TaskRanges):
     ) -> float:
         """Moves every range by a factor of its own; gives the loss."""
         quantizers = _quantizers(session)
-        ranges = [_ends(q) for q in quantizers]
+        ranges = [q.range() for q in quantizers]
         best = [before, np.ones(len(quantizers))]
         count = [0]
 
@@ -331,18 +331,11 @@ def _need_lp(owner: TaskRanges) -> None:
             )
 
 
-def _quantizers(session: Session) -> list[BaseQuantizer]:
-    """Each uniform quantizer once, weights and activations."""
-    found: dict[int, BaseQuantizer] = {}
+def _quantizers(session: Session) -> list[Any]:
+    """Each quantizer with a range once, weights and activations."""
+    found: dict[int, Any] = {}
     for layer in session.layers.values():
         for q in (layer.weight_quantizer, *layer.act_quantizers.values()):
-            if q is not None and hasattr(q, 'zero_point') and q.initialized:
+            if isinstance(q, HasRange) and q.initialized:
                 found[id(q)] = q
     return list(found.values())
-
-
-def _ends(q: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The range that a uniform quantizer was set to."""
-    width = (2**q.bits - 1) * q.scale
-    low = -width / 2 if q.symmetric else -q.zero_point * q.scale
-    return low, low + width

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from promises import FACTORIES, bits_of, check_all, fit, tensors
 
 from mmdet_ptq.errors import CalibrationError
-from mmdet_ptq.quantizers import LLAQuantizer
+from mmdet_ptq.quantizers import LLAQuantizer, Ranges
 from mmdet_ptq.registry import QUANTIZERS
 
 each = pytest.mark.parametrize('make', FACTORIES.values(), ids=FACTORIES)
@@ -30,7 +30,7 @@ def test_promises(make, x, data, shrink):
 
 
 @each
-def test_grid_quantize_is_forward(make):
+def test_trial_is_forward(make):
     x = torch.randn(2, 6, 4, 4)
     for bits in {2, 4, 8} & {*bits_of(make)}:
         q = fit(make(bits), x)
@@ -38,7 +38,7 @@ def test_grid_quantize_is_forward(make):
         ends = rows.amin(1)[:, None], rows.amax(1)[:, None]
         # a candidate for nothing, and then the range in force
         low, high = (torch.cat([e * 3, e], 1) for e in ends)
-        got = q.grid_quantize(rows, low, high)
+        got = q.trial(rows, Ranges(low, high))
         assert got.shape == (*low.shape, rows.shape[1])
         want = q.granularity.rows(q(x))
         assert torch.equal(got[:, 1], want)

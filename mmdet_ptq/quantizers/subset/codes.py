@@ -20,19 +20,32 @@ def value_table(magnitudes: Tensor) -> Tensor:
     return torch.cat(parts)[: 2 * len(magnitudes)]
 
 
-def nearest_codes(ratio: Tensor, magnitudes: Tensor) -> Tensor:
-    """Codes of the values nearest to ``ratio``, at scale 1.
+def value_bounds(scale: Tensor, magnitudes: Tensor) -> Tensor:
+    """Where each code but the first begins.
+
+    The code of x is that of the value nearest to ``x / scale``, a float32
+    quotient; of two as near, the one nearer to zero. Zero itself, if it is
+    no value, becomes the least positive one. As the quotient rounds, a
+    bound may be an ulp or two off the middle of two values times the
+    scale; the neighbours of that are tried.
 
     Args:
-        ratio (Tensor): float32, any shape.
-        magnitudes (Tensor): float32 ``[K]``, ascending.
+        scale (Tensor): float32 ``[...]``.
+        magnitudes (Tensor): float32 ``[M]``, ascending.
 
     Returns:
-        Tensor: int32 of ratio's shape, indices into :func:`value_table`.
+        Tensor: float32 ``[..., N]``, ascending, for the values of
+        :func:`value_table`: N is 2 M - 1, or 2 M - 2 if 0 is a magnitude.
     """
-    middle = (magnitudes[1:] + magnitudes[:-1]) / 2
-    near = torch.bucketize(ratio.abs().contiguous(), middle, out_int32=True)
-    # codes of +m_0 and of -m_0
-    below = len(magnitudes) - 1
-    above = below + int(magnitudes[0] != 0)
-    return torch.where(ratio < 0, below - near, above + near)
+    middle = ((magnitudes[1:] + magnitudes[:-1]) / 2)[:, None]
+    scale = scale[..., None, None]
+    near = torch.arange(-3, 4, dtype=torch.int32, device=scale.device)
+    near = ((middle * scale).view(torch.int32) + near).view(torch.float32)
+    first = (near / scale > middle).to(torch.int32).argmax(-1, keepdim=True)
+    above = near.gather(-1, first)[..., 0]
+    # -x has the code of x mirrored: the last x before a bound begins there
+    before = (above.view(torch.int32) - 1).view(torch.float32)
+    parts = [-before.flip(-1), above]
+    if magnitudes[0] != 0:
+        parts.insert(1, torch.zeros_like(above[..., :1]))
+    return torch.cat(parts, -1)
