@@ -15,7 +15,7 @@ and carry the encoding as their arguments:
 those of a :class:`UniformEncoding` or a :class:`TableEncoding`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -46,10 +46,20 @@ def export_mode() -> Iterator[None]:
 
 def exporting() -> bool:
     """Whether quantizers are to be single operations now."""
-    if torch.compiler.is_compiling() or _EXPORTING.get():
-        return True
-    tracing: bool = torch.jit.is_tracing()  # type: ignore
-    return tracing
+    return torch.compiler.is_compiling() or _tracing() or _EXPORTING.get()
+
+
+def sizes(x: Tensor) -> Sequence[int]:
+    """The shape in Python numbers: ``torch.jit.trace`` has tensors there."""
+    if torch.compiler.is_compiling() or not _tracing():
+        return x.shape
+    found: list[int] = torch.ops.aten.sym_size(x)
+    return found
+
+
+def _tracing() -> bool:
+    found: bool = torch.jit.is_tracing()  # type: ignore
+    return found
 
 
 def fields(granularity: Granularity) -> tuple[str, int, int | None, bool]:

@@ -50,10 +50,9 @@ class TableQuantizer(BaseQuantizer, SoftRounding):
 
     def lower_codes(self, x: Tensor) -> Tensor:
         """See :meth:`SoftRounding.lower_codes`."""
-        encoding = self.encoding()
-        last = encoding.bounds.shape[1]
-        values = encoding.table[:, : last + 1].contiguous()
-        return (count(values, x, self.granularity) - 1).clamp_(0, last - 1)
+        values = self.codebook().detach()
+        codes = count(values, x, self.granularity) - 1
+        return codes.clamp_(0, values.shape[1] - 2)
 
     def values(self, codes: Tensor) -> Tensor:
         """See :meth:`SoftRounding.values`."""
@@ -61,8 +60,9 @@ class TableQuantizer(BaseQuantizer, SoftRounding):
 
     def exported(self, x: Tensor) -> Tensor:
         """The forward as a single operation, without a gradient."""
-        encoding = self.encoding()
+        table = self.codebook().detach()
+        bounds = self.bounds(table).detach()
         y: Tensor = table_lookup_op(
-            x, encoding.table, encoding.bounds, *fields(self.granularity)
+            x, table, bounds, *fields(self.granularity)
         )
         return y

@@ -15,7 +15,7 @@ from .capabilities import (
     SoftRounding,
 )
 from .encoding import UniformEncoding
-from .export_ops import exporting, fields, quantize_dequantize_op
+from .export_ops import exporting, fields, quantize_dequantize_op, sizes
 from .kernels import quantize_dequantize, ste_round, to_dtype
 
 MIN_SCALE = 1e-8
@@ -128,20 +128,21 @@ class UniformQuantizer(
             IndexError: If there is no such level.
         """
         scale, zero = self.scale, self.zero_point
-        if scale.numel() == 0:
+        shape = sizes(scale)
+        if 0 in shape:
             raise CalibrationError(
                 'a quantizer was used before it had a range: calibrate '
                 'first, call set_range, or load a quantized checkpoint'
             )
         if not exporting():  # a graph takes the scale as it stands
             self.keep_scale()
-        if scale.dim() == 2:
-            if scale.shape[0] == 1:
+        if len(shape) == 2:
+            if shape[0] == 1:
                 level = 0
-            elif not 0 <= level < scale.shape[0]:
+            elif not 0 <= level < shape[0]:
                 raise IndexError(
                     f'level {level} of a quantizer that has '
-                    f'ranges for {scale.shape[0]} levels'
+                    f'ranges for {shape[0]} levels'
                 )
             scale, zero = scale[level], zero[level]
         return scale, zero
@@ -160,7 +161,7 @@ class UniformQuantizer(
             self.bits,
             self.granularity,
             scale.clone(),
-            zero.to(torch.int32),
+            zero.clone(),
             self.qmin,
             self.qmax,
         )
@@ -168,7 +169,8 @@ class UniformQuantizer(
     def _grid_now(self, level: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point, of the ends where those are learned."""
         if 'low' in self._parameters:
-            return self._grid_of_ends(level)
+            scale, zero = self._grid_of_ends(level)
+            return scale, zero.to(torch.int32)
         return self.parameters_of(level)
 
     def forward(self, x: Tensor, level: int = 0) -> Tensor:
@@ -190,7 +192,7 @@ class UniformQuantizer(
             y: Tensor = quantize_dequantize_op(
                 x,
                 scale,
-                zero.to(torch.int32),
+                zero,
                 *fields(self.granularity),
                 self.qmin,
                 self.qmax,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...errors import CalibrationError
 from ...registry import QUANTIZERS
 from ..capabilities import FitsTensor, LearnsTable, Searchable
-from ..export_ops import exporting
+from ..export_ops import exporting, sizes
 from ..kernels import to_dtype
 from ..table import TableQuantizer
 from .codebook import K_MAX, K_MIN, Grid, half, power
@@ -176,12 +176,12 @@ class LLAQuantizer(TableQuantizer, LearnsTable, FitsTensor, Searchable):
         Raises:
             CalibrationError: Before :meth:`fit` or :meth:`set_range`.
         """
-        if self.a.numel() == 0:
+        if 0 in sizes(self.a):
             raise CalibrationError(
                 'a quantizer was used before it was fitted: calibrate '
                 'first, call fit, or load a quantized checkpoint'
             )
-        if isinstance(self.log_k, nn.Parameter):
+        if isinstance(self.log_k, nn.Parameter) and not exporting():
             # an optimizer step may have left the range
             self.log_k.data.clamp_(math.log2(K_MIN), math.log2(K_MAX))
         return power(self.log_k), self.a

@@ -1,6 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Codes and values of a subset of magnitudes, at scale 1."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,9 +17,11 @@ def value_table(magnitudes: Tensor) -> Tensor:
         Tensor: float32 ``[2 K]``, ascending. If 0 is a magnitude, the top
         value stands twice instead.
     """
-    zero = int(magnitudes[0] == 0)
-    parts = [-magnitudes[zero:].flip(0), magnitudes, magnitudes[-1:]]
-    return torch.cat(parts)[: 2 * len(magnitudes)]
+    below, top = -magnitudes.flip(0), magnitudes[-1:]
+    joined = torch.cat([below[:-1], magnitudes, top])
+    return torch.where(
+        magnitudes[0] == 0, joined, torch.cat([below, magnitudes])
+    )
 
 
 def value_bounds(scale: Tensor, magnitudes: Tensor) -> Tensor:
@@ -34,18 +38,23 @@ def value_bounds(scale: Tensor, magnitudes: Tensor) -> Tensor:
         magnitudes (Tensor): float32 ``[M]``, ascending.
 
     Returns:
-        Tensor: float32 ``[..., N]``, ascending, for the values of
-        :func:`value_table`: N is 2 M - 1, or 2 M - 2 if 0 is a magnitude.
+        Tensor: float32 ``[..., 2 M - 1]``, ascending, for the values of
+        :func:`value_table`. If 0 is a magnitude, the last is infinite.
     """
-    middle = ((magnitudes[1:] + magnitudes[:-1]) / 2)[:, None]
-    scale = scale[..., None, None]
-    near = torch.arange(-3, 4, dtype=torch.int32, device=scale.device)
-    near = ((middle * scale).view(torch.int32) + near).view(torch.float32)
-    first = (near / scale > middle).to(torch.int32).argmax(-1, keepdim=True)
-    above = near.gather(-1, first)[..., 0]
+    middle = (magnitudes[1:] + magnitudes[:-1]) / 2
+    near = [middle * scale[..., None]]
+    zero, infinite = torch.zeros_like(near[0]), near[0] + math.inf
+    for _ in range(3):
+        near.insert(0, torch.nextafter(near[0], zero))
+        near.append(torch.nextafter(near[-1], infinite))
+    tried = torch.stack(near, -1)
+    beyond = tried / scale[..., None, None] > middle[:, None]
+    first = beyond.to(torch.int32).argmax(-1, keepdim=True)
+    above = tried.gather(-1, first)[..., 0]
     # -x has the code of x mirrored: the last x before a bound begins there
-    before = (above.view(torch.int32) - 1).view(torch.float32)
-    parts = [-before.flip(-1), above]
-    if magnitudes[0] != 0:
-        parts.insert(1, torch.zeros_like(above[..., :1]))
-    return torch.cat(parts, -1)
+    below = -torch.nextafter(above, zero).flip(-1)
+    return torch.where(
+        magnitudes[0] == 0,
+        torch.cat([below, above, infinite[..., :1]], -1),
+        torch.cat([below, zero[..., :1], above], -1),
+    )

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...errors import CalibrationError
 from ...registry import QUANTIZERS
 from ..capabilities import FitsTensor, LearnsStep, Searchable
-from ..export_ops import exporting
+from ..export_ops import exporting, sizes
 from ..kernels import to_dtype
 from ..table import TableQuantizer
 from .codes import value_bounds, value_table
@@ -139,12 +139,13 @@ class SubsetQuantizer(TableQuantizer, LearnsStep, FitsTensor, Searchable):
         Raises:
             CalibrationError: If there is none yet.
         """
-        if self.scale.numel() == 0:
+        if 0 in sizes(self.scale):
             raise CalibrationError(
                 'a SubsetQuantizer was used before it had a scale: calibrate '
                 'first, call fit, or load a quantized checkpoint'
             )
-        self.keep_scale()
+        if not exporting():  # a graph takes the scale as it stands
+            self.keep_scale()
         return self.scale
 
     def num_rows(self) -> int:
@@ -163,6 +164,14 @@ class SubsetQuantizer(TableQuantizer, LearnsStep, FitsTensor, Searchable):
         """See :meth:`SoftRounding.values`."""
         scale = self.granularity.expand(self.fitted_scale(), codes.shape)
         return value_table(self.magnitudes)[codes.long()] * scale
+
+    def lower_codes(self, x: Tensor) -> Tensor:
+        """See :meth:`SoftRounding.lower_codes`."""
+        codes = self.encode(x)
+        above = self.decode(codes) > x.detach().to(torch.float32)
+        codes -= above.to(torch.int32)
+        last = 2 * len(self.magnitudes) - 1 - int(self.magnitudes[0] == 0)
+        return codes.clamp_(0, last - 1)
 
     def forward(self, x: Tensor, level: int = 0) -> Tensor:
         """Quantizes and dequantizes.
