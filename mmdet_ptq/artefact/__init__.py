@@ -2,6 +2,5 @@
 """The saved quantized model."""
 
 from .artefact import is_artefact, load_artefact, save_artefact
-from .packing import pack, unpack
 
-__all__ = ['is_artefact', 'load_artefact', 'pack', 'save_artefact', 'unpack']
+__all__ = ['is_artefact', 'load_artefact', 'save_artefact']

@@ -14,7 +14,6 @@ from ..plan import attach, plan_of, plan_to_dict
 from ..structures import QuantPlan
 from ..surgery import Edit, FoldedNorm, decompose, edits_of
 from ..version import __version__
-from .packing import pack, unpack
 
 KEY = 'mmdet_ptq'
 FORMAT = 2
@@ -60,10 +59,9 @@ def save_artefact(
         quantizer = layer.weight_quantizer
         if quantizer is not None:
             weight = tensors.pop(f'{name}.weight')
-            found = quantizer.encode(weight.to(layer.weight.device))
-            codes[name] = pack(
-                found - getattr(quantizer, 'qmin', 0), quantizer.bits
-            )
+            weight = weight.to(layer.weight.device)
+            encoding = quantizer.encoding(weight)
+            codes[name] = encoding.pack(encoding.encode(weight))
     write_atomic(
         dict(
             meta=json.loads(json.dumps(meta)),
@@ -149,8 +147,7 @@ def _rebuild(model: nn.Module, saved: dict, manifest: dict) -> QuantPlan:
 
 
 def _decode_weight(layer: Any, packed: Tensor) -> None:
-    quantizer, shape = layer.weight_quantizer, tuple(layer.weight.shape)
-    codes = unpack(packed, quantizer.bits, shape)
-    codes = codes + getattr(quantizer, 'qmin', 0)
-    weight = quantizer.decode(codes.to(layer.weight.device))
+    encoding = layer.weight_quantizer.encoding()
+    codes = encoding.unpack(packed, layer.weight.shape)
+    weight = encoding.decode(codes.to(layer.weight.device))
     layer.weight.data.copy_(weight)

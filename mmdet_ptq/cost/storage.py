@@ -3,7 +3,6 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..layers import quant_layers
@@ -34,6 +33,5 @@ def storage_mb(model: nn.Module) -> tuple[float, float]:
         id(q): q for layer in layers for q in layer.act_quantizers.values()
     }
     for quantizer in shared.values():
-        rows = getattr(quantizer, 'scale', torch.empty(0)).numel()
-        packed += quantizer.parameter_bits(rows)
+        packed += quantizer.parameter_bits(quantizer.num_rows())
     return full / 8e6, packed / 8e6

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..quantizers import BaseQuantizer
+from ..quantizers import BaseQuantizer, Ranges, Searchable
 
 #: elements worked on at once: 256 KiB of float32, in a core's L2 cache
 BLOCK = 1 << 16
@@ -29,11 +29,14 @@ class GridError:
     """Weighted p-norm error of points under candidate ranges.
 
     Args:
-        quantizer (BaseQuantizer): Its ``grid_quantize`` is used.
+        quantizer (BaseQuantizer): A :class:`Searchable` one.
         points (Tensor): float32 ``[K, B]``.
         weights (Tensor, optional): float32 ``[K, B]``, or ``[B]`` for every
             row; 1 by default.
         p (float): Exponent of the error.
+
+    Raises:
+        ValueError: If the quantizer cannot be searched.
     """
 
     def __init__(
@@ -43,6 +46,11 @@ class GridError:
         weights: Tensor | None,
         p: float,
     ) -> None:
+        if not isinstance(quantizer, Searchable):
+            raise ValueError(
+                f'a {type(quantizer).__name__} is not Searchable: '
+                'its range cannot be searched for'
+            )
         self.quantizer = quantizer
         self.points = points
         self.weights = weights
@@ -64,7 +72,7 @@ class GridError:
 
     def _block(self, rows: slice, low: Tensor, high: Tensor) -> Tensor:
         x = self.points[rows]
-        y = self.quantizer.grid_quantize(x, low, high)
+        y = self.quantizer.trial(x, Ranges(low, high))
         y = power_(y.sub_(x.unsqueeze(1)), self.p)
         if self.weights is None:
             return y.sum(-1)

@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 
 from ..calibration import Session
 from ..checks import whole
-from ..quantizers import BaseQuantizer
+from ..quantizers import HasRange
 from ..quantizers import UniformQuantizer as HasRange
 from ..records import RangeRecord
 from ..registry import PASSES

@@ -2,18 +2,45 @@
 """Quantizers: pure tensor maths, torch only."""
 
 from .base import BaseQuantizer
+from .capabilities import (
+    FitsTensor,
+    HasRange,
+    LearnsEnds,
+    LearnsStep,
+    LearnsTable,
+    Ranges,
+    Searchable,
+    SoftRounding,
+)
+from .encoding import Encoding, TableEncoding, UniformEncoding
+from .export_ops import export_mode
 from .granularity import Granularity
 from .llaq import LLAQuantizer, ShiftForm, lut, shift_form
+from .packing import pack, unpack
 from .subset import SubsetQuantizer
 from .uniform import UniformQuantizer
 
 __all__ = [
     'BaseQuantizer',
+    'Encoding',
+    'FitsTensor',
     'Granularity',
+    'HasRange',
     'LLAQuantizer',
+    'LearnsEnds',
+    'LearnsStep',
+    'LearnsTable',
+    'Ranges',
+    'Searchable',
     'ShiftForm',
+    'SoftRounding',
     'SubsetQuantizer',
+    'TableEncoding',
+    'UniformEncoding',
     'UniformQuantizer',
+    'export_mode',
     'lut',
+    'pack',
     'shift_form',
+    'unpack',
 ]

@@ -9,7 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import one_of
+from .encoding import Encoding
 from .granularity import Granularity
+from .kernels import to_dtype
 
 ROLES = ('act', 'weight')
 
@@ -54,10 +57,7 @@ class BaseQuantizer(nn.Module, ABC):
         super().__init__()
         if type(bits) is not int or not 2 <= bits <= 8:
             raise ValueError(f'bits must be an int from 2 to 8, got {bits!r}')
-        if role not in ROLES:
-            raise ValueError(
-                f'role must be one of {", ".join(ROLES)}, got {role!r}'
-            )
+        one_of('role', role, ROLES)
         if axis is None:
             axis = 0 if role == 'weight' else 1
         self.bits = bits
@@ -84,12 +84,32 @@ class BaseQuantizer(nn.Module, ABC):
         """
 
     @abstractmethod
-    def encode(self, x: Tensor, level: int = 0) -> Tensor:
-        """Codes of ``x``: int32 of its shape, at most ``2**bits`` values."""
+    def encoding(self, x: Tensor | None = None, level: int = 0) -> Encoding:
+        """The grid as it stands now.
 
-    @abstractmethod
+        Args:
+            x (Tensor, optional): The tensor to quantize. A quantizer with
+                parameters of its own does not look at it; one that adapts
+                to each tensor needs it.
+            level (int): Pyramid level; ignored where all levels share one
+                range.
+
+        Returns:
+            Encoding: In eval, ``decode(encode(x))`` is what the forward
+            gives for a float32 tensor, bit for bit.
+
+        Raises:
+            CalibrationError: If there are no parameters yet.
+            IndexError: If there is no such level.
+        """
+
+    def encode(self, x: Tensor, level: int = 0) -> Tensor:
+        """Codes of ``x`` (no NaN): int32 of its shape."""
+        return self.encoding(x, level).encode(x)
+
     def decode(self, codes: Tensor, level: int = 0) -> Tensor:
         """Float32 values that the codes stand for."""
+        return self.encoding(level=level).decode(codes)
 
     def fit(self, x: Tensor) -> bool:
         """Finds its parameters from the tensor it is to quantize.
@@ -98,67 +118,23 @@ class BaseQuantizer(nn.Module, ABC):
             x (Tensor): A float weight.
 
         Returns:
-            bool: False if this quantizer takes a range instead.
+            bool: True for a :class:`~.capabilities.FitsTensor`; False for a
+            quantizer that takes a range instead, and nothing was done.
         """
         return False
 
-    def lower_codes(self, x: Tensor) -> Tensor:
-        """Codes of the values next below ``x``, for soft rounding.
-
-        Codes are numbered in the order of their values, so the next value
-        above is that of the code plus one. Where ``x`` is clipped, the
-        outermost two codes.
-
-        Args:
-            x (Tensor): Any shape and float type.
-
-        Returns:
-            Tensor: int32 of its shape; both the code and the code plus one
-            are valid for :meth:`values`.
-
-        Raises:
-            NotImplementedError: If this quantizer cannot be rounded softly.
-        """
-        raise NotImplementedError(
-            f'{type(self).__name__} has no soft rounding'
-        )
-
-    def values(self, codes: Tensor) -> Tensor:
-        """:meth:`decode`, differentiable in learned parameters.
-
-        Args:
-            codes (Tensor): int32.
-
-        Returns:
-            Tensor: float32 of its shape.
-
-        Raises:
-            NotImplementedError: If this quantizer cannot be rounded softly.
-        """
-        raise NotImplementedError(
-            f'{type(self).__name__} has no soft rounding'
-        )
+    @abstractmethod
+    def num_rows(self) -> int:
+        """Rows that have parameters by now, over all pyramid levels."""
 
     @abstractmethod
     def parameter_bits(self, rows: int) -> int:
         """Bits that the parameters of ``rows`` scales take."""
 
-    @abstractmethod
-    def grid_quantize(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Quantizes rows on many candidate ranges; reads no state.
-
-        Args:
-            x (Tensor): float32 ``[K, B]``, or ``[1, B]`` for every row.
-            low (Tensor): ``[K, C]``, C candidates for each row.
-            high (Tensor): ``[K, C]``.
-
-        Returns:
-            Tensor: float32 ``[K, C, B]``, a new tensor.
-        """
-
     def forward(self, x: Tensor, level: int = 0) -> Tensor:
         """``decode(encode(x))`` in the dtype of ``x``."""
-        return to_dtype(self.decode(self.encode(x, level), level), x.dtype)
+        encoding = self.encoding(x, level)
+        return to_dtype(encoding.decode(encoding.encode(x)), x.dtype)
 
     def num_levels(self) -> int:
         """Number of pyramid levels with a range of their own."""
@@ -216,11 +192,3 @@ class BaseQuantizer(nn.Module, ABC):
             ):
                 own.data = own.new_empty(given.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Casts float32, saturating: the top code of a half tensor is finite."""
-    if dtype in (torch.float16, torch.bfloat16):
-        limit = torch.finfo(dtype).max
-        return x.clamp(-limit, limit).to(dtype)
-    return x.to(dtype)

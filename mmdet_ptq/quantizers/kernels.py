@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .granularity import Granularity
+
 # Elements worked on at once: 512 KiB of float32 stay in a core's L2 cache
 # over the six steps. This makes plain torch ops about ten times faster on a
 # CPU than the fused kernels, which are scalar code and also write a mask.
@@ -167,3 +169,62 @@ class UniformFunction(torch.autograd.Function):
             grad_scale = grad_scale.reshape(scale.shape)
             grad_scale = grad_scale * (count * qmax) ** -0.5
         return grad_x, grad_scale, None, None, None, None
+
+
+def quantize_dequantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    granularity: Granularity,
+    qmin: int,
+    qmax: int,
+) -> Tensor:
+    """Quantizes and dequantizes rows of any granularity.
+
+    Args:
+        x (Tensor): Any shape, strides and float type.
+        scale (Tensor): float32 ``[K]``.
+        zero_point (Tensor): int32 ``[K]``.
+        granularity (Granularity): Gives the K rows of ``x``.
+        qmin (int): Lowest code.
+        qmax (int): Highest code.
+
+    Returns:
+        Tensor: Like ``x``, a new tensor; with the gradients of
+        :class:`UniformFunction` where one is needed.
+
+    Raises:
+        ValueError: If the rows do not fit the shape of ``x``.
+    """
+    if x.numel() == 0:
+        return x.clone()
+    y, axis = x.to(torch.float32), None
+    if granularity.kind != 'tensor':
+        rows = granularity.num_rows(x.shape)
+        if scale.numel() != rows:
+            raise ValueError(
+                f'{scale.numel()} scales do not fit a tensor'
+                f' of shape {tuple(x.shape)}: it needs {rows}'
+            )
+        axis = granularity.channel_axis(x.shape)
+        if granularity.within:
+            y, axis = granularity.rows(y), 0
+        elif granularity.group_size is not None:
+            scale = scale.repeat_interleave(granularity.group_size)
+            zero_point = zero_point.repeat_interleave(granularity.group_size)
+    grid = scale, zero_point, axis, qmin, qmax
+    if torch.is_grad_enabled() and (y.requires_grad or scale.requires_grad):
+        y = UniformFunction.apply(y, *grid)  # type: ignore[no-untyped-call]
+    else:
+        y = fake_quantize(y, *grid)
+    if granularity.within:
+        y = granularity.unrows(y, x.shape)
+    return to_dtype(y, x.dtype)
+
+
+def to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Casts float32, saturating: the top code of a half tensor is finite."""
+    if dtype in (torch.float16, torch.bfloat16):
+        limit = torch.finfo(dtype).max
+        return x.clamp(-limit, limit).to(dtype)
+    return x.to(dtype)

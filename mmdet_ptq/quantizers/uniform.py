@@ -6,8 +6,17 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..registry import QUANTIZERS
-from .base import BaseQuantizer, to_dtype
-from .kernels import UniformFunction, fake_quantize, ste_round
+from .base import BaseQuantizer
+from .capabilities import (
+    HasRange,
+    LearnsEnds,
+    LearnsStep,
+    Searchable,
+    SoftRounding,
+)
+from .encoding import UniformEncoding
+from .export_ops import exporting, fields, quantize_dequantize_op, sizes
+from .kernels import quantize_dequantize, ste_round, to_dtype
 
 MIN_SCALE = 1e-8
 # 1 / scale has to be a normal float32.
@@ -15,7 +24,9 @@ MAX_SCALE = 2.0**126
 
 
 @QUANTIZERS.register_module()
-class UniformQuantizer(BaseQuantizer):
+class UniformQuantizer(
+    BaseQuantizer, LearnsStep, LearnsEnds, SoftRounding, HasRange, Searchable
+):
     """Equal steps between two ends, zero always among the values.
 
     Affine: with ``n = 2^b - 1``, ``s = (max - min) / n`` over a range
@@ -44,6 +55,7 @@ class UniformQuantizer(BaseQuantizer):
         ValueError: If an argument is not among the allowed values.
     """
 
+    scale_limits = (MIN_SCALE, MAX_SCALE)
     scale: Tensor
     zero_point: Tensor
 
@@ -76,18 +88,18 @@ class UniformQuantizer(BaseQuantizer):
         """
         low = low.to(torch.float64).clamp(max=0.0)
         high = high.to(torch.float64).clamp(min=0.0)
-        levels = 2**self.bits - 1
+        steps = 2**self.bits - 1
         if self.symmetric:
-            scale = torch.maximum(-low, high) / (levels / 2)
+            scale = torch.maximum(-low, high) / (steps / 2)
             zero = torch.zeros_like(scale)
-            steps = torch.full_like(scale, -self.qmin)
+            farthest = torch.full_like(scale, -self.qmin)
         else:
-            scale = (high - low) / levels
+            scale = (high - low) / steps
             scale = scale.clamp(MIN_SCALE, MAX_SCALE)
-            zero = (-torch.round(low / scale)).clamp(0, levels)
-            steps = torch.maximum(zero, levels - zero)
+            zero = (-torch.round(low / scale)).clamp(0, steps)
+            farthest = torch.maximum(zero, steps - zero)
         # the outermost code times the scale stays within float32
-        top = torch.finfo(torch.float32).max / steps * (1 - 2.0**-22)
+        top = torch.finfo(torch.float32).max / farthest * (1 - 2.0**-22)
         scale = scale.clamp(MIN_SCALE, MAX_SCALE).minimum(top)
         return scale.to(torch.float32), zero.to(torch.int32)
 
@@ -116,47 +128,50 @@ class UniformQuantizer(BaseQuantizer):
             IndexError: If there is no such level.
         """
         scale, zero = self.scale, self.zero_point
-        if scale.numel() == 0:
+        shape = sizes(scale)
+        if 0 in shape:
             raise CalibrationError(
                 'a quantizer was used before it had a range: calibrate '
                 'first, call set_range, or load a quantized checkpoint'
             )
-        if isinstance(scale, nn.Parameter):
-            # An optimizer step may have left the range. Through .data: the
-            # call for another level may already have saved the scale.
-            scale.data.abs_().clamp_(MIN_SCALE, MAX_SCALE)
-        if scale.dim() == 2:
-            if scale.shape[0] == 1:
+        if not exporting():  # a graph takes the scale as it stands
+            self.keep_scale()
+        if len(shape) == 2:
+            if shape[0] == 1:
                 level = 0
-            elif not 0 <= level < scale.shape[0]:
+            elif not 0 <= level < shape[0]:
                 raise IndexError(
                     f'level {level} of a quantizer that has '
-                    f'ranges for {scale.shape[0]} levels'
+                    f'ranges for {shape[0]} levels'
                 )
             scale, zero = scale[level], zero[level]
         return scale, zero
 
-    def encode(self, x: Tensor, level: int = 0) -> Tensor:
-        """See :meth:`BaseQuantizer.encode`; ``x`` must hold no NaN."""
-        scale, zero = self.parameters_of(level)
-        if x.numel() == 0:
-            return torch.zeros_like(x, dtype=torch.int32)
-        step = self.granularity.expand(scale.detach(), x.shape)
-        codes = torch.round(x.detach().to(torch.float32) / step)
-        codes += self.granularity.expand(zero, x.shape)
-        return codes.clamp_(self.qmin, self.qmax).to(torch.int32)
+    def num_rows(self) -> int:
+        """See :meth:`BaseQuantizer.num_rows`."""
+        return self.scale.numel()
 
-    def decode(self, codes: Tensor, level: int = 0) -> Tensor:
-        """See :meth:`BaseQuantizer.decode`."""
-        scale, zero = self.parameters_of(level)
-        if codes.numel() == 0:
-            return torch.zeros_like(codes, dtype=torch.float32)
-        steps = codes.to(torch.int32) - self.granularity.expand(
-            zero, codes.shape
+    @torch.no_grad()
+    def encoding(
+        self, x: Tensor | None = None, level: int = 0
+    ) -> UniformEncoding:
+        """See :meth:`BaseQuantizer.encoding`; ``x`` is not looked at."""
+        scale, zero = self._grid_now(level)
+        return UniformEncoding(
+            self.bits,
+            self.granularity,
+            scale.clone(),
+            zero.clone(),
+            self.qmin,
+            self.qmax,
         )
-        return steps.to(torch.float32) * self.granularity.expand(
-            scale.detach(), codes.shape
-        )
+
+    def _grid_now(self, level: int) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, of the ends where those are learned."""
+        if 'low' in self._parameters:
+            scale, zero = self._grid_of_ends(level)
+            return scale, zero.to(torch.int32)
+        return self.parameters_of(level)
 
     def forward(self, x: Tensor, level: int = 0) -> Tensor:
         """Quantizes and dequantizes.
@@ -172,41 +187,26 @@ class UniformQuantizer(BaseQuantizer):
         Raises:
             CalibrationError: If no range was set.
         """
-        scale, zero = self.parameters_of(level)
-        if x.numel() == 0:
-            return x.clone()
+        if exporting():
+            scale, zero = self._grid_now(level)
+            y: Tensor = quantize_dequantize_op(
+                x,
+                scale,
+                zero,
+                *fields(self.granularity),
+                self.qmin,
+                self.qmax,
+            )
+            return y
         if 'low' in self._parameters:
             return to_dtype(self._by_ends(x.to(torch.float32), level), x.dtype)
-        grain, shape = self.granularity, x.shape
-        y = x.to(torch.float32)
-        axis: int | None = None
-        if grain.kind != 'tensor':
-            rows = grain.num_rows(shape)
-            if scale.numel() != rows:
-                raise ValueError(
-                    f'{scale.numel()} scales do not fit a tensor'
-                    f' of shape {tuple(shape)}: it needs {rows}'
-                )
-            axis = grain.channel_axis(shape)
-            if grain.within:
-                y, axis = grain.rows(y), 0
-            elif grain.group_size is not None:
-                scale = scale.repeat_interleave(grain.group_size)
-                zero = zero.repeat_interleave(grain.group_size)
-        if torch.is_grad_enabled() and (
-            y.requires_grad or scale.requires_grad
-        ):
-            y = UniformFunction.apply(  # type: ignore[no-untyped-call]
-                y, scale, zero, axis, self.qmin, self.qmax
-            )
-        else:
-            y = fake_quantize(y, scale, zero, axis, self.qmin, self.qmax)
-        if grain.within:
-            y = grain.unrows(y, shape)
-        return to_dtype(y, x.dtype)
+        scale, zero = self.parameters_of(level)
+        return quantize_dequantize(
+            x, scale, zero, self.granularity, self.qmin, self.qmax
+        )
 
     def lower_codes(self, x: Tensor) -> Tensor:
-        """See :meth:`BaseQuantizer.lower_codes`."""
+        """See :meth:`SoftRounding.lower_codes`."""
         scale, zero = self.parameters_of()
         step = self.granularity.expand(scale.detach(), x.shape)
         codes = torch.floor(x.detach().to(torch.float32) / step)
@@ -214,21 +214,17 @@ class UniformQuantizer(BaseQuantizer):
         return codes.clamp_(self.qmin, self.qmax - 1).to(torch.int32)
 
     def values(self, codes: Tensor) -> Tensor:
-        """See :meth:`BaseQuantizer.values`."""
+        """See :meth:`SoftRounding.values`."""
         scale, zero = self.parameters_of()
         steps = codes - self.granularity.expand(zero, codes.shape)
         return steps * self.granularity.expand(scale, codes.shape)
 
-    def learn_step(self, enabled: bool = True) -> None:
-        """Makes ``scale`` a parameter with LSQ's gradient, or a buffer."""
-        scale = self.scale.detach().abs().clamp_(MIN_SCALE, MAX_SCALE)
-        if enabled == isinstance(self.scale, nn.Parameter):
-            return
-        del self.scale
-        if enabled:
-            self.scale = nn.Parameter(scale)
-        else:
-            self.register_buffer('scale', scale)
+    def range(self) -> tuple[Tensor, Tensor]:
+        """See :meth:`HasRange.range`."""
+        scale, zero = self.scale.detach(), self.zero_point
+        width = (2**self.bits - 1) * scale
+        low = -width / 2 if self.symmetric else -zero * scale
+        return low, low + width
 
     def learn_ends(self, enabled: bool = True) -> None:
         """Makes both ends of the range parameters, ``low`` and ``high``.
@@ -239,11 +235,7 @@ class UniformQuantizer(BaseQuantizer):
         if enabled == ('low' in self._parameters):
             return
         if enabled:
-            scale, zero = self.scale.detach(), self.zero_point
-            width = (2**self.bits - 1) * scale
-            low = -width / 2 if self.symmetric else -zero * scale
-            self.low = nn.Parameter(low)
-            self.high = nn.Parameter(low + width)
+            self.low, self.high = map(nn.Parameter, self.range())
         else:
             low = self.low.detach().clamp(max=0)
             high = self.high.detach().clamp(min=0)
@@ -253,18 +245,24 @@ class UniformQuantizer(BaseQuantizer):
                 low = -high
             self.set_range(low, high)
 
-    def _by_ends(self, x: Tensor, level: int) -> Tensor:
+    def _grid_of_ends(self, level: int) -> tuple[Tensor, Tensor]:
         low, high = self.low.clamp(max=0), self.high.clamp(min=0)
         if low.dim() == 2:
             at = level if low.shape[0] > 1 else 0
             low, high = low[at], high[at]
-        levels = 2**self.bits - 1
-        scale = ((high - low) / levels).clamp(MIN_SCALE, MAX_SCALE)
-        zero = torch.zeros_like(scale)
-        if not self.symmetric:
-            zero = ste_round(-low / scale).clamp(0, levels)
-        s = self.granularity.expand(scale, x.shape)
-        z = self.granularity.expand(zero, x.shape)
+        steps = 2**self.bits - 1
+        scale = ((high - low) / steps).clamp(MIN_SCALE, MAX_SCALE)
+        if self.symmetric:
+            return scale, torch.zeros_like(scale)
+        return scale, ste_round(-low / scale).clamp(0, steps)
+
+    def _by_ends(self, x: Tensor, level: int) -> Tensor:
+        if x.numel() == 0:
+            return x.clone()
+        s, z = (
+            self.granularity.expand(p, x.shape)
+            for p in self._grid_of_ends(level)
+        )
         codes = (ste_round(x / s) + z).clamp(self.qmin, self.qmax)
         return (codes - z) * s
 
@@ -272,8 +270,9 @@ class UniformQuantizer(BaseQuantizer):
         """32 bits a scale and, if affine, ``bits`` a zero point."""
         return rows * (32 + (0 if self.symmetric else self.bits))
 
-    def grid_quantize(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """See :meth:`BaseQuantizer.grid_quantize`."""
+    def trial(self, x: Tensor, candidates: tuple[Tensor, ...]) -> Tensor:
+        """See :meth:`Searchable.trial`."""
+        low, high = candidates
         scale, zero = (t.unsqueeze(-1) for t in self.grid(low, high))
         y = (x.unsqueeze(1) / scale).round_()
         # one step less than moving by z, and faster than clamp by tensors

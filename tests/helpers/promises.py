@@ -14,9 +14,11 @@ import torch
 from hypothesis import strategies as st
 
 from mmdet_ptq.quantizers import (
+    Encoding,
     LLAQuantizer,
     SubsetQuantizer,
     UniformQuantizer,
+    export_mode,
 )
 
 FACTORIES = {}
@@ -122,6 +124,7 @@ def check_all(make, bits, x, shrink=1.0):
     with torch.no_grad():
         y = q(x)
     check_codes(q, x, y)
+    check_encoding(q, x, y)
     check_output(q, x, y)
     check_state(q, make(bits), x, y)
 
@@ -133,9 +136,28 @@ def check_codes(q, x, y):
     assert codes.unique().numel() <= 2**q.bits
     decoded = q.decode(codes)
     assert decoded.dtype == torch.float32
-    # bits, not values: a negative zero would be a difference
-    same = decoded.contiguous().view(torch.int32)
-    assert torch.equal(y.contiguous().view(torch.int32), same)
+    assert same_bits(decoded, y)
+
+
+def same_bits(a, b):
+    """Bits, not values: a negative zero would be a difference."""
+    a, b = (t.contiguous().view(torch.int32) for t in (a, b))
+    return torch.equal(a, b)
+
+
+def check_encoding(q, x, y):
+    """One description, with or without the tensor, gives all there is."""
+    codes = q.encode(x)
+    for e in (q.encoding(x), q.encoding()):
+        assert isinstance(e, Encoding) and e.bits == q.bits
+        assert torch.equal(e.encode(x), codes)
+        assert same_bits(e.decode(codes), y)
+        packed = e.pack(codes)
+        assert packed.dtype == torch.uint8
+        assert packed.numel() == -(-x.numel() * q.bits // 8)
+        assert torch.equal(e.unpack(packed, x.shape), codes)
+    with torch.no_grad(), export_mode():
+        assert same_bits(q(x), y)
 
 
 def check_output(q, x, y):
@@ -148,6 +170,10 @@ def check_output(q, x, y):
             assert z.dtype == dtype and torch.isfinite(z).all()
     bits = q.storage_bits(x.shape)
     assert isinstance(bits, int) and bits >= x.numel() * q.bits
+    rows = q.num_rows()
+    assert isinstance(rows, int) and rows >= 1
+    if x.numel():
+        assert bits == x.numel() * q.bits + q.parameter_bits(rows)
 
 
 def check_state(q, fresh, x, y):

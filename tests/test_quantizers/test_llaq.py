@@ -256,7 +256,7 @@ def test_side_errors_are_exact(zero, log):
             mine = rows[r] >= 0 if side else rows[r] < 0
             u = rows[r][mine].abs()
             for c in range(4):
-                levels = grid.levels(k[c], a[r, side, c])
+                levels = grid.magnitudes(k[c], a[r, side, c])
                 cuts = grid.splits(k[c], a[r, side, c])
                 y = levels[torch.bucketize(u, cuts, right=True)]
                 want = (y - u).double().square().sum().item()
@@ -450,7 +450,7 @@ def test_codebook_gradient(bits, zero, shared):
     # away from the bound, which has no differences beyond it
     q.log_k.clamp_(max=3.5)
     before, codes = q(w), q.encode(w)
-    q.learn_codebook()
+    q.learn_table()
     assert sorted(n for n, _ in q.named_parameters()) == ['a', 'log_k']
     g = torch.randn(3, 40)
     y = q(w)
@@ -481,7 +481,7 @@ def test_codebook_gradient(bits, zero, shared):
 
 def test_codebook_gradient_by_formula():
     q = made([0.8, 1.5], [0.5, -0.25], bits=3, zero=False)
-    q.learn_codebook()
+    q.learn_table()
     for code in range(8):
         q.zero_grad()
         value = q.values(torch.tensor([[code]]))
@@ -535,7 +535,7 @@ def test_learning():
     torch.manual_seed(0)
     w = torch.randn(4, 100)
     q = fitted(w)
-    q.learn_codebook()
+    q.learn_table()
     optimizer = torch.optim.Adam(q.parameters(), lr=0.01)
     first = error(q, w)
     for _ in range(60):
@@ -544,10 +544,10 @@ def test_learning():
         optimizer.step()
     assert error(q, w) < 0.97 * first
     learned = q.log_k.detach().clone()
-    q.learn_codebook(True)  # again: no change
+    q.learn_table(True)  # again: no change
     assert torch.equal(q.log_k, learned)
-    q.learn_codebook(False)
-    q.learn_codebook(False)
+    q.learn_table(False)
+    q.learn_table(False)
     assert not list(q.parameters())
     assert error(q, w) < 0.97 * first
     for name in ('log_k', 'a'):
@@ -555,7 +555,7 @@ def test_learning():
         assert torch.equal(value, value.half().float())
     assert torch.equal(q.a * 1024, (q.a * 1024).round())
     # wherever an optimizer steps
-    q.learn_codebook()
+    q.learn_table()
     for k in (-50.0, 50.0):
         for a in (-1e4, 1e4):
             q.log_k.data.fill_(k)
@@ -565,10 +565,10 @@ def test_learning():
             assert 0.2 - 1e-6 < 2 ** q.log_k[0, 0].item() < 16 + 1e-4
             y.sum().backward()
     q.log_k.data.fill_(50.0)
-    q.learn_codebook(False)
+    q.learn_table(False)
     assert q.log_k.unique().tolist() == [4.0]
     # a fit of a quantizer that learns keeps its parameters
-    q.learn_codebook()
+    q.learn_table()
     q.fit(w)
     assert len(list(q.parameters())) == 2 and error(q, w) == first
     fresh = LLAQuantizer(4)
@@ -660,7 +660,7 @@ def test_literal_fits_and_learns():
         errors.append(best)
     assert errors[1] < 0.7 * errors[0] and errors[1] < 0.5 * errors[2]
     q = fitted(x, 4, form='paper_literal')
-    q.learn_codebook()
+    q.learn_table()
     q(x).square().sum().backward()
     assert (q.a.grad != 0).all() and (q.log_k.grad is None)
     z = x.clone().requires_grad_()
@@ -683,7 +683,7 @@ def test_lut():
     w = torch.randn(3, 4, 5)
     for bits in (2, 4):
         q = fitted(w, bits, mu='median')
-        q.learn_codebook()
+        q.learn_table()
         table = lut(q)
         assert table.shape == (3, 2**bits - (bits == 4))
         assert not table.requires_grad
@@ -720,7 +720,7 @@ def test_shift_form_is_exact(bits, zero, shared):
     w[1], w[2] = w[1].abs(), 0
     w[3] += 0.05
     q = fitted(w, bits, zero=zero, mu='median', k_granularity=shared)
-    q.learn_codebook()
+    q.learn_table()
     before = q(w).detach()
     form = shift_form(q, w)
     assert torch.equal(q(w), before) and list(q.parameters())

@@ -3,10 +3,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from promises import FACTORIES, bits_of, check_all, fit, tensors
+from promises import (
+    FACTORIES,
+    bits_of,
+    check_all,
+    check_encoding,
+    fit,
+    tensors,
+)
 
 from mmdet_ptq.errors import CalibrationError
-from mmdet_ptq.quantizers import LLAQuantizer
+from mmdet_ptq.quantizers import LLAQuantizer, Ranges
 from mmdet_ptq.registry import QUANTIZERS
 
 each = pytest.mark.parametrize('make', FACTORIES.values(), ids=FACTORIES)
@@ -30,7 +37,7 @@ def test_promises(make, x, data, shrink):
 
 
 @each
-def test_grid_quantize_is_forward(make):
+def test_trial_is_forward(make):
     x = torch.randn(2, 6, 4, 4)
     for bits in {2, 4, 8} & {*bits_of(make)}:
         q = fit(make(bits), x)
@@ -38,7 +45,7 @@ def test_grid_quantize_is_forward(make):
         ends = rows.amin(1)[:, None], rows.amax(1)[:, None]
         # a candidate for nothing, and then the range in force
         low, high = (torch.cat([e * 3, e], 1) for e in ends)
-        got = q.grid_quantize(rows, low, high)
+        got = q.trial(rows, Ranges(low, high))
         assert got.shape == (*low.shape, rows.shape[1])
         want = q.granularity.rows(q(x))
         assert torch.equal(got[:, 1], want)
@@ -70,8 +77,48 @@ def test_straight_through(make):
         assert set(slopes.tolist()) == {0, 1}
 
 
+EDGES = {
+    'zero': torch.zeros(2, 6, 2, 2),
+    'constant': torch.full((2, 6, 2, 2), -3.7),
+    'tiny': torch.full((2, 6, 2, 2), 1e-38),
+    'huge': torch.full((2, 6, 2, 2), 3e38),
+    'above': torch.rand(2, 6, 2, 2) + 5,
+    'below': -torch.rand(2, 6, 2, 2) - 5,
+    'empty': torch.empty(2, 6, 0, 4),
+    'empty batch': torch.empty(0, 6, 2, 4),
+}
+
+
+@each
+@pytest.mark.parametrize('edge', EDGES)
+def test_edges(make, edge):
+    x = EDGES[edge]
+    rows = make(4).granularity.num_rows(x.shape)
+    for bits in {2, 4, 8} & {*bits_of(make)}:
+        if rows:
+            check_all(make, bits, x)
+        fitted = make(bits)
+        if rows and fitted.fit(x):
+            with torch.no_grad():
+                y = fitted(x)
+            assert torch.isfinite(y).all() and y.shape == x.shape
+            check_encoding(fitted, x, y)
+
+
+def unlike(made, registered):
+    """What is on one of two lists of classes alone."""
+    return {c.__name__ for c in set(made) ^ set(registered)}
+
+
 def test_every_registered_quantizer_is_here():
     made = {type(make(4)) for make in FACTORIES.values()}
     QUANTIZERS.import_from_location()
-    assert set(QUANTIZERS.module_dict.values()) >= made
+    assert unlike(made, QUANTIZERS.module_dict.values()) == set()
     assert 'UniformQuantizer' in QUANTIZERS.module_dict
+
+
+def test_one_more_would_be_missed():
+    made = {type(make(4)) for make in FACTORIES.values()}
+    more = type('MyQuantizer', (LLAQuantizer,), {})
+    assert unlike(made, {*made, more}) == {'MyQuantizer'}
+    assert unlike({*made, more}, made) == {'MyQuantizer'}

@@ -441,6 +441,44 @@ def test_storage_bits():
     assert q.storage_bits(shape) == 288 * 4 + 32 + 15
 
 
+def nearest_by_division(x, scale, magnitudes):
+    """Codes of the nearest values, the lower of two magnitudes as near."""
+    ratio = x / scale
+    middle = (magnitudes[1:] + magnitudes[:-1]) / 2
+    near = torch.bucketize(ratio.abs(), middle)
+    below = len(magnitudes) - 1
+    above = below + int(magnitudes[0] != 0)
+    return torch.where(ratio < 0, below - near, above + near)
+
+
+@pytest.mark.parametrize('bits', [2, 3, 4])
+def test_bounds_are_where_the_quotient_changes_sides(bits):
+    generator = torch.Generator().manual_seed(bits)
+    subsets = subset_search.candidate_subsets(bits).float()
+    at = torch.randint(len(subsets), (30,), generator=generator)
+    for magnitudes in (subset_search.default_subset(bits), *subsets[at]):
+        exponents = torch.randint(-99, 127, (8,), generator=generator)
+        scale = torch.rand(8, generator=generator) + 1
+        scale = scale * torch.exp2(exponents)
+        q = SubsetQuantizer(bits)
+        q.load_state_dict(
+            dict(
+                magnitudes=magnitudes,
+                scale=scale,
+                initialized=torch.tensor(True),
+            )
+        )
+        middle = (magnitudes[1:] + magnitudes[:-1]) / 2
+        x = [scale[:, None] * middle]
+        for _ in range(6):  # and its neighbours on both sides
+            x.insert(0, torch.nextafter(x[0], torch.tensor(0.0)))
+            x.append(torch.nextafter(x[-1], torch.tensor(math.inf)))
+        x = torch.cat([*x, scale[:, None] * magnitudes], 1)
+        x = torch.cat([x, -x], 1)
+        want = nearest_by_division(x, scale[:, None], magnitudes)
+        assert torch.equal(q.encode(x).long(), want)
+
+
 @pytest.mark.parametrize('bits', [1, 5, 8, 4.0, True])
 def test_wrong_bits(bits):
     with pytest.raises(ValueError, match=r'2, 3 or 4.*(Uniform|LLA)'):

@@ -1,5 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""The levels of LLAQ: ``2^((q - a) / k)`` on each side of a centre.
+"""The values of LLAQ: ``2^((q - a) / k)`` on each side of a centre.
 
 Shapes: K rows (output channels), 2 sides (0 below the centre, 1 above),
 N = 2^(bits - 1) codes a side.
@@ -13,11 +13,11 @@ from torch import Tensor
 
 K_MIN, K_MAX = 0.2, 16.0
 MAX_EXPONENT = 60.0
-# A side without a weight gets levels this far below the other side's: the
+# A side without a weight gets values this far below the other side's: the
 # best use of its codes, as they stand next to the centre.
 EMPTY = 1e-8
 
-# Lowest nonzero and highest level for u = |w - mu| / lambda of a Laplace
+# Lowest nonzero and highest value for u = |w - mu| / lambda of a Laplace
 # density, by bits: without and with a zero code. Minima of
 # sum_q int (u - l_q)^2 e^-u du over the cells of a geometric grid with
 # thresholds halfway, each integral in closed form: Nelder-Mead on
@@ -32,7 +32,7 @@ LAPLACE = {
     7: ((0.0753, 10.83), (0.1192, 10.90)),
     8: ((0.0488, 12.27), (0.0567, 13.31)),
 }
-# The highest level where k is fixed at 1, found likewise. More levels than 8
+# The highest value where k is fixed at 1, found likewise. More values than 8
 # a side only add smaller ones.
 LAPLACE_TOP_K1 = {2: 1.81, 3: 3.98}
 LAPLACE_TOP_K1_MORE = 9.15
@@ -58,7 +58,7 @@ def power(exponent: Tensor) -> Tensor:
     """``2^exponent``, the same bits wherever in a tensor it stands.
 
     In float32 ``torch.exp2`` rounds differently in vector lanes and in the
-    rest, and between octaves: the levels of a shift form would miss those of
+    rest, and between octaves: the values of a shift form would miss those of
     the table by a last bit.
 
     Args:
@@ -78,7 +78,7 @@ class Grid:
     Attributes:
         bits (int): Bit-width, 2 to 8.
         zero (bool): Whether q = 0 stands for the centre itself.
-        log (bool): Thresholds at the geometric mean of two levels (the
+        log (bool): Thresholds at the geometric mean of two values (the
             printed rounding of psi) rather than the arithmetic one.
         literal (bool): Keep the printed dequantizer and so k = 1.
     """
@@ -95,7 +95,7 @@ class Grid:
 
     @property
     def first(self) -> int:
-        """The lowest q that stands for a level apart from the centre."""
+        """The lowest q that stands for a value apart from the centre."""
         return int(self.zero)
 
     def start(self) -> tuple[float, float]:
@@ -103,14 +103,14 @@ class Grid:
 
         Returns:
             tuple[float, float]: ``k = (top - first) / log2(c_max / c_min)``
-            and c_min, the lowest nonzero level.
+            and c_min, the lowest nonzero magnitude.
         """
         low, high = LAPLACE[self.bits][self.first]
         steps = self.top - self.first
         if self.literal:
             high = LAPLACE_TOP_K1.get(self.bits, LAPLACE_TOP_K1_MORE)
             return 1.0, high / 2.0**steps
-        if steps == 0:  # one level a side: any k does
+        if steps == 0:  # one value a side: any k does
             return 1.0, low
         return min(steps / math.log2(high / low), K_MAX), low
 
@@ -126,7 +126,7 @@ class Grid:
         Returns:
             Tensor: float32, of the joint shape.
         """
-        # clamped before the mean, or levels that are would lie beyond it
+        # clamped before the mean, or values that are would lie beyond it
         low, high = (
             ((p - a) / k).clamp(-MAX_EXPONENT, MAX_EXPONENT)
             for p in (q, q + 1)
@@ -135,7 +135,7 @@ class Grid:
             return power((low + high) / 2)
         return (power(low) + power(high)) / 2
 
-    def levels(self, k: Tensor, a: Tensor) -> Tensor:
+    def magnitudes(self, k: Tensor, a: Tensor) -> Tensor:
         """Magnitudes of the codes of a side, ``2^((q - a) / k)``.
 
         Args:
@@ -147,8 +147,8 @@ class Grid:
             zero code.
         """
         q = torch.arange(self.top + 1, device=a.device, dtype=a.dtype)
-        level = power((q - a[..., None]) / k[..., None])
-        return torch.where(q < self.first, 0.0, level)
+        found = power((q - a[..., None]) / k[..., None])
+        return torch.where(q < self.first, 0.0, found)
 
     def splits(self, k: Tensor, a: Tensor) -> Tensor:
         """Thresholds between the codes of a side, ``[..., N - 1]``."""
@@ -156,12 +156,12 @@ class Grid:
         q = torch.arange(self.top, device=a.device, dtype=a.dtype)
         found = self.split(k, a, q)
         if self.zero and not self.log:
-            # the level below is not that of psi = 0 but the centre
+            # the value below is not that of psi = 0 but the centre
             found = torch.where(q == 0, power((1 - a) / k) / 2, found)
         return found
 
     def cover(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Parameters whose top levels stand at the ends of a range.
+        """Parameters whose top values stand at the ends of a range.
 
         Args:
             low (Tensor): Any shape ``[...]``.
@@ -194,16 +194,16 @@ class Grid:
             Tensor: float32 ``[..., V]``: V is 2 N, or 2 N - 1 with a zero
             code.
         """
-        levels = self.levels(k, a)
+        sizes = self.magnitudes(k, a)
         if moment is not None:
             # s_w* 2^q with s_w* = mean(u / (u^k 2^a)), alike on both sides
             q = torch.arange(self.top + 1, device=a.device)
             steps = power(q - a[..., None]) * (q >= self.first)
             scaled = (moment[..., None] * steps).sum(-2, keepdim=True)
-            levels = scaled.expand(levels.shape)
-        below = levels[..., 0, self.first :].flip(-1)
+            sizes = scaled.expand(sizes.shape)
+        below = sizes[..., 0, self.first :].flip(-1)
         mu = mu[..., None]
-        return torch.cat([mu - below, mu + levels[..., 1, :]], -1)
+        return torch.cat([mu - below, mu + sizes[..., 1, :]], -1)
 
     def bounds(
         self, k: Tensor, a: Tensor, mu: Tensor, values: Tensor
@@ -227,13 +227,13 @@ class Grid:
         if not self.zero:
             middle = mu
             if not self.log and not self.literal:
-                # sides of unlike size: nearest level, over the centre too
+                # sides of unlike size: nearest value, over the centre too
                 middle = ((low + high) / 2)[..., self.top, None]
             parts.insert(1, middle)
         bounds = torch.cat(parts, -1)
         if self.literal:
             return bounds
-        # levels next to a large mu may lie closer than float32 resolves
+        # values next to a large mu may lie closer than float32 resolves
         return torch.where(bounds <= low, high, bounds)
 
 

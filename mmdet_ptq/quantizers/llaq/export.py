@@ -60,7 +60,7 @@ def lut(quantizer: LLAQuantizer) -> Tensor:
 
 @torch.no_grad()
 def shift_form(quantizer: LLAQuantizer, weight: Tensor) -> ShiftForm:
-    """Makes every level a power of two times the lowest of its side.
+    """Makes every magnitude a power of two times the lowest of its side.
 
     Projects k to 1 or 1/2, whichever errs less on the weight, so that
     ``2^(q / k)`` is a shift by q or 2 q; finds a anew, by search and then by
@@ -86,10 +86,10 @@ def shift_form(quantizer: LLAQuantizer, weight: Tensor) -> ShiftForm:
         )
     k, a = quantizer.parameters_of()
     new = copy.deepcopy(quantizer)
-    new.learn_codebook(False)
+    new.learn_table(False)
     mu = new.mu[:, None]
     rows = new.granularity.rows(weight.detach().to(torch.float32)) - mu
-    # the top levels stay about where they are
+    # the top values stay about where they are
     ks = rows.new_tensor([1.0, 0.5])
     a = grid.top - ks * ((grid.top - a) / k)[..., None]
     k, new.a = search(grid, rows, ks, a, OFFSETS, new.shared)

@@ -143,8 +143,8 @@ def side_errors(grid: Grid, rows: Tensor, k: Tensor, a: Tensor) -> Tensor:
         .diff(dim=-1)
         for s in (wide, wide.square())
     )
-    level = grid.levels(k, a).to(torch.float64)
-    error = square - 2 * level * total + level.square() * at.diff(dim=-1)
+    value = grid.magnitudes(k, a).to(torch.float64)
+    error = square - 2 * value * total + value.square() * at.diff(dim=-1)
     return error.sum(-1)
 
 

@@ -8,24 +8,26 @@ from torch import Tensor, nn
 
 from ...errors import CalibrationError
 from ...registry import QUANTIZERS
-from ..base import BaseQuantizer, to_dtype
+from ..capabilities import FitsTensor, LearnsTable, Searchable
+from ..export_ops import exporting, sizes
+from ..kernels import to_dtype
+from ..table import TableQuantizer
 from .codebook import K_MAX, K_MIN, Grid, half, power
 from .fit import centre, fit_rows
 from .gradient import through
 
-HINT = '; UniformQuantizer takes activations'
 FORMS = ('invertible', 'paper_literal')
 
 
 @QUANTIZERS.register_module()
-class LLAQuantizer(BaseQuantizer):
-    """Levels in geometric progression on both sides of a centre.
+class LLAQuantizer(TableQuantizer, LearnsTable, FitsTensor, Searchable):
+    """Values in geometric progression on both sides of a centre.
 
     Reg-PTQ (CVPR 2024) Eq. 9: ``psi(u) = k log2(u) + a`` with ``u =
     |w - mu|``, its own k and a on each side of mu, codes ``round(psi)``
     from 0 to N - 1, N = 2^(bits - 1). Dequantized by the inverse of psi,
     ``w_hat = mu +- 2^((q - a) / k)``. The codes of the quantizer count the
-    levels of both sides in ascending order: ``N - 1 - q`` below mu and
+    values of both sides in ascending order: ``N - 1 - q`` below mu and
     ``N + q`` above (one less where both zero codes are one).
 
     ``form='paper_literal'``, for ablations: dequantized as printed,
@@ -39,10 +41,10 @@ class LLAQuantizer(BaseQuantizer):
     Gradients: to x ``|w_hat - mu| / u`` (times k if literal) where psi is
     not clipped and 0 elsewhere, so also at the zero code; with r = 2^(1/k)
     it is within ``[2 / (1 + r), 2 r / (1 + r)]``, for ``rounding='log'``
-    within ``[r^-1/2, r^1/2]``. To k and a that of the level, its code held.
+    within ``[r^-1/2, r^1/2]``. To k and a that of the value, its code held.
 
     k and a are kept as float16 can hold them, a in multiples of 2^-10,
-    after a fit and after learning. Levels are within 2^-60 and 2^60.
+    after a fit and after learning. Magnitudes are within 2^-60 and 2^60.
 
     Args:
         bits (int): Bit-width, 2 to 8.
@@ -52,7 +54,7 @@ class LLAQuantizer(BaseQuantizer):
         per_level (bool): Not supported.
         role (str): ``'weight'``.
         form (str): ``'invertible'`` or ``'paper_literal'``.
-        rounding (str): ``'linear'``, to the nearest level, or ``'log'``, to
+        rounding (str): ``'linear'``, to the nearest value, or ``'log'``, to
             the nearest psi, as printed.
         mu (str): ``'zero'``, or ``'median'`` of the channel where it is off
             zero by a tenth of the mean deviation.
@@ -144,10 +146,10 @@ class LLAQuantizer(BaseQuantizer):
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:
-        """Puts the top levels at the ends of a range, mu at 0.
+        """Puts the top values at the ends of a range, mu at 0.
 
         The end of an empty side counts as 1e-8 of the other; if literal,
-        both top levels are at the farther end. See
+        both top values are at the farther end. See
         :meth:`BaseQuantizer.set_range`.
         """
         self.check_range(low, high)
@@ -174,15 +176,19 @@ class LLAQuantizer(BaseQuantizer):
         Raises:
             CalibrationError: Before :meth:`fit` or :meth:`set_range`.
         """
-        if self.a.numel() == 0:
+        if 0 in sizes(self.a):
             raise CalibrationError(
                 'a quantizer was used before it was fitted: calibrate '
                 'first, call fit, or load a quantized checkpoint'
             )
-        if isinstance(self.log_k, nn.Parameter):
+        if isinstance(self.log_k, nn.Parameter) and not exporting():
             # an optimizer step may have left the range
             self.log_k.data.clamp_(math.log2(K_MIN), math.log2(K_MAX))
         return power(self.log_k), self.a
+
+    def num_rows(self) -> int:
+        """See :meth:`BaseQuantizer.num_rows`."""
+        return len(self.a)
 
     def codebook(self) -> Tensor:
         """The value of every code, ascending.
@@ -195,28 +201,9 @@ class LLAQuantizer(BaseQuantizer):
         moment = self.moment if self.grid.literal else None
         return self.grid.values(k, a, self.mu, moment)
 
-    def encode(self, x: Tensor, level: int = 0) -> Tensor:
-        """See :meth:`BaseQuantizer.encode`; ``x`` must hold no NaN."""
-        with torch.no_grad():
-            k, a = self.parameters_of()
-            bounds = self.grid.bounds(k, a, self.mu, self.codebook())
-        return self._count(bounds, x)
-
-    def decode(self, codes: Tensor, level: int = 0) -> Tensor:
-        """See :meth:`BaseQuantizer.decode`."""
-        return self.values(codes).detach()
-
-    def lower_codes(self, x: Tensor) -> Tensor:
-        """See :meth:`BaseQuantizer.lower_codes`."""
-        values = self.codebook().detach()
-        codes = self._count(values, x) - 1
-        return codes.clamp_(0, values.shape[1] - 2)
-
-    def values(self, codes: Tensor) -> Tensor:
-        """See :meth:`BaseQuantizer.values`."""
-        table = self.codebook()
-        rows = self._rows(codes.to(torch.int64), table)
-        return self.granularity.unrows(table.gather(1, rows), codes.shape)
+    def bounds(self, table: Tensor) -> Tensor:
+        """See :meth:`TableQuantizer.bounds`."""
+        return self.grid.bounds(*self.parameters_of(), self.mu, table)
 
     def forward(self, x: Tensor, level: int = 0) -> Tensor:
         """Quantizes and dequantizes.
@@ -232,6 +219,8 @@ class LLAQuantizer(BaseQuantizer):
             CalibrationError: Before :meth:`fit` or :meth:`set_range`.
             ValueError: If the parameters do not fit the shape of ``x``.
         """
+        if exporting():
+            return self.exported(x)
         y = self.values(self.encode(x))
         if torch.is_grad_enabled() and x.requires_grad:
             k, a = (p.detach() for p in self.parameters_of())
@@ -240,25 +229,8 @@ class LLAQuantizer(BaseQuantizer):
         y = torch.where(x.isnan(), x.to(torch.float32), y)
         return to_dtype(y, x.dtype)
 
-    def _rows(self, x: Tensor, table: Tensor) -> Tensor:
-        rows = self.granularity.rows(x)
-        if len(rows) != len(table):
-            raise ValueError(
-                f'parameters of {len(table)} rows do not fit a tensor of '
-                f'shape {tuple(x.shape)}: it needs {len(rows)}'
-            )
-        return rows
-
-    def _count(self, bounds: Tensor, x: Tensor) -> Tensor:
-        """Number of bounds of its row that are not above an element."""
-        rows = self._rows(x.detach().to(torch.float32), bounds)
-        found = torch.searchsorted(
-            bounds, rows.contiguous(), right=True, out_int32=True
-        )
-        return self.granularity.unrows(found, x.shape)
-
     @torch.no_grad()
-    def learn_codebook(self, enabled: bool = True) -> None:
+    def learn_table(self, enabled: bool = True) -> dict[str, Tensor]:
         """Makes ``log_k`` and ``a`` parameters, or rounded buffers."""
         for name, step in (('log_k', 0.0), ('a', 2.0**-10)):
             given = getattr(self, name)
@@ -271,6 +243,7 @@ class LLAQuantizer(BaseQuantizer):
                 if name == 'log_k':
                     given = given.clamp(math.log2(K_MIN), math.log2(K_MAX))
                 self.register_buffer(name, half(given.detach(), step))
+        return dict(k=self.log_k, a=self.a) if enabled else {}
 
     def parameter_bits(self, rows: int) -> int:
         """16 bits for each k and a, 32 for s if literal, 16 for a median."""
@@ -279,8 +252,9 @@ class LLAQuantizer(BaseQuantizer):
             bits += 16 if self.shared else 32 * rows
         return bits
 
-    def grid_quantize(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """See :meth:`BaseQuantizer.grid_quantize`."""
+    def trial(self, x: Tensor, candidates: tuple[Tensor, ...]) -> Tensor:
+        """See :meth:`Searchable.trial`."""
+        low, high = candidates
         k, a = self.grid.cover(low, high)
         mu = torch.zeros_like(a[..., 0])
         moment = torch.full_like(a, 0.5) if self.grid.literal else None

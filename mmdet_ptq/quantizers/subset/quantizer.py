@@ -4,12 +4,15 @@
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import CalibrationError
 from ...registry import QUANTIZERS
-from ..base import BaseQuantizer, to_dtype
-from .codes import nearest_codes, value_table
+from ..capabilities import FitsTensor, LearnsStep, Searchable
+from ..export_ops import exporting, sizes
+from ..kernels import to_dtype
+from ..table import TableQuantizer
+from .codes import value_bounds, value_table
 from .search import (
     default_subset,
     fit_rows,
@@ -17,13 +20,13 @@ from .search import (
     universal_set,
 )
 
-# Every level times the least scale is a normal float32.
+# Every value times the least scale is a normal float32.
 MIN_SCALE = 2.0**-100
 MAX_SCALE = torch.finfo(torch.float32).max
 
 
 @QUANTIZERS.register_module()
-class SubsetQuantizer(BaseQuantizer):
+class SubsetQuantizer(TableQuantizer, LearnsStep, FitsTensor, Searchable):
     """Non-uniform weights: a sign and one of ``2**(bits - 1)`` magnitudes.
 
     The magnitudes are the subset of :func:`universal_set` that suits the
@@ -55,6 +58,7 @@ class SubsetQuantizer(BaseQuantizer):
     """
 
     symmetric = True
+    scale_limits = (MIN_SCALE, MAX_SCALE)
     allowed_bits: ClassVar[tuple[int, ...]] = (2, 3, 4)
     magnitudes: Tensor
     scale: Tensor
@@ -135,38 +139,34 @@ class SubsetQuantizer(BaseQuantizer):
         Raises:
             CalibrationError: If there is none yet.
         """
-        if self.scale.numel() == 0:
+        if 0 in sizes(self.scale):
             raise CalibrationError(
                 'a SubsetQuantizer was used before it had a scale: calibrate '
                 'first, call fit, or load a quantized checkpoint'
             )
-        if isinstance(self.scale, nn.Parameter):
-            # an optimizer step may have left the limits
-            self.scale.data.abs_().clamp_(MIN_SCALE, MAX_SCALE)
+        if not exporting():  # a graph takes the scale as it stands
+            self.keep_scale()
         return self.scale
 
-    def encode(self, x: Tensor, level: int = 0) -> Tensor:
-        """See :meth:`BaseQuantizer.encode`; ``x`` must hold no NaN.
+    def num_rows(self) -> int:
+        """See :meth:`BaseQuantizer.num_rows`."""
+        return self.scale.numel()
 
-        Of two values equally near, the one nearer to zero; zero itself, if
-        it is no value, becomes the least positive one.
-        """
-        scale = self.granularity.expand(self.fitted_scale().detach(), x.shape)
-        return nearest_codes(
-            x.detach().to(torch.float32) / scale, self.magnitudes
-        )
+    def codebook(self) -> Tensor:
+        """See :meth:`TableQuantizer.codebook`."""
+        return value_table(self.magnitudes) * self.fitted_scale()[:, None]
 
-    def decode(self, codes: Tensor, level: int = 0) -> Tensor:
-        """See :meth:`BaseQuantizer.decode`."""
-        return self.values(codes).detach()
+    def bounds(self, table: Tensor) -> Tensor:
+        """See :meth:`TableQuantizer.bounds`."""
+        return value_bounds(self.fitted_scale().detach(), self.magnitudes)
 
     def values(self, codes: Tensor) -> Tensor:
-        """See :meth:`BaseQuantizer.values`."""
+        """See :meth:`SoftRounding.values`."""
         scale = self.granularity.expand(self.fitted_scale(), codes.shape)
         return value_table(self.magnitudes)[codes.long()] * scale
 
     def lower_codes(self, x: Tensor) -> Tensor:
-        """See :meth:`BaseQuantizer.lower_codes`."""
+        """See :meth:`SoftRounding.lower_codes`."""
         codes = self.encode(x)
         above = self.decode(codes) > x.detach().to(torch.float32)
         codes -= above.to(torch.int32)
@@ -188,34 +188,27 @@ class SubsetQuantizer(BaseQuantizer):
         Raises:
             CalibrationError: If there is no scale yet.
         """
+        if exporting():
+            return self.exported(x)
+        top = self.granularity.expand(self.fitted_scale().detach(), x.shape)
         out = self.values(self.encode(x))
-        top = self.granularity.expand(self.scale.detach(), x.shape)
         top = top * self.magnitudes[-1]
         inside = x.to(torch.float32).clamp(-top, top)
         # adds 0 and a gradient
         return to_dtype(out + (inside - inside.detach()), x.dtype)
 
-    def learn_step(self, enabled: bool = True) -> None:
-        """Makes ``scale`` a parameter, or a buffer again."""
-        if enabled == isinstance(self.scale, nn.Parameter):
-            return
-        scale = self.scale.detach().abs().clamp_(MIN_SCALE, MAX_SCALE)
-        del self.scale
-        if enabled:
-            self.scale = nn.Parameter(scale)
-        else:
-            self.register_buffer('scale', scale)
-
     def parameter_bits(self, rows: int) -> int:
         """32 bits a scale, and a mask over the universal set."""
         return rows * 32 + len(universal_set())
 
-    def grid_quantize(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """See :meth:`BaseQuantizer.grid_quantize`; as :meth:`set_range`."""
+    def trial(self, x: Tensor, candidates: tuple[Tensor, ...]) -> Tensor:
+        """See :meth:`Searchable.trial`; ranges as :meth:`set_range`."""
+        low, high = candidates
         subset = default_subset(self.bits).to(x.device)
-        scale = _scale_of(low, high).unsqueeze(-1)
-        codes = nearest_codes(x.unsqueeze(1) / scale, subset)
-        return value_table(subset)[codes.long()] * scale
+        scale = _scale_of(low, high)
+        x = x[:, None].expand(*scale.shape, -1).contiguous()
+        codes = torch.searchsorted(value_bounds(scale, subset), x, right=True)
+        return value_table(subset)[codes] * scale[..., None]
 
 
 def _scale_of(low: Tensor, high: Tensor) -> Tensor:

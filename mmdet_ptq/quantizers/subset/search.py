@@ -96,43 +96,43 @@ class SortedRows:
         self.energy = torch.linalg.vecdot(points, points).unsqueeze(1)
         self.mean = self.sums[:, -1:] / points.shape[1]
 
-    def step(self, levels: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, subsets: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the alternating fit: assignment, then least squares.
 
-        With ``q`` the level nearest to each point (of two, the lower), the
+        With ``q`` the magnitude nearest to each point (of two, the lower), the
         error of alpha is ``||points - alpha q||_2`` and the next alpha
         ``<q, points> / <q, q>``, or the mean of the points if q is 0.
 
         Args:
-            levels (Tensor): float64 ``[S, K]``, ascending.
+            subsets (Tensor): float64 ``[S, K]``, ascending.
             alpha (Tensor): float64 ``[R, S]``.
 
         Returns:
             tuple[Tensor, Tensor]: float64 ``[R, S]``, error and next alpha.
         """
-        middle = (levels[:, 1:] + levels[:, :-1]) / 2
+        middle = (subsets[:, 1:] + subsets[:, :-1]) / 2
         bounds = alpha.unsqueeze(-1) * middle
         ends = torch.searchsorted(self.points, bounds.flatten(1), right=True)
         ends = F.pad(ends.view(bounds.shape), (1, 0))
         ends = F.pad(ends, (0, 1), value=self.points.shape[1])
         sums = self.sums.gather(1, ends.flatten(1)).view(ends.shape)
-        product = (sums.diff(dim=-1) * levels).sum(-1)
-        power = (ends.diff(dim=-1) * levels.square()).sum(-1)
+        product = (sums.diff(dim=-1) * subsets).sum(-1)
+        power = (ends.diff(dim=-1) * subsets.square()).sum(-1)
         error = self.energy + alpha * (alpha * power - 2 * product)
         best = torch.where(power > 0, product / power, self.mean)
         return error.clamp_(min=0.0).sqrt_(), best
 
 
 def alternate(
-    rows: SortedRows, levels: Tensor, start: Tensor
+    rows: SortedRows, subsets: Tensor, start: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Fits a scale to every pair of a row and a level set.
+    """Fits a scale to every pair of a row and a subset.
 
     Each pair goes on until its error changes by less than ``TOLERANCE``.
 
     Args:
         rows (SortedRows): R rows.
-        levels (Tensor): float64 ``[S, K]``, ascending.
+        subsets (Tensor): float64 ``[S, K]``, ascending.
         start (Tensor): float64 ``[R, S]``, the first scales, in units of
             each row's maximum.
 
@@ -147,12 +147,12 @@ def alternate(
         at = live.any(0).nonzero()[:, 0]
         if not at.numel():
             break
-        error, better = rows.step(levels[at], alpha[:, at])
+        error, better = rows.step(subsets[at], alpha[:, at])
         on = live[:, at]
         alpha[:, at] = torch.where(on, better, alpha[:, at])
         live[:, at] = on & ((before[:, at] - error).abs() >= TOLERANCE)
         before[:, at] = error
-    return alpha, rows.step(levels, alpha)[0]
+    return alpha, rows.step(subsets, alpha)[0]
 
 
 def search_subset(weight: Tensor, bits: int) -> tuple[Tensor, float]:
@@ -167,11 +167,11 @@ def search_subset(weight: Tensor, bits: int) -> tuple[Tensor, float]:
         and the scale in units of the weight.
     """
     rows = SortedRows(weight.reshape(1, -1))
-    levels = candidate_subsets(bits)
-    start = torch.ones(1, len(levels), dtype=torch.float64)
-    alpha, error = alternate(rows, levels, start)
+    subsets = candidate_subsets(bits)
+    start = torch.ones(1, len(subsets), dtype=torch.float64)
+    alpha, error = alternate(rows, subsets, start)
     best = int(error.argmin())
-    return levels[best], float(alpha[0, best] * rows.top)
+    return subsets[best], float(alpha[0, best] * rows.top)
 
 
 def fit_rows(rows: Tensor, magnitudes: Tensor, scale: float) -> Tensor:

@@ -92,7 +92,7 @@ def candidates(weight: Tensor, bits: int, ratios: Sequence[float]) -> Tensor:
     quantizer = UniformQuantizer(bits, symmetric=True, role='weight')
     flat = weight.reshape(1, -1).to(torch.float32)
     high = flat.abs().max() * torch.tensor([list(ratios)])
-    found = quantizer.grid_quantize(flat, -high, high)
+    found = quantizer.trial(flat, (-high, high))
     return found[0].reshape(-1, *weight.shape).to(weight.dtype)
 
 

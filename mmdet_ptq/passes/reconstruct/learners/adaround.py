@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ....errors import QuantConfigError
 from ....layers import QuantLayer
-from ....quantizers import BaseQuantizer
+from ....quantizers import BaseQuantizer, SoftRounding
 from ....registry import LEARNERS
 from .base import Learner, with_weights
 
@@ -78,6 +79,11 @@ class AdaRound(Learner):
         self._parts = []
         for layer in with_weights(layers):
             quantizer, weight = layer.weight_quantizer, layer.weight.detach()
+            if not isinstance(quantizer, SoftRounding):
+                raise QuantConfigError(
+                    f'AdaRound: a {type(quantizer).__name__} has no soft '
+                    'rounding; use LearnedWeights'
+                )
             lower = quantizer.lower_codes(weight)
             low, high = quantizer.values(lower), quantizer.values(lower + 1)
             fraction = ((weight - low) / (high - low)).nan_to_num(0.5)
@@ -92,7 +98,7 @@ class AdaRound(Learner):
         return [dict(params=[soft for *_, soft in self._parts], lr=lr)]
 
     def _source(
-        self, quantizer: BaseQuantizer, lower: Tensor, soft: nn.Parameter
+        self, quantizer: Any, lower: Tensor, soft: nn.Parameter
     ) -> Any:
         low, high = quantizer.values(lower), quantizer.values(lower + 1)
         # asked of the parameters: passes run without gradients, only their

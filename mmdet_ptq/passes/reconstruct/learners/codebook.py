@@ -4,7 +4,7 @@
 from typing import Any
 
 from ....layers import QuantLayer
-from ....quantizers import BaseQuantizer
+from ....quantizers import BaseQuantizer, LearnsTable
 from ....registry import LEARNERS
 from .base import Learner, with_weights
 
@@ -29,7 +29,7 @@ class LearnedCodebook(Learner):
                 raise ValueError(f'{name} must be above 0, got {lr!r}')
         self.lr_k = lr_k
         self.lr_a = lr_a
-        self._quantizers: list[Any] = []
+        self._quantizers: list[LearnsTable] = []
 
     def start(
         self,
@@ -41,18 +41,16 @@ class LearnedCodebook(Learner):
         self._quantizers = [
             m.weight_quantizer
             for m in with_weights(layers)
-            if hasattr(m.weight_quantizer, 'learn_codebook')
+            if isinstance(m.weight_quantizer, LearnsTable)
         ]
-        learned = self._quantizers
-        for quantizer in learned:
-            quantizer.learn_codebook()
+        learned = [q.learn_table() for q in self._quantizers]
         return [
-            dict(params=[q.log_k for q in learned], lr=self.lr_k, clip=1.0),
-            dict(params=[q.a for q in learned], lr=self.lr_a, clip=1.0),
+            dict(params=[p[name] for p in learned], lr=lr, clip=1.0)
+            for name, lr in (('k', self.lr_k), ('a', self.lr_a))
         ]
 
     def harden(self) -> None:
         """See :meth:`Learner.harden`."""
         for quantizer in self._quantizers:
-            quantizer.learn_codebook(False)
+            quantizer.learn_table(False)
         self._quantizers = []

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ....layers import QuantLayer
-from ....quantizers import BaseQuantizer
+from ....quantizers import BaseQuantizer, LearnsStep
 from ....registry import LEARNERS
 from .base import Learner, with_weights
 
@@ -63,7 +63,7 @@ class SubsetMultipliers(Learner):
             quantizer = layer.weight_quantizer
             factor = nn.Parameter(torch.ones_like(layer.weight))
             params.append(factor)
-            if hasattr(quantizer, 'learn_step'):
+            if isinstance(quantizer, LearnsStep):
                 quantizer.learn_step()
                 params.append(quantizer.scale)
             self._parts.append((layer, factor))
@@ -85,7 +85,7 @@ class SubsetMultipliers(Learner):
         """See :meth:`Learner.harden`."""
         for layer, factor in self._parts:
             quantizer = layer.weight_quantizer
-            if hasattr(quantizer, 'learn_step'):
+            if isinstance(quantizer, LearnsStep):
                 quantizer.learn_step(False)
             layer.fix_weight(_multiplied(layer, factor))
         self._parts = []

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from ....layers import QuantLayer
-from ....quantizers import BaseQuantizer
+from ....quantizers import BaseQuantizer, LearnsStep
 from ....registry import LEARNERS
 from .base import Learner
 
@@ -40,7 +40,7 @@ class LearnedSteps(Learner):
     ) -> list[dict[str, Any]]:
         """See :meth:`Learner.start`."""
         self._acts = [
-            q for q in acts if hasattr(q, 'learn_step') and q.initialized
+            q for q in acts if isinstance(q, LearnsStep) and q.initialized
         ]
         groups = []
         for quantizer in self._acts:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ....layers import QuantLayer
-from ....quantizers import BaseQuantizer
+from ....quantizers import BaseQuantizer, LearnsEnds
 from ....registry import LEARNERS
 from .base import Learner, with_weights
 
@@ -102,9 +102,9 @@ class LearnedWeights(Learner):
             weight = nn.Parameter(layer.weight.detach().clone())
             quantizer = layer.weight_quantizer
             self._layers.append((layer, weight))
-            if hasattr(quantizer, 'learn_ends'):
+            if isinstance(quantizer, LearnsEnds):
                 step = learn_ends(quantizer, 'lr_range')
-            else:  # levels that are not evenly spaced
+            else:  # values that are not evenly spaced
                 step = 2 * float(weight.abs().max()) / 2**quantizer.bits
             learn([weight], 'lr_weight', step)
             if layer.bias is not None:
@@ -116,7 +116,7 @@ class LearnedWeights(Learner):
                 learn([shift], 'lr_bias', 1.0)
             layer.learn_weight(partial(quantizer, weight))
         for quantizer in acts:
-            if hasattr(quantizer, 'learn_ends') and quantizer.initialized:
+            if isinstance(quantizer, LearnsEnds) and quantizer.initialized:
                 learn_ends(quantizer, 'lr_act')
         return groups
 

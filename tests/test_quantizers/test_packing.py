@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmdet_ptq.artefact import pack, unpack
+from mmdet_ptq.quantizers import pack, unpack
 
 
 def naive(codes, bits):

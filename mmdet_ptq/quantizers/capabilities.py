@@ -1,0 +1,199 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""What a quantizer can do besides quantizing.
+
+A quantizer inherits each class of this module whose promise it keeps, and
+whoever needs one asks ``isinstance``.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class LearnsStep(nn.Module, ABC):
+    """Its step can be learned.
+
+    Attributes:
+        scale (Tensor): float32, a parameter while it is learned and a
+            buffer otherwise.
+        scale_limits (tuple[float, float]): Least and greatest scale.
+    """
+
+    scale: Tensor
+    scale_limits: ClassVar[tuple[float, float]]
+
+    def learn_step(self, enabled: bool = True) -> None:
+        """Makes ``scale`` a parameter, or a buffer again."""
+        scale = self.scale.detach().abs().clamp_(*self.scale_limits)
+        if enabled == isinstance(self.scale, nn.Parameter):
+            return
+        del self.scale
+        if enabled:
+            self.scale = nn.Parameter(scale)
+        else:
+            self.register_buffer('scale', scale)
+
+    def keep_scale(self) -> None:
+        """Brings a learned scale back that a step moved over its limits."""
+        if isinstance(self.scale, nn.Parameter):
+            # through .data: another call may already have saved the scale
+            self.scale.data.abs_().clamp_(*self.scale_limits)
+
+
+class LearnsEnds(ABC):
+    """Both ends of its range can be learned.
+
+    Attributes:
+        low (nn.Parameter): Exists only while it is learned, as does
+            ``high``; float32, in units of x.
+    """
+
+    low: nn.Parameter
+    high: nn.Parameter
+
+    @abstractmethod
+    def learn_ends(self, enabled: bool = True) -> None:
+        """Makes both ends parameters, or takes the grid that they give."""
+
+
+class LearnsTable(ABC):
+    """The values of its codes can be learned."""
+
+    @abstractmethod
+    def learn_table(self, enabled: bool = True) -> dict[str, Tensor]:
+        """Makes the parameters of the table learnable, or fixes them.
+
+        Returns:
+            dict[str, Tensor]: The parameters: ``'k'``, logarithms of
+            slopes, and ``'a'``, offsets. Empty if not ``enabled``.
+        """
+
+
+class SoftRounding(ABC):
+    """Its codes can be rounded softly, to the value below or above.
+
+    Codes are numbered in the order of their values.
+    """
+
+    @abstractmethod
+    def lower_codes(self, x: Tensor) -> Tensor:
+        """Codes of the values next below ``x``.
+
+        The next value above is that of the code plus one. Where ``x`` is
+        clipped, the outermost two codes.
+
+        Args:
+            x (Tensor): Any shape and float type.
+
+        Returns:
+            Tensor: int32 of its shape; both the code and the code plus one
+            are valid for :meth:`values`.
+        """
+
+    @abstractmethod
+    def values(self, codes: Tensor) -> Tensor:
+        """``decode``, differentiable in learned parameters.
+
+        Args:
+            codes (Tensor): int32.
+
+        Returns:
+            Tensor: float32 of its shape.
+        """
+
+
+class HasRange(ABC):
+    """The range that it was set to can be read back."""
+
+    @abstractmethod
+    def range(self) -> tuple[Tensor, Tensor]:
+        """Ends of the grid, in units of x.
+
+        Returns:
+            tuple[Tensor, Tensor]: Low and high, ``[K]`` or ``[L, K]``;
+            ``set_range`` with them gives the same grid again.
+        """
+
+
+class FitsTensor(ABC):
+    """Its parameters come from the tensor itself rather than a range."""
+
+    @abstractmethod
+    def fit(self, x: Tensor) -> bool:
+        """Finds the parameters.
+
+        Args:
+            x (Tensor): A float weight.
+
+        Returns:
+            bool: True.
+
+        Raises:
+            ValueError: If ``x`` holds NaN or Inf.
+        """
+
+
+class Ranges(NamedTuple):
+    """Candidate ranges, C for each of K rows.
+
+    Attributes:
+        low (Tensor): ``[K, C]``.
+        high (Tensor): ``[K, C]``, nowhere below ``low``.
+    """
+
+    low: Tensor
+    high: Tensor
+
+
+class Searchable(ABC):
+    """Its parameters can be searched for: many tried, the best adopted.
+
+    Candidates are a named tuple of tensors ``[K, C]``: :class:`Ranges`
+    here; a quantizer with other parameters overrides all but the names.
+    """
+
+    @abstractmethod
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Fixes the grid from the range it has to cover."""
+
+    def candidates(
+        self, low: Tensor, high: Tensor, fractions: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Candidates for rows that were seen to span a range.
+
+        Args:
+            low (Tensor): ``[K]``.
+            high (Tensor): ``[K]``.
+            fractions (Tensor): ``[C]`` shares of the range to try.
+
+        Returns:
+            tuple[Tensor, ...]: A named tuple of tensors ``[K, C]``.
+        """
+        return Ranges(low[:, None] * fractions, high[:, None] * fractions)
+
+    @abstractmethod
+    def trial(self, x: Tensor, candidates: tuple[Tensor, ...]) -> Tensor:
+        """Quantizes rows with each candidate; neither reads nor sets state.
+
+        Args:
+            x (Tensor): float32 ``[K, B]``, or ``[1, B]`` for every row.
+            candidates (tuple[Tensor, ...]): Tensors ``[K, C]``.
+
+        Returns:
+            Tensor: float32 ``[K, C, B]``, a new tensor.
+        """
+
+    @torch.no_grad()
+    def adopt(self, candidates: tuple[Tensor, ...], index: Tensor) -> None:
+        """Takes one candidate for each row.
+
+        Args:
+            candidates (tuple[Tensor, ...]): Tensors ``[K, C]``.
+            index (Tensor): int64 ``[K]``, or ``[L, K / L]`` for rows of L
+                pyramid levels.
+        """
+        flat = index.reshape(-1, 1)
+        low, high = (c.gather(1, flat).view(index.shape) for c in candidates)
+        self.set_range(low, high)

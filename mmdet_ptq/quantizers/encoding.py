@@ -1,0 +1,253 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The grid of a tensor: what its codes are and what they stand for.
+
+A quantizer gives an encoding, and packing, storage, export and the integer
+reference read nothing else.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .granularity import Granularity
+from .packing import pack, unpack
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding(ABC):
+    """A frozen map from float tensors to integer codes and back.
+
+    Parameters come as one row for each row of the granularity, or as one
+    row for the whole tensor, so that an encoding exists before its tensor.
+
+    Attributes:
+        bits (int): Width of a code.
+        granularity (Granularity): Which elements share a row.
+    """
+
+    bits: int
+    granularity: Granularity
+
+    @property
+    @abstractmethod
+    def first_code(self) -> int:
+        """The lowest code; packed codes count from it."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes of a tensor.
+
+        Args:
+            x (Tensor): Any shape, strides and float type, without NaN.
+
+        Returns:
+            Tensor: int32 of its shape.
+
+        Raises:
+            ValueError: If the rows do not fit the shape of ``x``.
+        """
+
+    @abstractmethod
+    def decode(self, codes: Tensor) -> Tensor:
+        """Values that codes stand for.
+
+        Args:
+            codes (Tensor): Integers, any shape.
+
+        Returns:
+            Tensor: float32 of its shape, without a gradient.
+
+        Raises:
+            ValueError: If the rows do not fit the shape of ``codes``.
+        """
+
+    def pack(self, codes: Tensor) -> Tensor:
+        """Codes without gaps between them.
+
+        Args:
+            codes (Tensor): Of :meth:`encode`.
+
+        Returns:
+            Tensor: uint8 on the CPU, ``ceil(numel * bits / 8)`` bytes.
+
+        Raises:
+            ValueError: If a code does not fit.
+        """
+        return pack(codes - self.first_code, self.bits)
+
+    def unpack(self, packed: Tensor, shape: Sequence[int]) -> Tensor:
+        """Inverse of :meth:`pack`.
+
+        Args:
+            packed (Tensor): uint8.
+            shape (Sequence[int]): Shape of the codes.
+
+        Returns:
+            Tensor: int32 of ``shape``, on the CPU.
+
+        Raises:
+            ValueError: If the length does not fit bits and shape.
+        """
+        return unpack(packed, self.bits, tuple(shape)) + self.first_code
+
+
+@dataclass(frozen=True, eq=False)
+class UniformEncoding(Encoding):
+    """Equal steps, with the arithmetic of ONNX.
+
+    ``code = clip(round_half_even(x / scale) + zero_point, qmin, qmax)`` and
+    ``value = (code - zero_point) * scale``, in float32.
+
+    Attributes:
+        scale (Tensor): float32 ``[K]``, above 0, in units of x.
+        zero_point (Tensor): int32 ``[K]``.
+        qmin (int): Lowest code.
+        qmax (int): Highest code.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    qmin: int
+    qmax: int
+
+    def __post_init__(self) -> None:
+        if self.scale.dim() != 1 or self.scale.shape != self.zero_point.shape:
+            raise ValueError(
+                'scale and zero_point must both be of shape [K], got '
+                f'{tuple(self.scale.shape)}, {tuple(self.zero_point.shape)}'
+            )
+        if not 0 < self.qmax - self.qmin < 2**self.bits:
+            raise ValueError(
+                f'codes from {self.qmin} to {self.qmax} '
+                f'are not 2 to 2^{self.bits} codes'
+            )
+
+    @property
+    def first_code(self) -> int:
+        """See :class:`Encoding`."""
+        return self.qmin
+
+    def expanded(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Scale and zero point that broadcast against a tensor.
+
+        Args:
+            shape (Sequence[int]): Shape of the tensor.
+
+        Returns:
+            tuple[Tensor, Tensor]: float32 and int32.
+
+        Raises:
+            ValueError: If the rows do not fit the shape.
+        """
+        expand = self.granularity.expand
+        return expand(self.scale, shape), expand(self.zero_point, shape)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """See :class:`Encoding`."""
+        if x.numel() == 0:
+            return torch.zeros_like(x, dtype=torch.int32)
+        scale, zero = self.expanded(x.shape)
+        codes = torch.round(x.detach().to(torch.float32) / scale)
+        codes += zero
+        return codes.clamp_(self.qmin, self.qmax).to(torch.int32)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """See :class:`Encoding`."""
+        if codes.numel() == 0:
+            return torch.zeros_like(codes, dtype=torch.float32)
+        scale, zero = self.expanded(codes.shape)
+        return (codes.to(torch.int32) - zero).to(torch.float32) * scale
+
+
+@dataclass(frozen=True, eq=False)
+class TableEncoding(Encoding):
+    """Any values: a table for each row, and where each code begins.
+
+    The code of x is the number of its row's bounds that are not above x.
+
+    Attributes:
+        table (Tensor): float32 ``[K, V]``, the value of each code. Values
+            past the last bound are no code of any x.
+        bounds (Tensor): float32 ``[K, N]``, ascending, N below V: N + 1
+            codes are used.
+    """
+
+    table: Tensor
+    bounds: Tensor
+
+    def __post_init__(self) -> None:
+        (rows, values), found = self.table.shape, self.bounds.shape
+        if found[0] != rows or not found[1] < values <= 2**self.bits:
+            raise ValueError(
+                f'a table {tuple(self.table.shape)} of {self.bits} bits '
+                f'does not fit bounds {tuple(found)}'
+            )
+
+    @property
+    def first_code(self) -> int:
+        """See :class:`Encoding`."""
+        return 0
+
+    def encode(self, x: Tensor) -> Tensor:
+        """See :class:`Encoding`."""
+        return count(self.bounds, x, self.granularity)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """See :class:`Encoding`."""
+        return look_up(self.table, codes, self.granularity)
+
+
+def count(bounds: Tensor, x: Tensor, granularity: Granularity) -> Tensor:
+    """How many bounds of its row are not above each element.
+
+    Args:
+        bounds (Tensor): float32 ``[K, N]``, ascending.
+        x (Tensor): Any shape, strides and float type.
+        granularity (Granularity): Gives the K rows of ``x``; one row of
+            bounds serves all.
+
+    Returns:
+        Tensor: int32 of x's shape.
+
+    Raises:
+        ValueError: If the rows do not fit the shape of ``x``.
+    """
+    rows = _rows(x.detach().to(torch.float32), len(bounds), granularity)
+    found = torch.searchsorted(
+        bounds, rows.contiguous(), right=True, out_int32=True
+    )
+    return granularity.unrows(found, x.shape)
+
+
+def look_up(table: Tensor, codes: Tensor, granularity: Granularity) -> Tensor:
+    """Values of codes.
+
+    Args:
+        table (Tensor): float32 ``[K, V]``.
+        codes (Tensor): Integers, any shape.
+        granularity (Granularity): Gives the K rows of ``codes``; one row of
+            the table serves all.
+
+    Returns:
+        Tensor: float32 of codes' shape, differentiable in ``table``.
+
+    Raises:
+        ValueError: If the rows do not fit the shape of ``codes``.
+    """
+    rows = _rows(codes.to(torch.int64), len(table), granularity)
+    return granularity.unrows(table.gather(1, rows), codes.shape)
+
+
+def _rows(x: Tensor, known: int, granularity: Granularity) -> Tensor:
+    rows = granularity.rows(x)
+    if known == 1:
+        return rows.reshape(1, -1)
+    if len(rows) != known:
+        raise ValueError(
+            f'parameters of {known} rows do not fit a tensor of '
+            f'shape {tuple(x.shape)}: it needs {len(rows)}'
+        )
+    return rows

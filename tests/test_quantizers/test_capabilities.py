@@ -1,0 +1,142 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""What quantizers say that they can do, and that they can."""
+
+import pytest
+import torch
+from promises import FACTORIES, bits_of, fit
+
+from mmdet_ptq.quantizers import (
+    FitsTensor,
+    HasRange,
+    LearnsEnds,
+    LearnsStep,
+    LearnsTable,
+    LLAQuantizer,
+    Ranges,
+    Searchable,
+    SoftRounding,
+    SubsetQuantizer,
+    UniformQuantizer,
+)
+
+each = pytest.mark.parametrize('make', FACTORIES.values(), ids=FACTORIES)
+ABILITIES = {
+    UniformQuantizer: {LearnsStep, LearnsEnds, SoftRounding, HasRange},
+    LLAQuantizer: {LearnsTable, SoftRounding, FitsTensor},
+    SubsetQuantizer: {LearnsStep, SoftRounding, FitsTensor},
+}
+
+
+@pytest.mark.parametrize('kind', ABILITIES)
+def test_abilities(kind):
+    every = set().union(*ABILITIES.values())
+    found = {a for a in every if isinstance(kind(4), a)}
+    assert found == ABILITIES[kind]
+    assert isinstance(kind(4), Searchable)
+
+
+@each
+def test_fits_or_takes_a_range(make):
+    q = make(4)
+    assert q.fit(torch.randn(2, 6, 4, 4)) is isinstance(q, FitsTensor)
+    assert bool(q.initialized) is isinstance(q, FitsTensor)
+
+
+@each
+def test_learned_and_fixed_again(make):
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 4, 4)
+    q = fit(make(4), x)
+    y = q(x)
+    for ability, learn in {
+        LearnsStep: 'learn_step',
+        LearnsEnds: 'learn_ends',
+        LearnsTable: 'learn_table',
+    }.items():
+        if not isinstance(q, ability):
+            continue
+        assert not list(q.parameters())
+        getattr(q, learn)()
+        learned = list(q.parameters())
+        torch.testing.assert_close(q(x), y)
+        (q(x) * torch.arange(16.0).view(4, 4)).sum().backward()
+        grads = [p.grad for p in learned if p.grad is not None]
+        assert any(g.any() for g in grads)
+        getattr(q, learn)(False)
+        assert not list(q.parameters())
+        torch.testing.assert_close(q(x), y)
+
+
+def test_table_names_what_it_learns():
+    q = LLAQuantizer(3)
+    q.fit(torch.randn(4, 9))
+    found = q.learn_table()
+    assert list(found) == ['k', 'a']
+    assert found['k'] is q.log_k and found['a'] is q.a
+    assert q.learn_table(False) == {}
+
+
+@each
+def test_soft_rounding_brackets(make):
+    q = fit(make(4), torch.randn(2, 6, 4, 4))
+    x = q(torch.randn(2, 6, 4, 4) / 2)
+    x = x + torch.randn_like(x) * 1e-3
+    lower = q.lower_codes(x)
+    low, high = q.values(lower), q.values(lower + 1)
+    assert (low < high).all()
+    codes = q.encode(x)
+    outside = (x < low) | (x > high)
+    nearer = torch.where(outside, codes, lower)
+    assert ((nearer == codes) | (nearer + 1 == codes)).all()
+    assert torch.equal(q.values(codes).detach(), q(x).detach())
+
+
+@pytest.mark.parametrize('symmetric', [False, True])
+@pytest.mark.parametrize('bits', [2, 3, 8])
+def test_range_sets_the_same_grid_again(symmetric, bits):
+    q = UniformQuantizer(bits, symmetric, per_level=True)
+    q.set_range(-torch.rand(3, 1), torch.rand(3, 1))
+    low, high = q.range()
+    other = UniformQuantizer(bits, symmetric, per_level=True)
+    other.set_range(low, high)
+    torch.testing.assert_close(other.scale, q.scale)
+    assert torch.equal(other.zero_point, q.zero_point)
+
+
+def test_range_by_hand():
+    q = UniformQuantizer(2)
+    q.set_range(torch.tensor([-1.2]), torch.tensor([1.8]))
+    assert q.zero_point.item() == 1
+    low, high = q.range()  # the range moved by a fraction of a step
+    torch.testing.assert_close(low, torch.tensor([-1.0]))
+    torch.testing.assert_close(high, torch.tensor([2.0]))
+    q = UniformQuantizer(2, symmetric=True)
+    q.set_range(torch.tensor([-1.0]), torch.tensor([3.0]))
+    assert [t.item() for t in q.range()] == [-3, 3]
+
+
+@each
+def test_adopted_candidate_is_what_was_tried(make):
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 4, 4)
+    for bits in {2, 4, 8} & {*bits_of(make)}:
+        q = make(bits)
+        rows = q.granularity.rows(x)
+        fractions = torch.tensor([1.0, 0.8, 0.5])
+        found = q.candidates(rows.amin(1), rows.amax(1), fractions)
+        assert isinstance(found, Ranges)
+        assert torch.equal(found.high[:, 1], rows.amax(1) * 0.8)
+        tried = q.trial(rows, found)
+        assert tried.shape == (len(rows), 3, rows.shape[1])
+        index = torch.arange(len(rows)) % 3
+        q.adopt(found, index)
+        assert bool(q.initialized)
+        want = tried[torch.arange(len(rows)), index]
+        assert torch.equal(q.granularity.rows(q.eval()(x)), want)
+
+
+def test_adopts_for_levels():
+    q = UniformQuantizer(2, per_level=True)
+    found = Ranges(torch.zeros(3, 2), torch.tensor([[3.0, 6.0]]).repeat(3, 1))
+    q.adopt(found, torch.tensor([[0], [1], [0]]))
+    assert q.scale.tolist() == [[1], [2], [1]]
