@@ -9,7 +9,6 @@ from scipy.optimize import minimize
 from ..calibration import Session
 from ..checks import whole
 from ..quantizers import HasRange
-from ..quantizers import UniformQuantizer as HasRange
 from ..records import RangeRecord
 from ..registry import PASSES
 from .task_loss import TaskLoss, TaskPass, check_exponents, set_exponent
@@ -125,9 +124,9 @@ def vertex(x: Sequence[float], y: Sequence[float]) -> float:
     return float(np.clip(-b / (2 * a), min(x), max(x)))
 
 
-def _with_ranges(session: Session) -> list[BaseQuantizer]:
+def _with_ranges(session: Session) -> list[HasRange]:
     """Each quantizer that has a range once, weights and activations."""
-    found: dict[int, BaseQuantizer] = {}
+    found: dict[int, HasRange] = {}
     for layer in session.layers.values():
         for q in (layer.weight_quantizer, *layer.act_quantizers.values()):
             if isinstance(q, HasRange) and q.initialized:
