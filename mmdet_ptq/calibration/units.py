@@ -162,21 +162,18 @@ class UnitView:
         now = current()
         return {n: now.next_level(m, m.levels) for n, m in self.layers.items()}
 
-    def __call__(
-        self, levels: dict[str, int], inputs: Any, images: int | None = None
-    ) -> list[Tensor]:
-        """Runs the module alone.
+    def __call__(self, levels: dict[str, int], inputs: Any) -> list[Tensor]:
+        """Runs the module alone, on the images of the context around it.
 
         Args:
             levels (dict[str, int]): ``Call.levels``.
             inputs (Any): Its ``(args, kwargs)``.
-            images (int, optional): ``Call.images``.
 
         Returns:
             list[Tensor]: Its outputs, like ``Call.outputs``.
         """
         args, kwargs = inputs
-        with forward_context(images) as forward:
+        with forward_context(current().images) as forward:
             for name, level in levels.items():
                 forward.set_level(self.layers[name], level)
             return self.finish(self.module(*args, **kwargs))

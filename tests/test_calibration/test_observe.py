@@ -167,6 +167,22 @@ def test_gradients_are_those_of_autograd(net, x, freeze):
     assert all(p.grad is None for p in net.parameters()) == freeze
 
 
+def test_a_frozen_layer_before_what_works_in_place(net, x):
+    found = []
+    with (
+        frozen(net),
+        observing(
+            dict(head=net.head), gradients=lambda *args: found.append(args)
+        ),
+    ):
+        net.relu.inplace = True
+        maps = net(x)
+        sum((y**2).sum() for y in maps).backward()
+    assert [level for _, level, _ in found] == [2, 1, 0]
+    for (*_, gradient), y in zip(found, reversed(maps), strict=True):
+        torch.testing.assert_close(gradient, 2 * y)
+
+
 def test_nothing_stays_after_an_exception(net, x):
     told = []
 

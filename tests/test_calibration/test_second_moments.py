@@ -213,8 +213,9 @@ def test_going_on_gives_the_same_bits(dtype, tmp_path):
         whole.observe('a', x)
     for x in data[:4]:
         first.observe('a', x)
-    torch.save(first.state_dict(), tmp_path / 'state.pth')
+    state = first.state_dict()
     first.observe('a', data[0])  # saved is saved
+    torch.save(state, tmp_path / 'state.pth')
     again = SecondMoments(whole.layers, dtype)
     again.load_state_dict(torch.load(tmp_path / 'state.pth'))
     for x in data[4:]:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten
 
 from mmdet_ptq.calibration.samples import size_of
+from mmdet_ptq.context import images
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.layers import float_mode
 from mmdet_ptq.passes.reconstruct import correction as module
@@ -365,6 +366,7 @@ def test_ranks_correct_their_own_images(corrected, monkeypatch):
                 sample = trainer.samples[j]
                 samples[j] = SimpleNamespace(
                     levels=sample.levels,
+                    images=sample.images,
                     inputs=None,
                     exact=cache.keep(before[j][0]),
                     targets=cache.keep(before[j][1]),
@@ -391,6 +393,19 @@ def test_ranks_correct_their_own_images(corrected, monkeypatch):
         monkeypatch.setattr(module, 'get_world_size', lambda: 1)
 
     corrected(look)
+
+
+def test_number_of_images_while_inputs_are_corrected(monkeypatch):
+    seen, correct = [], DistributionCorrection.correct
+
+    def noted(self, *args):
+        seen.append(images())
+        return correct(self, *args)
+
+    monkeypatch.setattr('reconstruct_model.Net', Normed)
+    monkeypatch.setattr(DistributionCorrection, 'correct', noted)
+    reconstruct(**ARGS)
+    assert seen and set(seen) == {1}
 
 
 def test_writing_onto_the_input_does_no_harm():

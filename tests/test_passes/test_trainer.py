@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten
 from mmdet_ptq import registry
 from mmdet_ptq.calibration import samples
 from mmdet_ptq.calibration.samples import size_of
-from mmdet_ptq.context import current
+from mmdet_ptq.context import current, images
 from mmdet_ptq.errors import NumericError
 from mmdet_ptq.layers import convert, float_mode
 from mmdet_ptq.losses import GlobalLoss
@@ -207,6 +207,21 @@ def test_levels_of_a_unit_called_alone(inside, levels):
                 assert found == pytest.approx(float(total / count))
 
     inside(look, only='tower')
+
+
+@pytest.mark.parametrize('inputs', ['quantized', 'float'])
+def test_number_of_images_of_a_unit_called_alone(inside, inputs):
+    seen = []
+
+    def look(trainer, *_):
+        (layer,) = trainer.view.layers.values()
+        with layer.listening(lambda *_: seen.append(images())):
+            trainer.images.run(0)
+            together = len(seen)
+            trainer.loss(0)
+        assert seen == [1] * len(seen) and 0 < together < len(seen)
+
+    inside(look, only='tower', input_distribution=inputs)
 
 
 LOSSES = [dict(type='L2Loss'), dict(type='DetectionLoss')]

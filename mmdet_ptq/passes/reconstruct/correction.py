@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ...calibration import ActivationCache, Sample, Session, UnitView
+from ...context import forward_context
 from ...errors import unknown
 from ...layers import float_mode
 from ...losses import mean_over_positions
@@ -167,9 +168,10 @@ class DistributionCorrection:
                 exact = cache.fetch(sample.exact)
                 corrected, outputs = [], []
                 for levels, x in zip(sample.levels, exact, strict=True):
-                    found, y, before, after = self.correct(
-                        view, norms, levels, x, sample.images
-                    )
+                    with forward_context(sample.images):
+                        found, y, before, after = self.correct(
+                            view, norms, levels, x
+                        )
                     corrected.append(found)
                     outputs += y
                     sums += torch.tensor([before, after, 1])
@@ -190,7 +192,6 @@ class DistributionCorrection:
         norms: list[tuple[nn.Module, NormStatistics]],
         levels: dict[str, int],
         inputs: Any,
-        images: int | None = None,
     ) -> tuple[Any, list[Tensor], float, float]:
         """One call of a unit, which has to be float.
 
@@ -199,7 +200,6 @@ class DistributionCorrection:
             norms (list): From :func:`norms_of`.
             levels (dict[str, int]): ``Call.levels``.
             inputs (Any): x, the ``(args, kwargs)`` of the call.
-            images (int, optional): Number of images in it.
 
         Returns:
             tuple[Any, list[Tensor], float, float]: x', what the unit makes
@@ -214,14 +214,14 @@ class DistributionCorrection:
             for i, t in zip(places, found, strict=True):
                 tree[i] = t.clone()  # what follows may work in place
             with _watching(norms, errors):
-                outputs = view(levels, tree_unflatten(tree, spec), images)
+                outputs = view(levels, tree_unflatten(tree, spec))
             pairs = zip(found, exact, strict=True)
             parts = [(a - b).square() for a, b in pairs]
             distance = mean_over_positions(parts) / self.lambda_c
             return sum(errors, distance), outputs
 
         if not places:
-            return inputs, view(levels, inputs, images), 0.0, 0.0
+            return inputs, view(levels, inputs), 0.0, 0.0
         with torch.no_grad():
             value, outputs = loss(exact)
         before = float(value)

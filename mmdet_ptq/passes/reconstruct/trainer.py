@@ -12,6 +12,7 @@ from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
 from ...calibration import Images, Replay, Sample, Session, UnitView, mix
+from ...context import forward_context
 from ...losses import GlobalLoss, LocalLoss
 from ...records import UnitRecord
 from .learners import Learner
@@ -207,10 +208,13 @@ class Trainer:
                 total = total + factor * one(outputs, target)
         if not together and self.local:
             seen = []
-            with self._dropping(drop_prob, generator):
+            with (
+                self._dropping(drop_prob, generator),
+                forward_context(sample.images),
+            ):
                 for i, levels in enumerate(sample.levels):
                     inputs = self._inputs(sample, i, drop_prob, generator)
-                    seen += self.view(levels, inputs, sample.images)
+                    seen += self.view(levels, inputs)
         # an image may not call the unit
         for one in self.local if sample.levels else ():
             total = total + one(seen, fetch(sample.targets), weights)
