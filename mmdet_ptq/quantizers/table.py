@@ -58,6 +58,17 @@ class TableQuantizer(BaseQuantizer, SoftRounding):
         """See :meth:`SoftRounding.values`."""
         return look_up(self.codebook(), codes, self.granularity)
 
+    def finite_rows(self, x: Tensor) -> Tensor:
+        """Rows of a tensor to fit, float32 ``[K, M]``.
+
+        Raises:
+            ValueError: If one is NaN or Inf, as a float32.
+        """
+        rows = self.granularity.rows(x.detach().to(torch.float32))
+        if not bool(torch.isfinite(rows).all()):
+            raise ValueError('a weight to fit holds NaN or Inf')
+        return rows
+
     def exported(self, x: Tensor) -> Tensor:
         """The forward as a single operation, without a gradient."""
         table = self.codebook().detach()

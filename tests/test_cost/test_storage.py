@@ -36,6 +36,18 @@ def test_every_bit_is_counted_once():
     assert storage_mb(model) == (full, packed)
 
 
+def test_inputs_count_the_rows_that_they_have():
+    model = nn.Sequential(nn.Linear(3, 2))
+    convert(model)
+    levels = UniformQuantizer(4, granularity='channel', per_level=True)
+    model[0].act_quantizers['input'] = levels
+    full, packed = storage_mb(model)
+    assert packed == full  # no ranges yet
+    levels.set_range(-torch.ones(5, 3), torch.ones(5, 3))
+    packed = storage_mb(model)[1]
+    assert round((packed - full) * 8e6, 6) == 5 * 3 * (32 + 4)
+
+
 #: bits of each element of a quantizer's state; what is missing says nothing
 STATE = dict(scale=32, log_k=16, a=16)
 

@@ -5,7 +5,7 @@ import torch
 
 from mmdet_ptq.observers import LpObserver, lp, search_weight_range
 from mmdet_ptq.observers.search import GridError, power_
-from mmdet_ptq.quantizers import Granularity, UniformQuantizer
+from mmdet_ptq.quantizers import BaseQuantizer, Granularity, UniformQuantizer
 
 SIZE = 6000
 BITS = (2, 3, 4, 6, 8)
@@ -245,3 +245,11 @@ def test_weights_that_are_odd():
         search_weight_range(torch.ones(2, 2), q, p=-1)
     with pytest.raises(ValueError, match='steps'):
         search_weight_range(torch.ones(2, 2), q, steps=0)
+
+
+def test_only_what_is_searchable_is_searched():
+    class Fixed(BaseQuantizer):
+        set_range = encoding = num_rows = parameter_bits = None
+
+    with pytest.raises(ValueError, match='a Fixed is not Searchable'):
+        search_weight_range(torch.ones(2, 3), Fixed(4))

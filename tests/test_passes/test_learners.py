@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.layers import convert
 from mmdet_ptq.losses import FisherLoss, L2Loss
 from mmdet_ptq.passes.reconstruct import (
@@ -19,6 +20,7 @@ from mmdet_ptq.passes.reconstruct import (
 from mmdet_ptq.passes.reconstruct.learners import rectified_sigmoid
 from mmdet_ptq.passes.reconstruct.trainer import _average_gradients
 from mmdet_ptq.quantizers import (
+    BaseQuantizer,
     LLAQuantizer,
     SubsetQuantizer,
     UniformQuantizer,
@@ -78,6 +80,17 @@ def test_adaround_starts_at_the_float_weight(name):
     tie = (weight - low - (high - weight)).abs() < 1e-5
     assert torch.equal(layer.rounded[~tie], nearer.detach()[~tie])
     assert torch.equal(quantizer(layer.rounded), layer.rounded)
+
+
+def test_adaround_needs_soft_rounding():
+    class Hard(BaseQuantizer):
+        set_range = encoding = num_rows = parameter_bits = None
+
+    model = nn.Sequential(nn.Linear(2, 2))
+    convert(model)
+    model[0].weight_quantizer = Hard(4)
+    with pytest.raises(QuantConfigError, match='a Hard has no soft rounding'):
+        AdaRound().start({'0': model[0]}, [], 10)
 
 
 @pytest.mark.parametrize('name', QUANTIZERS)

@@ -133,9 +133,7 @@ class LLAQuantizer(TableQuantizer, LearnsTable, FitsTensor, Searchable):
         Raises:
             ValueError: If the weight holds NaN or Inf.
         """
-        rows = self.granularity.rows(x.detach().to(torch.float32))
-        if not bool(torch.isfinite(rows).all()):
-            raise ValueError('a weight holds NaN or Inf')
+        rows = self.finite_rows(x)
         mu = centre(rows) if self.centred else rows.new_zeros(rows.shape[0])
         rows = rows - mu[:, None]
         k, a = fit_rows(self.grid, rows, self.shared)

@@ -112,9 +112,7 @@ class SubsetQuantizer(TableQuantizer, LearnsStep, FitsTensor, Searchable):
         Raises:
             ValueError: If ``x`` holds NaN or Inf, as a float32.
         """
-        rows = self.granularity.rows(x.detach().to(torch.float32))
-        if not bool(torch.isfinite(rows).all()):
-            raise ValueError('a weight to fit holds NaN or Inf')
+        rows = self.finite_rows(x)
         if not bool(rows.any()):
             nothing = torch.zeros(max(1, rows.shape[0]))
             self.set_range(nothing, nothing)

@@ -1,0 +1,56 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""What stands in the file, for every kind of weight quantizer."""
+
+import pytest
+import torch
+
+from mmdet_ptq.apis import load_quantized, quantize_detector, save_quantized
+from mmdet_ptq.quantizers import pack
+from mmdet_ptq.testing.detectors import noise_batches, random_detector
+
+WEIGHTS = {
+    'affine': dict(type='UniformQuantizer', granularity='channel'),
+    'symmetric': dict(
+        type='UniformQuantizer', granularity='channel', symmetric=True
+    ),
+    'llaq': dict(type='LLAQuantizer'),
+    'subset': dict(type='SubsetQuantizer'),
+}
+
+
+@pytest.mark.parametrize('kind', WEIGHTS)
+def test_codes_count_from_the_lowest(tiny, tmp_path, kind):
+    model = random_detector(tiny.config['retinanet'])
+    session = quantize_detector(
+        model,
+        noise_batches(2, (64, 64)),
+        dict(
+            bits='w3a5',
+            rules=[
+                dict(
+                    match='*',
+                    weight=WEIGHTS[kind],
+                    act=dict(type='UniformQuantizer'),
+                ),
+                dict(match='@prediction', skip=True),
+            ],
+            passes=[
+                dict(type='FoldBatchNorm'),
+                dict(type='InitRanges', observer=dict(type='MinMaxObserver')),
+            ],
+        ),
+    )
+    path = tmp_path / 'quantized.pth'
+    save_quantized(session, path)
+    saved = torch.load(path, weights_only=True)
+    assert saved['mmdet_ptq']['format'] == 1
+    lowest = -4 if kind == 'symmetric' else 0
+    assert len(saved['codes']) > 20
+    for name, packed in saved['codes'].items():
+        layer = session.layers[name]
+        codes = layer.weight_quantizer.encode(layer.weight)
+        assert torch.equal(packed, pack(codes - lowest, 3))
+        assert f'{name}.weight' not in saved['tensors']
+    again = load_quantized(random_detector(tiny.config['retinanet']), path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
