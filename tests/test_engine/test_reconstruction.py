@@ -25,7 +25,7 @@ STUCK = """
 import pathlib, runpy, sys, time
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
 unit, marker = int(sys.argv[1]), pathlib.Path(sys.argv[2])
-step, started = Trainer._step, []
+step, started = Trainer.step, []
 def stuck(self, learners, batch, progress, k, it):
     if it == 0:
         started.append(k)
@@ -33,7 +33,7 @@ def stuck(self, learners, batch, progress, k, it):
         marker.touch()
         time.sleep(300)
     return step(self, learners, batch, progress, k, it)
-Trainer._step = stuck
+Trainer.step = stuck
 sys.argv = sys.argv[3:]
 runpy.run_path(sys.argv[0], run_name='__main__')
 """

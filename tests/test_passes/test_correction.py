@@ -234,7 +234,7 @@ def test_loss_and_target_by_hand(corrected, only, init):
                 assert found[3] == pytest.approx(after, 1e-4)
             # float elements of the mixture are those of x'
             seeded = torch.Generator().manual_seed(0)
-            mixed = trainer._inputs(sample, 0, 1.0, seeded)
+            mixed = trainer.inputs(sample, 0, 1.0, seeded)
             assert torch.equal(maps(mixed)[0], maps(new[0])[0])
         return len(norms), len(values)
 

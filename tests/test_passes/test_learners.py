@@ -18,7 +18,7 @@ from mmdet_ptq.passes.reconstruct import (
     SubsetMultipliers,
 )
 from mmdet_ptq.passes.reconstruct.learners import rectified_sigmoid
-from mmdet_ptq.passes.reconstruct.trainer import _average_gradients
+from mmdet_ptq.passes.reconstruct.trainer import average_gradients
 from mmdet_ptq.quantizers import (
     BaseQuantizer,
     LLAQuantizer,
@@ -196,7 +196,7 @@ def test_gradients_of_a_codebook_are_cut():
     for group in groups:
         for parameter in group['params']:
             parameter.grad = torch.full_like(parameter, 3.0)
-    _average_gradients(optimizer)
+    average_gradients(optimizer)
     quantizer = layer.weight_quantizer
     for parameter in (quantizer.log_k, quantizer.a):
         share = parameter.numel() ** -0.5
@@ -206,7 +206,7 @@ def test_gradients_of_a_codebook_are_cut():
         parameter.grad = parameter.grad / 8
     (soft,) = groups[-1]['params']
     assert bool((soft.grad == 3).all())
-    _average_gradients(optimizer)
+    average_gradients(optimizer)
     torch.testing.assert_close(
         quantizer.a.grad, torch.full_like(quantizer.a, share / 8)
     )

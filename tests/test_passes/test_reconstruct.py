@@ -22,7 +22,8 @@ from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.layers import QuantLayer
 from mmdet_ptq.losses import L2Loss
 from mmdet_ptq.passes.reconstruct import Reconstruct
-from mmdet_ptq.passes.reconstruct.trainer import Trainer, draw
+from mmdet_ptq.passes.reconstruct.batches import draw
+from mmdet_ptq.passes.reconstruct.trainer import Trainer
 from mmdet_ptq.quantizers import LLAQuantizer
 from mmdet_ptq.registry import LOSSES
 
@@ -110,7 +111,7 @@ def test_drop_prob_zero_is_no_dropping(monkeypatch):
 
     # a step that knows of no dropping
     monkeypatch.setattr(QuantLayer, 'dropping', lambda *_: nullcontext())
-    monkeypatch.setattr(Trainer, '_inputs', inputs)
+    monkeypatch.setattr(Trainer, 'inputs', inputs)
     assert equal(a, reconstruct(learn=LEARN, drop_prob=0.0)[0])
 
 

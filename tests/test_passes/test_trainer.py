@@ -89,7 +89,7 @@ def test_quantized_inputs_and_activations_are_mixed(inside):
                 for i in (0, 1, 0)
             ]
         assert half[0] == half[2] != half[1]
-        mixed = trainer._inputs(sample, 0, 0.5, seeded)[0][0]
+        mixed = trainer.inputs(sample, 0, 0.5, seeded)[0][0]
         kept = mixed == quantized[0][0]
         assert bool((kept | (mixed == exact[0][0])).all())
         differ = quantized[0][0] != exact[0][0]
@@ -231,7 +231,7 @@ def test_replaying_is_running(inside, levels):
     """Also where a head is replayed at its first level only."""
 
     def look(trainer, *_):
-        skipped = set(trainer.prefix.keys)
+        skipped = set(trainer.replay.keys)
         with torch.no_grad():
             for j in (0, 1):
                 expected = trainer.images.run(j)
@@ -265,7 +265,7 @@ def test_replayed_tensors_may_be_written_to(inside, monkeypatch, unit):
 
     def look(trainer, *_):
         if unit == 'neck.1':
-            assert ('neck.0', 0) in trainer.prefix.keys
+            assert ('neck.0', 0) in trainer.replay.keys
         layer = trainer.view.layers[unit]
         weight = layer.weight.requires_grad_()
         (inputs,) = trainer.images.cache.fetch(trainer.samples[0].inputs)
@@ -554,7 +554,7 @@ def test_few_images_to_hold_out(inside):
 def steps(monkeypatch):
     """Notes every step: images, seeds, and rate of every group."""
     found = dict(batches=[], seeds=[], rates=[], factors=[])
-    loss, step, adam = Trainer.loss, Trainer._step, torch.optim.Adam.step
+    loss, step, adam = Trainer.loss, Trainer.step, torch.optim.Adam.step
 
     def noted_loss(self, j, drop_prob=0.0, generator=None, factor=1):
         if generator is not None:
@@ -572,7 +572,7 @@ def steps(monkeypatch):
         return adam(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, 'loss', noted_loss)
-    monkeypatch.setattr(Trainer, '_step', noted_step)
+    monkeypatch.setattr(Trainer, 'step', noted_step)
     monkeypatch.setattr(torch.optim.Adam, 'step', noted_adam)
     return found
 
@@ -651,7 +651,7 @@ def test_gradients_of_two_ranks_add_up(inside, monkeypatch):
                 patch.setattr(module, 'all_reduce', lambda _: None)
                 for share in shares:
                     trainer.samples = {j: everything[j] for j in share}
-                    trainer._step(learners, list(batch), progress, 2, 5)
+                    trainer.step(learners, list(batch), progress, 2, 5)
             trainer.samples = everything
             grads = [
                 torch.zeros_like(p) if p.grad is None else p.grad.clone()

@@ -3,19 +3,17 @@
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
-from ...calibration import Images, Replay, Sample, Session, UnitView, mix
-from ...context import forward_context
-from ...losses import GlobalLoss, LocalLoss
+from ...calibration import UnitView
 from ...records import UnitRecord
+from .batches import draw
 from .learners import Learner
+from .unit_loss import UnitLoss
 
 POINTS = 50
 """Steps of the loss curve that go into the result."""
@@ -23,37 +21,8 @@ POINTS = 50
 NOTHING = 'it has no learnable part'
 
 
-class Trainer:
-    """Fits the learners of one unit.
-
-    Args:
-        settings (Reconstruct): The pass, for its numbers.
-        session (Session): The running quantization.
-        images (Images): The calibration images.
-        view (UnitView): The unit.
-        samples (dict[int, Sample]): This rank's samples.
-        prefix (Replay, optional): For losses on the detector's outputs.
-        losses (list): All losses.
-    """
-
-    def __init__(
-        self,
-        settings: Any,
-        session: Session,
-        images: Images,
-        view: UnitView,
-        samples: dict[int, Sample],
-        prefix: Replay | None,
-        losses: list[Any],
-    ) -> None:
-        self.settings = settings
-        self.session = session
-        self.images = images
-        self.view = view
-        self.samples = samples
-        self.prefix = prefix
-        self.local = [one for one in losses if isinstance(one, LocalLoss)]
-        self.whole = [one for one in losses if isinstance(one, GlobalLoss)]
+class Trainer(UnitLoss):
+    """Fits the learners of one unit; arguments are those of its base."""
 
     def fit(
         self, learners: list[Learner], acts: list[Any], k: int
@@ -72,7 +41,7 @@ class Trainer:
         train, held = self.split()
         before = self.loss_on(held)
         saved = _snapshot(self.view, acts)
-        curve, why = self._learn(learners, acts, train, k)
+        curve, why = self.learn(learners, acts, train, k)
         after = self.loss_on(held) if not why else math.nan
         if not why and not math.isfinite(after):
             why = 'the loss became NaN or Inf'
@@ -91,54 +60,74 @@ class Trainer:
             curve=curve,
         )
 
-    def _learn(
+    def learn(
         self,
         learners: list[Learner],
         acts: list[Any],
         train: list[int],
         k: int,
     ) -> tuple[list[float], str]:
-        iters, world = self.settings.iters, get_world_size()
+        """Optimises and hardens.
+
+        Args:
+            learners (list[Learner]): What is learned.
+            acts (list): Activation quantizers that this unit may change.
+            train (list[int]): Numbers of the images to learn from.
+            k (int): Number of the unit, for the seed.
+
+        Returns:
+            tuple[list[float], str]: Losses of some steps, and why learning
+            failed, else ''.
+        """
+        iters = self.settings.iters
         # codebooks are learnable before rounding looks at their values
         order = sorted(learners, key=lambda one: one.weights)
-        groups = []
-        for one in order:
-            groups += [
-                g
-                for g in one.start(self.view.layers, acts, iters)
-                if g['params']
-            ]
-        curve: list[float] = []
-        why = '' if groups else NOTHING
+        groups = [
+            group
+            for one in order
+            for group in one.start(self.view.layers, acts, iters)
+            if group['params']
+        ]
+        curve, why = [], NOTHING
         if groups:
-            optimizer = torch.optim.Adam(groups)
-            rates = [group['lr'] for group in optimizer.param_groups]
-            batches = draw(
-                train,
-                self.settings.batch_size * world,
-                self.session.config.calibration.seed * 100_003 + k,
-            )
-            for it in range(iters):
-                for group, lr in zip(
-                    optimizer.param_groups, rates, strict=True
-                ):
-                    fall = (1 + math.cos(math.pi * it / iters)) / 2
-                    group['lr'] = lr * (fall if group.get('cosine') else 1)
-                optimizer.zero_grad(set_to_none=True)
-                value = self._step(learners, next(batches), it / iters, k, it)
-                if not math.isfinite(value):
-                    why = 'the loss became NaN or Inf'
-                    break
-                _average_gradients(optimizer)
-                optimizer.step()
-                if it % max(1, iters // POINTS) == 0:
-                    curve.append(value)
+            curve, why = self._optimise(groups, learners, train, k)
         # rounding decodes its codes by the fixed codebook
         for one in order:
             one.harden()
         return curve, why
 
-    def _step(
+    def _optimise(
+        self,
+        groups: list[dict],
+        learners: list[Learner],
+        train: list[int],
+        k: int,
+    ) -> tuple[list[float], str]:
+        """Runs Adam; see :meth:`learn`."""
+        iters = self.settings.iters
+        optimizer = torch.optim.Adam(groups)
+        rates = [group['lr'] for group in optimizer.param_groups]
+        batches = draw(
+            train,
+            self.settings.batch_size * get_world_size(),
+            self.session.config.calibration.seed * 100_003 + k,
+        )
+        curve: list[float] = []
+        for it in range(iters):
+            fall = (1 + math.cos(math.pi * it / iters)) / 2
+            for group, lr in zip(optimizer.param_groups, rates, strict=True):
+                group['lr'] = lr * (fall if group.get('cosine') else 1)
+            optimizer.zero_grad(set_to_none=True)
+            value = self.step(learners, next(batches), it / iters, k, it)
+            if not math.isfinite(value):
+                return curve, 'the loss became NaN or Inf'
+            average_gradients(optimizer)
+            optimizer.step()
+            if it % max(1, iters // POINTS) == 0:
+                curve.append(value)
+        return curve, ''
+
+    def step(
         self,
         learners: list[Learner],
         batch: list[int],
@@ -146,7 +135,18 @@ class Trainer:
         k: int,
         it: int,
     ) -> float:
-        """Accumulates gradients; returns the mean loss over all ranks."""
+        """Accumulates the gradients of one step.
+
+        Args:
+            learners (list[Learner]): What is learned.
+            batch (list[int]): Numbers of the images, of all ranks.
+            progress (float): Share of the steps that is done.
+            k (int): Number of the unit.
+            it (int): Number of the step.
+
+        Returns:
+            float: The mean loss over all ranks.
+        """
         world = get_world_size()
         every = self.settings.global_every
         total = torch.zeros(())
@@ -173,112 +173,6 @@ class Trainer:
             all_reduce(total)
         return float(total + float(penalty))
 
-    def loss(
-        self,
-        j: int,
-        drop_prob: float = 0.0,
-        generator: torch.Generator | None = None,
-        factor: int = 1,
-    ) -> Tensor:
-        """Sum of all losses on image ``j``, without penalties.
-
-        Args:
-            j (int): Number of the image.
-            drop_prob (float): Share of the elements that are left float.
-            generator (torch.Generator, optional): Draws which.
-            factor (int): Of the losses on the detector's outputs; at 0
-                nothing after the unit is run.
-
-        Returns:
-            Tensor: A scalar.
-        """
-        fetch = self.images.cache.fetch
-        sample = self.samples[j]
-        weights = fetch(sample.weights)
-        total = torch.zeros((), device=self.session.device)
-        whole = self.whole if factor else []
-        together = whole and not self.settings.separate_global
-        if whole:
-            seen: list[Tensor] = []
-            outputs = self.replayed(
-                j, drop_prob if together else 0.0, generator, seen
-            )
-            targets = self.images.targets(j)
-            for one, target in zip(whole, targets, strict=False):
-                total = total + factor * one(outputs, target)
-        if not together and self.local:
-            seen = []
-            with (
-                self._dropping(drop_prob, generator),
-                forward_context(sample.images),
-            ):
-                for i, levels in enumerate(sample.levels):
-                    inputs = self._inputs(sample, i, drop_prob, generator)
-                    seen += self.view(levels, inputs)
-        # an image may not call the unit
-        for one in self.local if sample.levels else ():
-            total = total + one(seen, fetch(sample.targets), weights)
-        return total
-
-    def replayed(
-        self,
-        j: int,
-        drop_prob: float = 0.0,
-        generator: torch.Generator | None = None,
-        seen: list[Tensor] | None = None,
-    ) -> Any:
-        """Outputs of the detector on image ``j``, from the unit on.
-
-        Args:
-            j (int): Number of the image.
-            drop_prob (float): Share of the elements that are left float.
-            generator (torch.Generator, optional): Draws which.
-            seen (list[Tensor], optional): Takes the outputs of the unit.
-
-        Returns:
-            Any: Raw outputs, as the adapter gives them.
-        """
-        sample = self.samples[j]
-
-        def after(_: int, __: Any, output: Any) -> None:
-            if seen is not None:
-                # copies: what follows may work in place
-                seen.extend(t.clone() for t in self.view.finish(output))
-
-        def before(i: int, inputs: Any) -> Any:
-            if drop_prob == 0:
-                return inputs
-            return self._inputs(sample, i, drop_prob, generator)
-
-        with (
-            self._dropping(drop_prob, generator),
-            self.prefix.replaying(self.images.cache.fetch(sample.replay)),
-            self.view.watching(after, before),
-        ):
-            return self.images.run(j)
-
-    def _inputs(
-        self,
-        sample: Sample,
-        i: int,
-        drop_prob: float,
-        generator: torch.Generator | None,
-    ) -> Any:
-        fetch = self.images.cache.fetch
-        inputs = fetch(sample.inputs[i])
-        if drop_prob == 0:
-            return inputs
-        return mix(inputs, fetch(sample.exact[i]), drop_prob, generator)
-
-    @contextmanager
-    def _dropping(
-        self, drop_prob: float, generator: torch.Generator | None
-    ) -> Iterator[None]:
-        with ExitStack() as stack:
-            for layer in self.view.layers.values():
-                stack.enter_context(layer.dropping(drop_prob, generator))
-            yield
-
     def split(self) -> tuple[list[int], list[int]]:
         """Numbers of the images to learn from, and of the held-out ones."""
         everyone = self.images.everyone
@@ -289,50 +183,13 @@ class Trainer:
         held = everyone[period - 1 :: period] or everyone[-1:]
         return [j for j in everyone if j not in held], held
 
-    @torch.no_grad()
-    def loss_on(self, chosen: list[int]) -> float:
-        """Mean loss over images of all ranks, nothing dropped."""
-        mine = [j for j in chosen if j in self.samples]
-        total = torch.tensor(
-            sum(float(self.loss(j)) for j in mine), dtype=torch.float64
-        )
-        if get_world_size() > 1:
-            all_reduce(total)
-        return float(total) / len(chosen)
 
-
-def draw(numbers: list[int], size: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches, in which every slot has numbers of its own.
-
-    Slot s takes the numbers that are s modulo ``size``, reshuffled each time
-    they are used up. Ranks own numbers modulo the world size, so all get an
-    equal share of every batch, the same batches whatever the number of
-    ranks.
+def average_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Adds the ranks' gradients; each has divided by the whole batch.
 
     Args:
-        numbers (list[int]): To draw from.
-        size (int): Of a batch; if there are fewer numbers, all of them.
-        seed (int): Of the order.
-
-    Yields:
-        list[int]: A batch.
+        optimizer (torch.optim.Optimizer): Changed in place.
     """
-    size = min(size, len(numbers))
-    slots = [[j for j in numbers if j % size == s] for s in range(size)]
-    if not all(slots):
-        slots = [numbers[s::size] for s in range(size)]
-    generator = torch.Generator().manual_seed(seed)
-    queues: list[list[int]] = [[] for _ in slots]
-    while True:
-        for queue, slot in zip(queues, slots, strict=True):
-            if not queue:
-                order = torch.randperm(len(slot), generator=generator)
-                queue += [slot[i] for i in order]
-        yield [queue.pop() for queue in queues]
-
-
-def _average_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Adds the ranks' gradients; each has divided by the whole batch."""
     for group in optimizer.param_groups:
         for parameter in group['params']:
             # also alone: Adam moves on by its momentum where a gradient is

@@ -34,7 +34,7 @@ def test_suffix_is_what_a_step_runs(visit):
                 with torch.no_grad():
                     self.replayed(0)
                     # what is replayed is called, but does not run
-                    names = {name for name, _ in self.prefix.keys}
+                    names = {name for name, _ in self.replay.keys}
                     replayed = [model.get_submodule(n) for n in names]
                     expected = [m for m in calls if m not in replayed]
                     wanted = maps[-1]

@@ -1,0 +1,175 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The losses of one unit, image by image."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, get_world_size
+from torch import Tensor
+
+from ...calibration import Images, Replay, Sample, Session, UnitView, mix
+from ...context import forward_context
+from ...losses import GlobalLoss, LocalLoss
+
+
+class UnitLoss:
+    """What a unit loses on an image, and on several.
+
+    Args:
+        settings (Reconstruct): The pass, for its numbers.
+        session (Session): The running quantization.
+        images (Images): The calibration images.
+        view (UnitView): The unit.
+        samples (dict[int, Sample]): This rank's samples.
+        replay (Replay, optional): For losses on the detector's outputs.
+        losses (list): All losses.
+    """
+
+    def __init__(
+        self,
+        settings: Any,
+        session: Session,
+        images: Images,
+        view: UnitView,
+        samples: dict[int, Sample],
+        replay: Replay | None,
+        losses: list[Any],
+    ) -> None:
+        self.settings = settings
+        self.session = session
+        self.images = images
+        self.view = view
+        self.samples = samples
+        self.replay = replay
+        self.local = [one for one in losses if isinstance(one, LocalLoss)]
+        self.whole = [one for one in losses if isinstance(one, GlobalLoss)]
+
+    def loss(
+        self,
+        j: int,
+        drop_prob: float = 0.0,
+        generator: torch.Generator | None = None,
+        factor: int = 1,
+    ) -> Tensor:
+        """Sum of all losses on image ``j``, without penalties.
+
+        Args:
+            j (int): Number of the image.
+            drop_prob (float): Share of the elements that are left float.
+            generator (torch.Generator, optional): Draws which.
+            factor (int): Of the losses on the detector's outputs; at 0
+                nothing after the unit is run.
+
+        Returns:
+            Tensor: A scalar.
+        """
+        fetch = self.images.cache.fetch
+        sample = self.samples[j]
+        weights = fetch(sample.weights)
+        total = torch.zeros((), device=self.session.device)
+        whole = self.whole if factor else []
+        together = whole and not self.settings.separate_global
+        if whole:
+            seen: list[Tensor] = []
+            outputs = self.replayed(
+                j, drop_prob if together else 0.0, generator, seen
+            )
+            targets = self.images.targets(j)
+            for one, target in zip(whole, targets, strict=False):
+                total = total + factor * one(outputs, target)
+        if not together and self.local:
+            seen = []
+            with (
+                self._dropping(drop_prob, generator),
+                forward_context(sample.images),
+            ):
+                for i, levels in enumerate(sample.levels):
+                    inputs = self.inputs(sample, i, drop_prob, generator)
+                    seen += self.view(levels, inputs)
+        # an image may not call the unit
+        for one in self.local if sample.levels else ():
+            total = total + one(seen, fetch(sample.targets), weights)
+        return total
+
+    def replayed(
+        self,
+        j: int,
+        drop_prob: float = 0.0,
+        generator: torch.Generator | None = None,
+        seen: list[Tensor] | None = None,
+    ) -> Any:
+        """Outputs of the detector on image ``j``, from the unit on.
+
+        Args:
+            j (int): Number of the image.
+            drop_prob (float): Share of the elements that are left float.
+            generator (torch.Generator, optional): Draws which.
+            seen (list[Tensor], optional): Takes the outputs of the unit.
+
+        Returns:
+            Any: Raw outputs, as the adapter gives them.
+        """
+        sample = self.samples[j]
+
+        def after(_: int, __: Any, output: Any) -> None:
+            if seen is not None:
+                # copies: what follows may work in place
+                seen.extend(t.clone() for t in self.view.finish(output))
+
+        def before(i: int, inputs: Any) -> Any:
+            if drop_prob == 0:
+                return inputs
+            return self.inputs(sample, i, drop_prob, generator)
+
+        with (
+            self._dropping(drop_prob, generator),
+            self.replay.replaying(self.images.cache.fetch(sample.replay)),
+            self.view.watching(after, before),
+        ):
+            return self.images.run(j)
+
+    def inputs(
+        self,
+        sample: Sample,
+        i: int,
+        drop_prob: float,
+        generator: torch.Generator | None,
+    ) -> Any:
+        """What goes into a call of the unit, partly float.
+
+        Args:
+            sample (Sample): What the unit does on an image.
+            i (int): Number of the call.
+            drop_prob (float): Share of the elements that are left float.
+            generator (torch.Generator, optional): Draws which.
+
+        Returns:
+            Any: ``(args, kwargs)``.
+        """
+        fetch = self.images.cache.fetch
+        inputs = fetch(sample.inputs[i])
+        if drop_prob == 0:
+            return inputs
+        return mix(inputs, fetch(sample.exact[i]), drop_prob, generator)
+
+    @contextmanager
+    def _dropping(
+        self, drop_prob: float, generator: torch.Generator | None
+    ) -> Iterator[None]:
+        with ExitStack() as stack:
+            for layer in self.view.layers.values():
+                stack.enter_context(layer.dropping(drop_prob, generator))
+            yield
+
+    @torch.no_grad()
+    def loss_on(self, chosen: list[int]) -> float:
+        """Mean loss over images of all ranks, nothing dropped."""
+        mine = [j for j in chosen if j in self.samples]
+        total = torch.tensor(
+            sum(float(self.loss(j)) for j in mine), dtype=torch.float64
+        )
+        if get_world_size() > 1:
+            all_reduce(total)
+        return float(total) / len(chosen)
