@@ -376,7 +376,7 @@ def test_ranks_correct_their_own_images(corrected, monkeypatch):
                 found = cache.fetch((sample.exact, sample.targets))
                 pairs = zip(maps(found), maps(whole[j]), strict=True)
                 assert all(torch.equal(a, b) for a, b in pairs)
-            return told['correction']
+            return told
 
         one = DistributionCorrection(**CORRECTION)
         means = {j: again([j]) for j in (0, 1, 2)}
