@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Adapters: raw outputs of a detector, aligned row by row."""
 
-from .base import Adapter, RawAdapter, find_adapter
+from .base import Adapter, RawAdapter, ReadsHead, find_adapter
 from .dense import DenseAdapter, GFLAdapter, YOLOXAdapter
 from .query import QueryAdapter
 from .roi import RoIAdapter
@@ -12,6 +12,7 @@ __all__ = [
     'GFLAdapter',
     'QueryAdapter',
     'RawAdapter',
+    'ReadsHead',
     'RoIAdapter',
     'YOLOXAdapter',
     'find_adapter',

@@ -2,7 +2,8 @@
 """Choice of an adapter, and the one for heads that nobody described."""
 
 import warnings
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..registry import ADAPTERS
 from ..structures import DetectionOutputs
 
 
-class Adapter:
+class Adapter(ABC):
     """How to get raw outputs whose rows a float and a quantized run share.
 
     To add one, subclass, set :attr:`heads`, write :meth:`outputs`
@@ -90,6 +91,7 @@ class Adapter:
         """
         return {}
 
+    @abstractmethod
     def outputs(
         self, model: nn.Module, batch: dict, anchor: dict[str, Tensor]
     ) -> list[DetectionOutputs]:
@@ -105,7 +107,36 @@ class Adapter:
             head image after image. Boxes are decoded without clamping to
             the image, which would stop gradients.
         """
-        raise NotImplementedError
+
+
+class ReadsHead(Adapter):
+    """An adapter that reads one dense head by itself.
+
+    Adapters of two-stage detectors read the region proposal network so.
+    """
+
+    @abstractmethod
+    def read(
+        self, head: nn.Module, name: str, feats: Sequence[Tensor]
+    ) -> list[DetectionOutputs]:
+        """Calls a head and lays its maps out as rows.
+
+        Args:
+            head (nn.Module): A head that this class covers.
+            name (str): Its name in the detector.
+            feats (Sequence[Tensor]): Feature maps, (n, C, H, W) each.
+
+        Returns:
+            list[DetectionOutputs]: One for each of n images.
+        """
+
+
+def reader_of(head: nn.Module | None) -> type[ReadsHead] | None:
+    """The adapter class that reads a head by itself, or None."""
+    found = None if head is None else adapter_class(head)
+    if found is not None and issubclass(found, ReadsHead):
+        return found
+    return None
 
 
 def adapter_class(head: nn.Module) -> type[Adapter] | None:
@@ -145,7 +176,7 @@ def find_adapter(model: nn.Module, mask: bool = False) -> Adapter:
         )
         return RawAdapter(mask)
     rpn = getattr(model, 'rpn_head', None)
-    if rpn is not None and not hasattr(adapter_class(rpn), 'read'):
+    if rpn is not None and reader_of(rpn) is None:
         warnings.warn(
             f'no detector adapter reads {type(rpn).__name__}: its outputs '
             'are left out of the detection loss',

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..registry import ADAPTERS
 from ..structures import DetectionOutputs
-from .base import Adapter
+from .base import ReadsHead
 
 Decode = Callable[[Tensor, Tensor], Tensor]
 
@@ -51,7 +51,7 @@ def joint_logits(a: Tensor, b: Tensor) -> Tensor:
 
 
 @ADAPTERS.register_module()
-class DenseAdapter(Adapter):
+class DenseAdapter(ReadsHead):
     """Dense heads that leave post-processing to MMDetection's base class.
 
     RetinaNet, YOLOF, SSD, FCOS, ATSS, RTMDet, RPN and many more. The base
@@ -90,16 +90,7 @@ class DenseAdapter(Adapter):
     def read(
         self, head: nn.Module, name: str, feats: Sequence[Tensor]
     ) -> list[DetectionOutputs]:
-        """Calls a head and lays its maps out as rows.
-
-        Args:
-            head (nn.Module): A dense head that this class covers.
-            name (str): Its name in the detector.
-            feats (Sequence[Tensor]): Feature maps, (n, C, H, W) each.
-
-        Returns:
-            list[DetectionOutputs]: One for each of n images.
-        """
+        """See :meth:`ReadsHead.read`."""
         scores, deltas, *quality = head(feats)
         logits = flatten(scores, head.cls_out_channels)
         if quality:

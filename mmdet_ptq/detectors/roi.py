@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..registry import ADAPTERS
 from ..structures import DetectionOutputs
-from .base import Adapter, adapter_class
+from .base import Adapter, reader_of
 
 #: proposals kept of an image
 MAX_ROIS = 512
@@ -99,8 +99,8 @@ class RoIAdapter(Adapter):
         """
         feats, head = model.extract_feat(batch['inputs']), model.roi_head
         found = []
-        reader = adapter_class(getattr(model, 'rpn_head', None))
-        if hasattr(reader, 'read'):
+        reader = reader_of(getattr(model, 'rpn_head', None))
+        if reader is not None:
             found += reader().read(model.rpn_head, 'rpn_head', feats)
         for stage, (name, box_head) in enumerate(_stages(head, 'bbox_head')):
             rois = anchor[f'rois.{stage}']

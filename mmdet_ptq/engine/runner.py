@@ -2,8 +2,6 @@
 """A runner that quantizes before it tests."""
 
 import copy
-import hashlib
-import json
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -32,9 +30,10 @@ from ..calibration import (
 )
 from ..errors import CalibrationError, QuantConfigError, unknown
 from ..quant_cfg import QuantConfig, parse_quant_cfg
-from ..version import __version__
 from .checkpoint import load_float_weights, read_checkpoint, sha256
+from .dataset import check_classes, dataset_meta
 from .environment import check_writable, name_ranks
+from .fingerprint import fingerprint_of
 from .hooks import CalibrationHook, ProgressHook
 from .loops import CalibLoop
 from .quantize import prepare, run_quantization
@@ -143,7 +142,7 @@ class PTQRunner(Runner):
             raise QuantConfigError(
                 'no checkpoint: give one, or set load_from in the config'
             )
-        self._check_data()
+        check_classes(self.model, self._metainfo())
         checkpoint = read_checkpoint(
             self._load_from, self.options['trust_checkpoint']
         )
@@ -169,7 +168,9 @@ class PTQRunner(Runner):
         # before the float test, so that a wrong source is told at once
         images = from_config(self.cfg, self.quant_config.calibration)
         digest = sha256(self._load_from)
-        fingerprint = self._fingerprint(digest)
+        fingerprint = fingerprint_of(
+            digest, self.quant_config, self.cfg, self.world_size
+        )
         result = Result(
             Path(self.work_dir) / 'ptq_result.json',
             self.cfg,
@@ -238,10 +239,13 @@ class PTQRunner(Runner):
                 self.session.plan,
                 self.session.edits,
                 self.quant_config.to_dict(),
-                dict(dataset_meta=_dataset_meta(checkpoint, self)),
+                dict(dataset_meta=dataset_meta(checkpoint, self._metainfo())),
             )
             self.logger.info(f'Quantized checkpoint saved to {path}')
         barrier()
+
+    def _metainfo(self) -> dict:
+        return self.test_dataloader.dataset.metainfo
 
     def _store(self, fingerprint: str) -> ResumeStore:
         name = f'ptq_resume_{self.rank}.pth'
@@ -255,49 +259,6 @@ class PTQRunner(Runner):
             'on_progress', stage=stage, item=item, done=done, total=total
         )
 
-    def _fingerprint(self, digest: str) -> str:
-        text = json.dumps(
-            [
-                digest,
-                self.quant_config.to_dict(),
-                self.world_size,
-                torch.__version__,
-                __version__,
-                *(
-                    _plain(self.cfg.get(key))
-                    for key in (
-                        'model',
-                        'train_dataloader',
-                        'test_dataloader',
-                        'test_evaluator',
-                    )
-                ),
-            ],
-            sort_keys=True,
-            default=str,
-        )
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def _check_data(self) -> None:
-        classes = self.test_dataloader.dataset.metainfo.get('classes')
-        counts = {
-            f'{name}.num_classes': m.num_classes
-            for name, m in self.model.named_modules()
-            if type(getattr(m, 'num_classes', None)) is int
-            and name.endswith(('bbox_head', 'bbox_head.0'))
-        }
-        if classes is None or not counts or len(classes) in counts.values():
-            return
-        raise QuantConfigError(
-            f'the test dataset has {len(classes)} classes, the model has '
-            + ', '.join(f'{n}={c}' for n, c in counts.items())
-            + '; check metainfo of the dataset and num_classes of the model'
-        )
-
-
-def _plain(block: Any) -> Any:
-    return block.to_dict() if hasattr(block, 'to_dict') else block
-
 
 def _hook_class(hook: Hook | dict) -> type | None:
     if isinstance(hook, Hook):
@@ -309,14 +270,3 @@ def _hook_class(hook: Hook | dict) -> type | None:
 def _averages(hook: Hook | dict) -> bool:
     kind = _hook_class(hook)
     return isinstance(kind, type) and issubclass(kind, EMAHook)
-
-
-def _dataset_meta(checkpoint: dict, runner: Runner) -> dict:
-    meta = checkpoint.get('meta', {}).get('dataset_meta')
-    if meta is None:
-        meta = runner.test_dataloader.dataset.metainfo
-    return {
-        k: list(v) if isinstance(v, tuple | list) else v
-        for k, v in meta.items()
-        if k in ('classes', 'palette')
-    }

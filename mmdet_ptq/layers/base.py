@@ -32,6 +32,8 @@ class QuantLayer(Changes, nn.Module):
         weight_axis (int, optional): Output channel axis of the weight;
             None if the layer has no weight.
         act_axis (int): Channel axis of the inputs.
+        has_groups (bool): Whether it is a convolution, with groups of input
+            channels.
         weight_quantizer (BaseQuantizer, optional): None leaves the weight
             float.
         act_quantizers (nn.ModuleDict): Quantizers by port.
@@ -54,6 +56,7 @@ class QuantLayer(Changes, nn.Module):
     ports: ClassVar[tuple[str, ...]] = ('input',)
     weight_axis: ClassVar[int | None] = 0
     act_axis: ClassVar[int] = 1
+    has_groups: ClassVar[bool] = False
 
     def init_twin(self) -> None:
         """Adds the state of a twin to a module that just became one."""

@@ -16,10 +16,14 @@ from .matmul import MatMul
 class QuantConv2d(QuantLayer, nn.Conv2d):
     """Conv2d of any stride, padding, dilation and number of groups."""
 
+    has_groups = True
+
 
 @QUANT_LAYERS.implements(wrappers.Conv2d)
 class QuantMMCVConv2d(QuantLayer, wrappers.Conv2d):
     """MMCV's Conv2d, which also takes empty batches."""
+
+    has_groups = True
 
 
 @QUANT_LAYERS.implements(nn.ConvTranspose2d)
@@ -27,6 +31,7 @@ class QuantConvTranspose2d(QuantLayer, nn.ConvTranspose2d):
     """ConvTranspose2d: its weight is (in, out / groups, kH, kW)."""
 
     weight_axis = 1
+    has_groups = True
 
 
 @QUANT_LAYERS.implements(wrappers.ConvTranspose2d)
@@ -34,6 +39,7 @@ class QuantMMCVConvTranspose2d(QuantLayer, wrappers.ConvTranspose2d):
     """MMCV's ConvTranspose2d, which also takes empty batches."""
 
     weight_axis = 1
+    has_groups = True
 
 
 @QUANT_LAYERS.implements(nn.Linear)
@@ -67,14 +73,20 @@ class QuantMatMul(QuantLayer, MatMul):
 class QuantDeformConv2d(QuantLayer, mmcv.ops.DeformConv2d):
     """Deformable convolution; the offsets it is given stay float."""
 
+    has_groups = True
+
 
 @QUANT_LAYERS.implements(mmcv.ops.ModulatedDeformConv2d)
 class QuantModulatedDeformConv2d(QuantLayer, mmcv.ops.ModulatedDeformConv2d):
     """Modulated deformable convolution; offsets and masks stay float."""
 
+    has_groups = True
+
 
 class _OffsetsFromFloat(QuantLayer):
     """Twin of a pack: its offset branch reads the float input."""
+
+    has_groups = True
 
     def float_branches(self, *args: Any) -> dict[str, Any]:
         offsets = self.conv_offset(args[0])

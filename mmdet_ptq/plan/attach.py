@@ -65,7 +65,7 @@ def build_quantizer(
     else:
         args.setdefault('axis', layer.act_axis)
         if args.get('group_size') == 'conv':
-            if not hasattr(layer, 'groups'):
+            if not layer.has_groups:
                 raise QuantConfigError(
                     f"{name}: granularity='group' without group_size means "
                     "a convolution's own groups, and this layer has none; "

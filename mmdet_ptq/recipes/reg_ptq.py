@@ -3,7 +3,7 @@
 
 The loss is the error of a unit's output, weighed by the Fisher information,
 plus the filtered difference of the detector's outputs. Weights of the heads
-have learned logarithmic levels. The Fisher weights are damped: from a few
+have learned logarithmic values. The Fisher weights are damped: from a few
 images, the undamped ones rest on few positions.
 """
 

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What learners have in common."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from ....layers import QuantLayer
 from ....quantizers import BaseQuantizer
 
 
-class Learner:
+class Learner(ABC):
     """Something that is learned for one unit at a time.
 
     Attributes:
@@ -19,6 +20,7 @@ class Learner:
 
     weights = False
 
+    @abstractmethod
     def start(
         self,
         layers: dict[str, QuantLayer],
@@ -37,15 +39,14 @@ class Learner:
             list[dict]: Parameter groups: ``params``, ``lr`` and whether
             the rate falls to zero along a ``cosine``.
         """
-        raise NotImplementedError
 
     def penalty(self, progress: float) -> Tensor | float:
         """A term of the loss; ``progress`` runs from 0 to 1."""
         return 0.0
 
+    @abstractmethod
     def harden(self) -> None:
         """Fixes what was learned in its deployed form."""
-        raise NotImplementedError
 
 
 def with_weights(layers: dict[str, QuantLayer]) -> list[QuantLayer]:
