@@ -1,0 +1,91 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Passes in an order that works, found before anything runs."""
+
+import pytest
+from two_levels import PASSES, RULES, Tiny, batches
+
+from mmdet_ptq.apis import quantize_detector
+from mmdet_ptq.errors import QuantConfigError
+from mmdet_ptq.passes import (
+    BasePass,
+    CorrectBias,
+    FoldBatchNorm,
+    Observe,
+    SetRanges,
+    checked,
+)
+from mmdet_ptq.registry import PASSES as REGISTRY
+
+
+def test_order_that_works():
+    passes = [FoldBatchNorm(), Observe(), SetRanges(), CorrectBias()]
+    assert checked(passes) == passes
+
+
+@pytest.mark.parametrize('kind', ['SetRanges', 'CorrectBias', 'LAPQ'])
+def test_statistics_have_to_be_gathered_first(kind):
+    """The model is not touched."""
+    model = Tiny().eval()
+    before = list(model.named_modules())
+    cfg = dict(bits='w8a8', rules=RULES, passes=[dict(type=kind), PASSES[1]])
+    with pytest.raises(QuantConfigError, match=f'{kind} needs what Observe'):
+        quantize_detector(model, batches(), cfg)
+    assert list(model.named_modules()) == before
+
+
+@pytest.fixture
+def registered():
+    """Registers a class for the time of a test."""
+    names = []
+
+    def register(cls):
+        REGISTRY.register_module(module=cls)
+        names.append(cls.__name__)
+
+    yield register
+    for name in names:
+        REGISTRY.module_dict.pop(name)
+
+
+def test_no_pass(registered):
+    class Stray:
+        def run(self, session):
+            raise AssertionError('never runs')
+
+    registered(Stray)
+    passes = [*PASSES, dict(type='Stray')]
+    with pytest.raises(QuantConfigError, match='Stray is registered'):
+        quantize_detector(
+            Tiny().eval(),
+            batches(),
+            dict(bits='w8a8', rules=RULES, passes=passes),
+        )
+
+
+def test_statistics_are_there_as_long_as_they_are_needed(registered):
+    """Means only if a pass asks for them; all gone after the last reader."""
+    seen = {}
+
+    class Reader(BasePass):
+        needs = frozenset({'ranges'})
+
+        def run(self, session):
+            seen['reader'] = session.stats.means, len(session.stats.observers)
+
+    class After(BasePass):
+        def run(self, session):
+            seen['after'] = len(session.stats.observers)
+
+    registered(Reader)
+    registered(After)
+    for extra, means in (([], False), ([dict(type='CorrectBias')], True)):
+        passes = [*PASSES, dict(type='Reader'), *extra, dict(type='After')]
+        quantize_detector(
+            Tiny().eval(),
+            batches(),
+            dict(bits='w8a8', rules=RULES, passes=passes),
+        )
+        found, observers = seen['reader']
+        assert (found is not None) == means
+        assert observers > 3
+        assert seen['after'] == 0
