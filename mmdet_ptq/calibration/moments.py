@@ -94,7 +94,7 @@ def mean_output(layer: nn.Module, weight: Tensor, mean: Tensor) -> Tensor:
     Returns:
         Tensor: Shape (out_channels, ).
     """
-    groups = getattr(layer, 'groups', 1)
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     taps = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
     taps = taps.unflatten(0, (groups, -1))
     return (taps @ mean.reshape(groups, -1, 1)).flatten()

@@ -38,7 +38,7 @@ class SecondMoments:
         with observing(
             layers, lambda name, _, __, x: moments.observe(name, x)
         ):
-            session.feed(0, after)
+            session.feed.predict()
         moments.merge()
 
     Args:
@@ -217,7 +217,8 @@ def split_by_memory(
 
 def _shape(layer: nn.Module) -> tuple[int, int]:
     """Groups, and the columns of ``weight.flatten(1)``."""
-    return getattr(layer, 'groups', 1), layer.weight[0].numel()
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    return groups, layer.weight[0].numel()
 
 
 def _positions(
