@@ -76,5 +76,11 @@ def record_of(found: dict[str, Any]) -> Record:
         KeyError: If no subclass has that name.
     """
     fields = dict(found)
-    kinds = {kind.__name__: kind for kind in Record.__subclasses__()}
-    return kinds[fields.pop('type')](**fields)
+    return _kinds(Record)[fields.pop('type')](**fields)
+
+
+def _kinds(base: type[Record]) -> dict[str, type[Record]]:
+    found = {}
+    for kind in base.__subclasses__():
+        found |= {kind.__name__: kind, **_kinds(kind)}
+    return found

@@ -14,6 +14,11 @@ class WidthRecord(Record):
     bits: int
 
 
+@dataclass(frozen=True)
+class FinerRecord(WidthRecord):
+    why: str
+
+
 @pytest.mark.parametrize(
     'record',
     [
@@ -22,6 +27,7 @@ class WidthRecord(Record):
         UnitRecord('neck', 1.0, None, False, 'NaN', [1.0, 0.5], ['AdaRound']),
         UnitRecord('neck', 1.0, 0.5, True, correction=[2.0, 1.0]),
         WidthRecord('neck', 3),
+        FinerRecord('neck', 3, 'why'),
     ],
 )
 def test_there_and_back_through_json(record):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..calibration.store import write_atomic
-from ..errors import CheckpointError, PTQError
+from ..errors import CheckpointError, PTQError, QuantConfigError
 from ..layers import convert, named_tensors, quant_layers, restore_tensors
 from ..plan import attach, plan_of, plan_to_dict
 from ..structures import QuantPlan
@@ -104,6 +104,13 @@ def load_artefact(model: nn.Module, saved: dict) -> QuantPlan:
     ) as error:
         if isinstance(error, CheckpointError):
             raise
+        if isinstance(error, QuantConfigError):
+            raise CheckpointError(
+                'the quantized checkpoint uses a part that this version does '
+                f'not have: {error} If it comes from outside the package, '
+                'import the module that registers it, e.g. by custom_imports '
+                'in the config'
+            ) from error
         raise CheckpointError(
             'the quantized checkpoint is damaged or of another architecture '
             f'than the config: {type(error).__name__}: {error}'

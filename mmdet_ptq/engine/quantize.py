@@ -50,6 +50,8 @@ def run_quantization(
     """
     passes = checked(config.build_passes())
     session = prepare(model, config, example, feed, progress, work_dir)
+    for one in passes:
+        one.prepare(session)
     on_session(session)
     _run_passes(session, passes, store, resume)
     with session.stage('freeze'):

@@ -118,6 +118,10 @@ class BaseObserver(ABC):
     def end_image(self) -> None:  # noqa: B027
         """Marks the end of a calibration batch."""
 
+    def why_not(self, quantizer: BaseQuantizer) -> str:
+        """Why it gives no ranges for a quantizer, '' if it does."""
+        return ''
+
     def ranges(self, quantizer: BaseQuantizer) -> tuple[Tensor, Tensor]:
         """The range found for each level and row.
 

@@ -6,7 +6,7 @@ import copy
 import torch
 from torch import Tensor
 
-from ..quantizers import BaseQuantizer
+from ..quantizers import BaseQuantizer, Searchable
 from ..registry import OBSERVERS
 from .histogram import HistogramObserver, coarsen, power_of_two
 from .sampling import jittered_index
@@ -60,6 +60,16 @@ class LpObserver(HistogramObserver):
             )
         self.p, self.search, self.steps = p, search, steps
         super().__init__()
+
+    def why_not(self, quantizer: BaseQuantizer) -> str:
+        """See the base class: it tries ranges."""
+        if isinstance(quantizer, Searchable):
+            return ''
+        return (
+            f'an LpObserver tries ranges, and a {type(quantizer).__name__} '
+            'is not Searchable; use another observer, e.g. '
+            "dict(type='MinMaxObserver')"
+        )
 
     def with_exponent(self, p: float) -> 'LpObserver':
         """This observer at another exponent; both share the data.

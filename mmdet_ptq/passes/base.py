@@ -45,6 +45,16 @@ class BasePass(ABC):
         """Whether it fills ``session.stats``."""
         return False
 
+    def prepare(self, session: Session) -> None:  # noqa: B027
+        """Finds what does not fit this model, before any pass has run.
+
+        Args:
+            session (Session): Quantizers are attached, nothing is observed.
+
+        Raises:
+            QuantConfigError: Names the layer, and what to do.
+        """
+
     @abstractmethod
     def run(self, session: Session) -> None:
         """Does its work, without gradients unless it asks for them.

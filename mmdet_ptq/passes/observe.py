@@ -8,7 +8,7 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 from torch import Tensor
 
 from ..calibration import ChannelMeans, Session, Statistics, observing
-from ..errors import NumericError
+from ..errors import NumericError, QuantConfigError
 from ..layers import QuantLayer, float_mode
 from ..observers import BaseObserver
 from ..registry import OBSERVERS, PASSES, build_from
@@ -38,6 +38,15 @@ class Observe(BasePass):
     def gathers(self) -> bool:
         """See :attr:`BasePass.gathers`."""
         return True
+
+    def prepare(self, session: Session) -> None:
+        """See :meth:`BasePass.prepare`."""
+        observer = build_from(OBSERVERS, self.observer)
+        for name, layer in session.layers.items():
+            for port, quantizer in layer.act_quantizers.items():
+                why = observer.why_not(quantizer)
+                if why:
+                    raise QuantConfigError(f'Observe: {name}.{port}: {why}')
 
     @torch.no_grad()
     def run(self, session: Session) -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ..calibration import Session
+from ..errors import QuantConfigError
 from ..observers import LpObserver, search_weight_range
-from ..quantizers import BaseQuantizer
+from ..quantizers import BaseQuantizer, FitsTensor
 from ..registry import OBSERVERS, PASSES, build_from
 from .base import BasePass
 
@@ -32,6 +33,17 @@ class SetRanges(BasePass):
         build_from(
             OBSERVERS, self.weight_observer, 'SetRanges.weight_observer'
         )
+
+    def prepare(self, session: Session) -> None:
+        """See :meth:`BasePass.prepare`."""
+        observer = build_from(OBSERVERS, self.weight_observer)
+        for name, layer in session.layers.items():
+            quantizer = layer.weight_quantizer
+            if quantizer is None or isinstance(quantizer, FitsTensor):
+                continue
+            why = observer.why_not(quantizer)
+            if why:
+                raise QuantConfigError(f'SetRanges: {name}.weight: {why}')
 
     @torch.no_grad()
     def run(self, session: Session) -> None:

@@ -74,7 +74,10 @@ def check_rule(rule: dict, where: str, earlier: Sequence[dict] = ()) -> None:
         types += [s['type'] for s in _specs(earlier, key) if 'type' in s]
         if 'type' in spec:
             types = [spec['type']]
-        _check_spec(spec, list(dict.fromkeys(types)), f'{where}.{key}')
+        role = dict(role=key) if key == 'weight' else {}
+        _check_spec(
+            {**spec, **role}, list(dict.fromkeys(types)), f'{where}.{key}'
+        )
 
 
 def check_width(kind: str, bits: int, where: str) -> None:

@@ -18,6 +18,7 @@ from .granularity import Granularity
 from .llaq import LLAQuantizer, ShiftForm, lut, shift_form
 from .packing import pack, unpack
 from .subset import SubsetQuantizer
+from .table import TableQuantizer
 from .uniform import UniformQuantizer
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     'SoftRounding',
     'SubsetQuantizer',
     'TableEncoding',
+    'TableQuantizer',
     'UniformEncoding',
     'UniformQuantizer',
     'export_mode',

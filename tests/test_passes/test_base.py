@@ -2,6 +2,7 @@
 """Passes in an order that works, found before anything runs."""
 
 import pytest
+import torch
 from two_levels import PASSES, RULES, Tiny, batches
 
 from mmdet_ptq.apis import quantize_detector
@@ -14,7 +15,9 @@ from mmdet_ptq.passes import (
     SetRanges,
     checked,
 )
+from mmdet_ptq.quantizers import BaseQuantizer, UniformEncoding
 from mmdet_ptq.registry import PASSES as REGISTRY
+from mmdet_ptq.registry import QUANTIZERS
 
 
 def test_order_that_works():
@@ -89,3 +92,44 @@ def test_statistics_are_there_as_long_as_they_are_needed(registered):
         assert (found is not None) == means
         assert observers > 3
         assert seen['after'] == 0
+
+
+class Fixed(BaseQuantizer):
+    """Whole numbers; nothing of it can be searched."""
+
+    def set_range(self, low, high):
+        self.check_range(low, high)
+        self.initialized.fill_(True)
+
+    def encoding(self, x=None, level=0):
+        one = torch.ones(1)
+        return UniformEncoding(
+            self.bits, self.granularity, one, one.int() * 0, 0, 3
+        )
+
+    def num_rows(self):
+        return 1
+
+    def parameter_bits(self, rows):
+        return 0
+
+
+@pytest.mark.parametrize('tensor', ['weight', 'act'])
+def test_a_quantizer_that_cannot_be_searched_is_found_at_once(tensor):
+    """Before a calibration image is run; other observers take it."""
+    QUANTIZERS.register_module(module=Fixed)
+    try:
+        rules = [*RULES, {'match': 'side', tensor: dict(type='Fixed')}]
+        cfg = dict(bits='w2a2', rules=rules, passes=PASSES)
+        quantize_detector(Tiny().eval(), batches(), cfg)
+        searching = [
+            PASSES[0],
+            dict(type='Observe'),
+            dict(type='SetRanges'),
+        ]
+        model, data = Tiny().eval(), batches()
+        model.test_step = None  # a prediction would fail
+        with pytest.raises(QuantConfigError, match=r'side\..*LpObserver.*Fix'):
+            quantize_detector(model, data, dict(cfg, passes=searching))
+    finally:
+        QUANTIZERS.module_dict.pop('Fixed')
