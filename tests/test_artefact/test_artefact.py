@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mmdet_ptq.apis import load_quantized, quantize_detector, save_quantized
+from mmdet_ptq.errors import CheckpointError
 from mmdet_ptq.quantizers import pack
 from mmdet_ptq.testing.detectors import noise_batches, random_detector
 
@@ -36,14 +37,15 @@ def test_codes_count_from_the_lowest(tiny, tmp_path, kind):
             ],
             passes=[
                 dict(type='FoldBatchNorm'),
-                dict(type='InitRanges', observer=dict(type='MinMaxObserver')),
+                dict(type='Observe', observer=dict(type='MinMaxObserver')),
+                dict(type='SetRanges'),
             ],
         ),
     )
     path = tmp_path / 'quantized.pth'
     save_quantized(session, path)
     saved = torch.load(path, weights_only=True)
-    assert saved['mmdet_ptq']['format'] == 1
+    assert saved['mmdet_ptq']['format'] == 2
     lowest = -4 if kind == 'symmetric' else 0
     assert len(saved['codes']) > 20
     for name, packed in saved['codes'].items():
@@ -54,3 +56,27 @@ def test_codes_count_from_the_lowest(tiny, tmp_path, kind):
     again = load_quantized(random_detector(tiny.config['retinanet']), path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_a_part_that_is_not_registered(tiny, tmp_path):
+    """A quantizer or an edit from outside, whose module was not imported."""
+    model = random_detector(tiny.config['retinanet'])
+    cfg = dict(recipe='minmax', bits='w8a8')
+    session = quantize_detector(model, noise_batches(1, (64, 64)), cfg)
+    path = tmp_path / 'quantized.pth'
+    save_quantized(session, path)
+    for part in ('layers', 'edits'):
+        saved = torch.load(path, weights_only=True)
+        found = saved['mmdet_ptq'][part]
+        if part == 'layers':
+            next(iter(found.values()))['weight']['type'] = 'FromOutside'
+        else:
+            found[0]['type'] = 'FromOutside'
+        torch.save(saved, tmp_path / 'outside.pth')
+        with pytest.raises(
+            CheckpointError, match=r"'FromOutside'.*custom_imports"
+        ):
+            load_quantized(
+                random_detector(tiny.config['retinanet']),
+                tmp_path / 'outside.pth',
+            )
