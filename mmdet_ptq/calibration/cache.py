@@ -28,6 +28,7 @@ class ActivationCache:
     Attributes:
         in_memory (int): Bytes held in memory.
         on_disk (int): Bytes written to the file.
+        step (int): Bytes of the largest step that was checked.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class ActivationCache:
         self.half = DTYPES[dtype] is torch.float16
         self.in_memory = 0
         self.on_disk = 0
+        self.step = 0
         self._file: Any = None
         self._free: list[tuple[int, int]] = []
         self._end = 0
@@ -81,6 +83,7 @@ class ActivationCache:
         Raises:
             QuantConfigError: Says how much is needed.
         """
+        self.step = max(self.step, size)
         if size > self.limit:
             raise QuantConfigError(
                 f'calibration.cache: {self.limit} bytes are less than the '
