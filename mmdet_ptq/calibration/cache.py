@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Activations kept within a bound of memory, beyond it on disk."""
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,13 @@ class ActivationCache:
     def drop(self, tree: Any) -> None:
         """Gives the room of the entries back."""
         tree_map_only(_Entry, self._release, tree)
+
+    @property
+    def file_size(self) -> int:
+        """Bytes that the file takes, gaps that are free again included."""
+        return (
+            0 if self._file is None else os.fstat(self._file.fileno()).st_size
+        )
 
     def check_fits(self, size: int, what: str) -> None:
         """Refuses a bound that not even one step fits.

@@ -36,19 +36,20 @@ def test_codes_count_from_the_lowest(tiny, tmp_path, kind):
             ],
             passes=[
                 dict(type='FoldBatchNorm'),
-                dict(type='InitRanges', observer=dict(type='MinMaxObserver')),
+                dict(type='Observe', observer=dict(type='MinMaxObserver')),
+                dict(type='SetRanges'),
             ],
         ),
     )
     path = tmp_path / 'quantized.pth'
     save_quantized(session, path)
     saved = torch.load(path, weights_only=True)
-    assert saved['mmdet_ptq']['format'] == 1
+    assert saved['mmdet_ptq']['format'] == 2
     lowest = -4 if kind == 'symmetric' else 0
     assert len(saved['codes']) > 20
     for name, packed in saved['codes'].items():
         layer = session.layers[name]
-        codes = layer.weight_quantizer.encode(layer.weight)
+        codes = layer.weight_quantizer.encoding().encode(layer.weight)
         assert torch.equal(packed, pack(codes - lowest, 3))
         assert f'{name}.weight' not in saved['tensors']
     again = load_quantized(random_detector(tiny.config['retinanet']), path)

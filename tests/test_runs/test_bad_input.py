@@ -533,7 +533,7 @@ def test_full_disk_keeps_the_old_artefact(ptq, full_disk, monkeypatch):
     # with space again, what was calibrated is not lost
     monkeypatch.setattr(
         CalibLoop,
-        '__call__',
+        'predict',
         lambda self, start, after: pytest.fail('calibrated again'),
     )
     assert ptq(*QUICK, '--bits', 'w4a4', '--resume').code == 0
@@ -598,5 +598,5 @@ def test_errors_do_not_hide_in_the_loop(ptq, monkeypatch):
     def broken(*_, **__):
         raise PTQError('told once')
 
-    monkeypatch.setattr(CalibLoop, '__call__', broken)
+    monkeypatch.setattr(CalibLoop, 'predict', broken)
     refused(ptq(*QUICK), 'told once')

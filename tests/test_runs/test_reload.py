@@ -16,6 +16,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
+from outcomes import measured, same
 
 from mmdet_ptq import load_quantized, quantize_detector
 from mmdet_ptq.apis import save_quantized
@@ -59,29 +60,14 @@ def mmdet_test(monkeypatch, tmp_path):
 def calibrations(monkeypatch):
     """Counts calibrations."""
     found = []
-    run = CalibLoop.__call__
+    run = CalibLoop.predict
 
     def counted(self, *args, **kwargs):
         found.append(1)
         return run(self, *args, **kwargs)
 
-    monkeypatch.setattr(CalibLoop, '__call__', counted)
+    monkeypatch.setattr(CalibLoop, 'predict', counted)
     return found
-
-
-def same(a, b):
-    """Whether two results are equal to the bit, tensors included."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def measured(metrics):
-    return {k: v for k, v in metrics.items() if k.startswith('coco/')}
 
 
 @pytest.mark.parametrize('model', ['retinanet', 'mask_rcnn'])
@@ -211,11 +197,11 @@ def test_artefact_of_another_architecture(ptq, built, tiny):
     [
         lambda s: s['mmdet_ptq'].pop('layers'),
         lambda s: s['mmdet_ptq'].update(format=99),
-        lambda s: s['mmdet_ptq'].update(folds={'no.such': 'layer'}),
+        lambda s: s['mmdet_ptq']['edits'][-1].update(norm='no.such'),
         lambda s: s['tensors'].popitem(),
         lambda s: s['codes'].update(no=torch.zeros(1)),
     ],
-    ids=['layers', 'format', 'folds', 'tensors', 'codes'],
+    ids=['layers', 'format', 'edits', 'tensors', 'codes'],
 )
 def test_damaged_artefact(built, tmp_path, damage):
     model, batches = built('retinanet')
@@ -233,3 +219,23 @@ def test_damaged_artefact(built, tmp_path, damage):
 def test_float_checkpoint_is_no_artefact(built, tiny):
     with pytest.raises(CheckpointError, match='no quantized checkpoint'):
         load_quantized(built('retinanet')[0], tiny.checkpoint['retinanet'])
+
+
+def test_artefact_of_the_first_format(built, tmp_path):
+    """Its folds stand in for edits; whatever can be decomposed was."""
+    model, batches = built('retinanet')
+    session = quantize_detector(
+        model, batches[:1], dict(recipe='minmax', bits='w8a8')
+    )
+    save_quantized(session, tmp_path / 'q.pth')
+    saved = torch.load(tmp_path / 'q.pth', weights_only=True)
+    edits = saved['mmdet_ptq'].pop('edits')
+    folds = {e['norm']: e['layer'] for e in edits}
+    saved['mmdet_ptq'].update(format=1, folds=folds)
+    torch.save(saved, tmp_path / 'old.pth')
+    assert folds
+    old = load_quantized(built('retinanet')[0], tmp_path / 'old.pth')
+    new = load_quantized(built('retinanet')[0], tmp_path / 'q.pth')
+    ours, theirs = old.state_dict(), new.state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[n], theirs[n]) for n in ours)
