@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Activations kept within a bound of memory, beyond it on disk."""
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class ActivationCache:
     Attributes:
         in_memory (int): Bytes held in memory.
         on_disk (int): Bytes written to the file.
+        step (int): Bytes of the largest step that was checked.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class ActivationCache:
         self.half = DTYPES[dtype] is torch.float16
         self.in_memory = 0
         self.on_disk = 0
+        self.step = 0
         self._file: Any = None
         self._free: list[tuple[int, int]] = []
         self._end = 0
@@ -71,6 +74,13 @@ class ActivationCache:
         """Gives the room of the entries back."""
         tree_map_only(_Entry, self._release, tree)
 
+    @property
+    def file_size(self) -> int:
+        """Bytes that the file takes, gaps that are free again included."""
+        return (
+            0 if self._file is None else os.fstat(self._file.fileno()).st_size
+        )
+
     def check_fits(self, size: int, what: str) -> None:
         """Refuses a bound that not even one step fits.
 
@@ -81,6 +91,7 @@ class ActivationCache:
         Raises:
             QuantConfigError: Says how much is needed.
         """
+        self.step = max(self.step, size)
         if size > self.limit:
             raise QuantConfigError(
                 f'calibration.cache: {self.limit} bytes are less than the '

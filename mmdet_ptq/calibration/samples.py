@@ -74,6 +74,10 @@ class Images:
         samples = batch.pop('data_samples')
         return self.cache.keep((batch, anchor, targets)), samples
 
+    def entries(self) -> Any:
+        """Everything of theirs that is in the cache."""
+        return [held for held, _ in self._kept.values()]
+
     def run(self, j: int) -> Any:
         """The detector's raw outputs on image ``j``, as it is set now."""
         (batch, anchor), samples = self._inputs(j)

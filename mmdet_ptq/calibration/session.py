@@ -47,6 +47,8 @@ class Session:
         seconds (dict[str, float]): Time spent in each stage.
         state (dict): Progress inside the running pass, from a resume file;
             the pass owns its content.
+        caches (list[ActivationCache]): Those that are open; made by
+            :meth:`cache`.
         save (Callable): Writes the resume file; slow, call it seldom.
         export (Callable): Gives ``state`` for the resume file.
     """
@@ -65,6 +67,7 @@ class Session:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
+    caches: list[ActivationCache] = field(default_factory=list)
     save: Callable[[], None] = lambda: None
     export: Callable[[], dict] = dict
 
@@ -126,9 +129,11 @@ class Session:
         cache = ActivationCache(
             config.cache_bytes, self.work_dir, config.cache_dtype
         )
+        self.caches.append(cache)
         try:
             yield cache
         finally:
+            self.caches.remove(cache)
             cache.close()
 
     @contextmanager

@@ -68,7 +68,7 @@ class Result:
             fingerprint=fingerprint,
         )
         # ranks on other machines do not see the file
-        found = [_float_part(path, fingerprint) if resume else None]
+        found = [float_part(path, fingerprint) if resume else None]
         broadcast_object_list(found)
         if found[0] is not None:
             self.float_metrics, seconds = found[0]
@@ -158,7 +158,7 @@ class Result:
         ):
             table.add_column(column, justify=justify)
         for name, value in found['quantized'].items():
-            table.add_row(*_row(name, found['float'].get(name), value, 3))
+            table.add_row(*row_of(name, found['float'].get(name), value, 3))
         table.add_section()
         table.add_row(*_less('parameters (MB)', found['storage_mb'], 1, '.2f'))
         cost = found['cost']
@@ -177,7 +177,7 @@ class Result:
             for layer in found['layers']['float']:
                 left.add_row(layer['name'], layer['why'])
             console.print(left)
-        notes = _print_units(console, found['reconstruction'], found['notes'])
+        notes = print_units(console, found['reconstruction'], found['notes'])
         for note in notes:
             console.print(f'note: {note}')
 
@@ -186,7 +186,7 @@ def _records(session: Session, kind: type[Record]) -> list[dict]:
     return [asdict(r) for r in session.records if isinstance(r, kind)]
 
 
-def _print_units(
+def print_units(
     console: Console, records: list[dict], notes: list[str]
 ) -> list[str]:
     """Prints a line for each reconstructed unit, a table for each pass.
@@ -230,8 +230,17 @@ def _print_units(
     return [note for note in notes if note not in told]
 
 
-def _float_part(path: Path, fingerprint: str) -> tuple[dict, float] | None:
-    """Float metrics and seconds of an earlier run, None if of another."""
+def float_part(path: Path, fingerprint: str) -> tuple[dict, float] | None:
+    """Float metrics and seconds of an earlier run.
+
+    Args:
+        path (Path): The result file.
+        fingerprint (str): Of this run.
+
+    Returns:
+        tuple[dict, float], optional: None if there is none, it cannot be
+        read, or it is of another run.
+    """
     try:
         old = json.loads(path.read_text())
         same = old['fingerprint'] == fingerprint and old['float']
@@ -241,9 +250,20 @@ def _float_part(path: Path, fingerprint: str) -> tuple[dict, float] | None:
     return (old['float'], seconds) if same else None
 
 
-def _row(
+def row_of(
     name: str, before: float | None, after: float, digits: int
 ) -> tuple[str, str, str, str]:
+    """A row of the table of metrics.
+
+    Args:
+        name (str): Of the metric.
+        before (float, optional): Of the float detector.
+        after (float): Of the quantized one.
+        digits (int): Behind the point.
+
+    Returns:
+        tuple[str, str, str, str]: Name, both, and the difference.
+    """
     if before is None:
         return name, '-', f'{after:.{digits}f}', '-'
     return (

@@ -97,7 +97,7 @@ class LpObserver(HistogramObserver):
         two_ends = self.search == '2d' or (
             self.search == 'auto' and two_sided and not quantizer.symmetric
         )
-        points, weights = self._points(quantizer.bits, level)
+        points, weights = self.points(quantizer.bits, level)
         if self.rows == 1:
             weights = weights[0]
         error = GridError(quantizer, points, weights, self.p)
@@ -109,12 +109,20 @@ class LpObserver(HistogramObserver):
             return best.low, best.high
         return shrink_search(error, low, high, steps, two_ends)
 
-    def _points(self, bits: int, level: int) -> tuple[Tensor, Tensor]:
-        """Points ``[K, B]`` and their shares of a row's mass ``[K, B]``.
+    def points(self, bits: int, level: int) -> tuple[Tensor, Tensor]:
+        """Points that stand for the data of each row, and their shares.
 
         The grid's steps have to be several points wide, or the error would
         tell more of the bins than of the data: bins are split, or merged to
         save time, to about 8 points for each of the ``2^bits`` codes.
+
+        Args:
+            bits (int): Width of the grid that they are for.
+            level (int): Pyramid level.
+
+        Returns:
+            tuple[Tensor, Tensor]: Points, shape (rows, B), and shares of a
+            row's mass, of the same shape.
         """
         wanted = max(1024, 1 << bits + 3) if self.rows <= 16 else 512
         counts = self.counts[level].clone()

@@ -81,7 +81,7 @@ class Observe(BasePass):
             float_mode(session.model),
         ):
             session.feed.predict(done, after)
-            _merge(stats.observers, stats.means)
+            merge_ranks(stats.observers, stats.means)
             self._reach_the_rest(session, taps)
         for group in list(stats.groups):
             if not stats.of(group[0]).seen:
@@ -100,7 +100,7 @@ class Observe(BasePass):
         session.feed.run_raw(1)
         for observer in unseen:
             observer.end_image()
-        _merge(unseen, means)
+        merge_ranks(unseen, means)
         if means is not None:
             stats.means.add(means.state_dict())
 
@@ -125,8 +125,15 @@ def _leave_float(session: Session, group: list[Port]) -> None:
         )
 
 
-def _merge(observers: list[BaseObserver], means: ChannelMeans | None) -> None:
-    """Combines the statistics of all ranks, the same on every rank."""
+def merge_ranks(
+    observers: list[BaseObserver], means: ChannelMeans | None
+) -> None:
+    """Combines the statistics of all ranks, the same on every rank.
+
+    Args:
+        observers (list[BaseObserver]): This rank's; changed in place.
+        means (ChannelMeans, optional): This rank's; changed in place.
+    """
     if get_world_size() == 1:
         return
     mine = get_rank()

@@ -41,7 +41,7 @@ def random_detector(path: str | Path, heads: bool = False) -> nn.Module:
 
     register_all_modules(init_default_scope=True)
     cfg = Config.fromfile(str(config_path(path)))
-    model_cfg = _without_pretrained(copy.deepcopy(cfg.model))
+    model_cfg = without_pretrained(copy.deepcopy(cfg.model))
     torch.manual_seed(0)
     model = MODELS.build(model_cfg)
     start = model if heads else getattr(model, 'backbone', None)
@@ -52,13 +52,13 @@ def random_detector(path: str | Path, heads: bool = False) -> nn.Module:
             start.init_weights()
         finally:
             logging.disable(logging.NOTSET)
-    _calm(model)
+    calm(model)
     # distilling detectors return None here
     model.eval()
     return model
 
 
-def _calm(model: nn.Module) -> None:
+def calm(model: nn.Module) -> None:
     """Makes a random network one in which small errors stay small.
 
     With random weights and norms of bias 0, every layer of conv, norm and
@@ -87,7 +87,7 @@ def _calm(model: nn.Module) -> None:
             nn.init.constant_(module.weight, 0.2)
 
 
-def _without_pretrained(cfg: Any) -> Any:
+def without_pretrained(cfg: Any) -> Any:
     """Takes out of a config what needs a network or a process group.
 
     Args:
@@ -112,10 +112,10 @@ def _without_pretrained(cfg: Any) -> Any:
         if cfg.get('type') == 'MMSyncBN':
             cfg['type'] = 'BN'
         for value in cfg.values():
-            _without_pretrained(value)
+            without_pretrained(value)
     elif isinstance(cfg, list | tuple):
         for value in cfg:
-            _without_pretrained(value)
+            without_pretrained(value)
     return cfg
 
 

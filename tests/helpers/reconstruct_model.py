@@ -7,12 +7,17 @@ import pytest
 import torch
 from mmengine.model import BaseModel
 from torch import nn
+from torch.utils._pytree import tree_flatten
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration import Batches
 from mmdet_ptq.engine.quantize import run_quantization
 from mmdet_ptq.layers import named_tensors
+from mmdet_ptq.passes.reconstruct import Reconstruct
+from mmdet_ptq.passes.reconstruct.trainer import Trainer
 from mmdet_ptq.quant_cfg import parse_quant_cfg
+from mmdet_ptq.records import UnitRecord
+from mmdet_ptq.registry import PASSES
 
 
 class Block(nn.Module):
@@ -67,22 +72,63 @@ INIT = [
 ]
 
 
-def reconstruct(data=None, bits='w3a4', calibration=None, init=INIT, **args):
-    """Quantizes a new Net; gives model and session."""
+LEARN = [dict(type='AdaRound'), dict(type='LearnedSteps')]
+BLOCK = 'backbone.2'
+UNITS = ['backbone.0', BLOCK, 'backbone.3', 'neck.0', 'neck.1', 'tower']
+#: one on a unit's outputs, one on the detector's
+LOSSES = [dict(type='L2Loss'), dict(type='DetectionLoss')]
+
+
+def pass_with(trainer):
+    """Name of a registered pass that fits its units otherwise."""
+    if trainer is Trainer:
+        return 'Reconstruct'
+    kind = type('ReconstructOtherwise', (Reconstruct,), dict(trainer=trainer))
+    PASSES.register_module(module=kind, force=True)
+    return kind.__name__
+
+
+def reconstruct(
+    data=None,
+    bits='w3a4',
+    calibration=None,
+    init=INIT,
+    net=Net,
+    rules=RULES,
+    trainer=Trainer,
+    **args,
+):
+    """Quantizes a new network; gives model and session."""
     args.setdefault('learn', [dict(type='AdaRound')])
     args.setdefault('iters', 40)
-    model = Net().eval()
+    model = net().eval()
     session = quantize_detector(
         model,
         data or batches(),
         dict(
             bits=bits,
-            rules=RULES,
-            passes=[*init, dict(type='Reconstruct', **args)],
+            rules=rules,
+            passes=[*init, dict(type=pass_with(trainer), **args)],
             calibration=calibration or {},
         ),
     )
     return model, session
+
+
+def inside(look, only=BLOCK, **args):
+    """Calls a function where a unit would be learned; learns nothing."""
+    found = {}
+
+    class Looking(Trainer):
+        def fit(self, learners, acts, k):
+            name = self.view.name
+            if only in (None, name):
+                found[name] = look(self, learners, acts, k)
+            return UnitRecord(name, 0.0, 0.0, True)
+
+    reconstruct(trainer=Looking, **args)
+    assert found
+    return found if only is None else found[only]
 
 
 def outputs(model, data):
@@ -96,6 +142,13 @@ def error(model, data):
         float((a - b).square().sum())
         for a, b in zip(exact, outputs(model, data), strict=True)
     )
+
+
+def flat(outputs):
+    """The tensors of a nested value."""
+    found = [t for t in tree_flatten(outputs)[0] if torch.is_tensor(t)]
+    assert found
+    return found
 
 
 def equal(a, b):
@@ -124,7 +177,7 @@ class Store:
             raise KeyboardInterrupt
 
 
-def stopped_and_resumed(stop_at, **args):
+def stopped_and_resumed(stop_at, net=Net, **args):
     """Stops at a write of the resume file, then goes on; None: at none.
 
     The first write is that of the ranges, the others are units.
@@ -138,7 +191,7 @@ def stopped_and_resumed(stop_at, **args):
     )
 
     def run(resume):
-        model, data = Net().eval(), batches()
+        model, data = net().eval(), batches()
         session = run_quantization(
             model,
             config,

@@ -50,7 +50,7 @@ def test_codes_count_from_the_lowest(tiny, tmp_path, kind):
     assert len(saved['codes']) > 20
     for name, packed in saved['codes'].items():
         layer = session.layers[name]
-        codes = layer.weight_quantizer.encode(layer.weight)
+        codes = layer.weight_quantizer.encoding().encode(layer.weight)
         assert torch.equal(packed, pack(codes - lowest, 3))
         assert f'{name}.weight' not in saved['tensors']
     again = load_quantized(random_detector(tiny.config['retinanet']), path)

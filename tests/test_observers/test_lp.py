@@ -94,7 +94,7 @@ def test_never_worse_than_the_extremes_on_its_points(search, symmetric):
         observer.observe(torch.from_numpy(data(name)))
         for bits in (2, 4, 8):
             q = UniformQuantizer(bits, symmetric)
-            error = GridError(q, *observer._points(bits, 0), 2.4)
+            error = GridError(q, *observer.points(bits, 0), 2.4)
             got = error(*observer.ranges(q)[:2])
             assert got <= error(observer.low, observer.high)
 
@@ -140,7 +140,7 @@ def test_zeros_do_not_count_as_half_a_bin():
     x = torch.cat([torch.zeros(10**5), torch.rand(100) * 8])
     observer = LpObserver()
     observer.observe(x)
-    share = observer._points(8, 0)[1]
+    share = observer.points(8, 0)[1]
     assert float(share.sum()) < 0.01
     got = observer.ranges(UniformQuantizer(2))
     sparse = LpObserver()

@@ -132,7 +132,7 @@ def test_states_of_other_ranks_are_added_once(monkeypatch):
         observe, 'all_gather_object', lambda _: gathered.pop(0)
     )
     observer = Summing(10)
-    observe._merge([observer], means)
+    observe.merge_ranks([observer], means)
     assert observer.seen == means.sums['x'] == 111
     assert means.counts == dict(x=3)
 

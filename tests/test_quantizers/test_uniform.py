@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from mmdet_ptq.quantizers import UniformQuantizer
 from mmdet_ptq.quantizers import kernels as kernels_module
@@ -256,3 +257,72 @@ def test_wrong_number_of_channels():
     q = make([0.0] * 3, [1.0] * 3, granularity='channel')
     with pytest.raises(ValueError, match='3 scales do not fit'):
         q(torch.randn(1, 4))
+
+
+@pytest.mark.parametrize('symmetric', [False, True])
+def test_ends_have_the_slope_of_the_relaxed_quantizer(symmetric):
+    """With codes and zero point held, by finite differences."""
+    q = UniformQuantizer(3, symmetric=symmetric).double()
+    q.set_range(torch.tensor([-1.3]), torch.tensor([2.1]))
+    plain_x = torch.linspace(-4, 4, 101)
+    fixed = q(plain_x)
+    q.learn_ends()
+    torch.testing.assert_close(q(plain_x).detach(), fixed)
+    x = plain_x.clone().requires_grad_()
+    q(x).sum().backward()
+    inside = (plain_x > float(fixed.min())) & (plain_x < float(fixed.max()))
+    assert torch.equal(x.grad[inside], torch.ones(int(inside.sum())))
+    outside = (plain_x < fixed.min() - 0.5) | (plain_x > fixed.max() + 0.5)
+    assert not x.grad[outside].any()
+    # above the range the output is the upper end: (n - z) s
+    q.zero_grad()
+    q(torch.tensor([100.0])).sum().backward()
+    if symmetric:
+        # s = (high - low) / 7, top code 3
+        assert float(q.high.grad) == pytest.approx(3 / 7)
+        assert float(q.low.grad) == pytest.approx(-3 / 7)
+    else:
+        # (n - z) s with z = -low / s relaxed: n s + low = high
+        assert float(q.high.grad) == pytest.approx(1.0, abs=0.1)
+        assert float(q.low.grad) == pytest.approx(0.0, abs=0.1)
+    with torch.no_grad():
+        q.high.mul_(1.5)
+        learned = q(plain_x)
+    q.learn_ends(False)
+    torch.testing.assert_close(q(plain_x), learned)
+    assert not isinstance(q.scale, nn.Parameter)
+
+
+@pytest.mark.parametrize('symmetric', [False, True])
+@pytest.mark.parametrize(
+    ('low', 'high'), [(-3.0, 1.0), (-1.0, 3.0), (0.5, 2.0), (-2.0, -0.5)]
+)
+def test_ends_anywhere_are_fixed_as_they_were_used(symmetric, low, high):
+    """Also where an optimizer has pushed them over zero."""
+    q = UniformQuantizer(3, symmetric=symmetric)
+    q.set_range(torch.tensor([-1.0]), torch.tensor([1.0]))
+    q.learn_ends()
+    x = torch.linspace(-4, 4, 101)
+    with torch.no_grad():
+        q.low.fill_(low)
+        q.high.fill_(high)
+        learned = q(x)
+    assert float(q(torch.zeros(1))) == 0
+    q.learn_ends(False)
+    torch.testing.assert_close(q(x), learned)
+
+
+def test_ends_of_each_level():
+    q = UniformQuantizer(3, per_level=True)
+    q.set_range(torch.tensor([[-1.0], [-2.0]]), torch.tensor([[3.0], [9.0]]))
+    x = torch.linspace(-10, 10, 101)
+    fixed = [q(x, level) for level in (0, 1)]
+    assert not torch.equal(*fixed)
+    q.learn_ends()
+    for level in (0, 1):
+        torch.testing.assert_close(q(x, level).detach(), fixed[level])
+    q(x, 1).sum().backward()
+    assert not q.high.grad[0].any() and q.high.grad[1].any()
+    q.learn_ends(False)
+    for level in (0, 1):
+        torch.testing.assert_close(q(x, level), fixed[level])

@@ -6,7 +6,7 @@ from mmcv.ops import ModulatedDeformConv2dPack
 from torch import nn
 
 from mmdet_ptq.testing import noise_batches, random_detector
-from mmdet_ptq.testing.detectors import _calm, _without_pretrained
+from mmdet_ptq.testing.detectors import calm, without_pretrained
 
 
 def test_a_detector_that_distils_is_returned_too(tmp_path):
@@ -22,7 +22,7 @@ def test_configs_lose_what_needs_a_network_or_a_process_group():
         norm_cfg=[dict(type='MMSyncBN', requires_grad=True)],
         neck=dict(init_cfg=dict(type='Normal')),
     )
-    assert _without_pretrained(cfg) == dict(
+    assert without_pretrained(cfg) == dict(
         init_cfg=None,
         pretrained=None,
         norm_cfg=[dict(type='BN', requires_grad=True)],
@@ -44,7 +44,7 @@ def test_random_offsets_count_but_stay_below_a_pixel():
     pack = ModulatedDeformConv2dPack(64, 8, 3, padding=1)
     model = nn.Sequential(pack)
     nn.init.kaiming_normal_(pack.conv_offset.weight)
-    _calm(model)
+    calm(model)
     offsets = pack.conv_offset(torch.randn(1, 64, 16, 16) + 1)
     assert 0.1 < offsets.std() < 1
 

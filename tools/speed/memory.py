@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,16 @@ from unittest import mock
 import torch
 
 from mmdet_ptq import quantize_detector
-from mmdet_ptq.calibration import ActivationCache
-from mmdet_ptq.calibration.units import UnitView
-from mmdet_ptq.passes.reconstruct import Reconstruct, reconstruct
+from mmdet_ptq.calibration import Sample, Session
+from mmdet_ptq.records import Record
+from mmdet_ptq.registry import PASSES
 from mmdet_ptq.structures import Unit
 from mmdet_ptq.testing import (
     noise_batches,
     random_detector,
     settle_batch_norms,
 )
-from tools.speed.steps import chosen, chosen_only
+from tools.speed.steps import ChosenVisit, ReconstructChosen, chosen
 
 MIB = 2**20
 BESIDE = 'beside '
@@ -98,6 +99,63 @@ class Peak:
             self.top[name] = max(self.top.get(name, 0), value)
 
 
+@dataclass(frozen=True)
+class MemoryRecord(Record):
+    """Memory that a pass took.
+
+    Attributes:
+        top (dict[str, int]): Peaks, in bytes; see :func:`peak_of`.
+    """
+
+    top: dict[str, int]
+
+
+class WatchedVisit(ChosenVisit):
+    """Says which of the chosen units it is at."""
+
+    def __call__(self, k: int, samples: dict[int, Sample] | None) -> None:
+        """Reconstructs unit ``k`` if the pass has chosen it."""
+        if self.units[k].name in self.settings.pick(self.units):
+            self.settings.at = self.units[k].name
+        super().__call__(k, samples)
+
+
+def watched(units: list[Unit]) -> tuple[str, ...]:
+    """The second unit, which has the largest output, and those timed."""
+    return units[1].name, *chosen(units)
+
+
+@PASSES.register_module()
+class WatchedReconstruct(ReconstructChosen):
+    """Samples memory while some units are reconstructed.
+
+    Attributes:
+        at (str): What is running.
+    """
+
+    visit = WatchedVisit
+    pick = staticmethod(watched)
+    at = 'the float model'
+
+    def run(self, session: Session) -> None:
+        """Adds a :class:`MemoryRecord`."""
+
+        def read() -> dict[str, int]:
+            caches = list(session.caches)
+            held = sum(one.in_memory for one in caches)
+            everything = anonymous(Path('/proc/self/status').read_text())
+            return {
+                'held': held,
+                'cached': held + sum(one.on_disk for one in caches),
+                'sample': max((one.step for one in caches), default=0),
+                f'{BESIDE}{self.at}': everything - held,
+            }
+
+        with Peak(read) as peak:
+            super().run(session)
+        session.records.append(MemoryRecord('all', peak.top))
+
+
 def peak_of(
     config: str,
     size: int,
@@ -113,7 +171,8 @@ def peak_of(
         size (int): Height and width of the images, pixels.
         images (int): How many are held in memory, as a caller would.
         used (int): With how many of them is calibrated.
-        quant_cfg (dict): Its number of images is replaced.
+        quant_cfg (dict): With a ``WatchedReconstruct``; its number of
+            images is replaced.
         threads (int): Of torch.
 
     Returns:
@@ -129,52 +188,8 @@ def peak_of(
     settle_batch_norms(model, data[:FEW])
     quant_cfg = dict(quant_cfg)
     quant_cfg['calibration'] = dict(quant_cfg['calibration'], num_samples=used)
-    caches: list[ActivationCache] = []
-    top: dict[str, int] = {}
-    sample, where = [0], ['the float model']
-
-    class Watched(ActivationCache):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            caches.append(self)
-
-        def check_fits(self, size: int, what: str) -> None:
-            sample[0] = max(sample[0], size)
-            super().check_fits(size, what)
-
-    def read() -> dict[str, int]:
-        held = sum(one.in_memory for one in caches)
-        everything = anonymous(Path('/proc/self/status').read_text())
-        return dict(
-            held=held,
-            cached=held + sum(one.on_disk for one in caches),
-            **{f'{BESIDE}{where[0]}': everything - held},
-        )
-
-    def pick(units: list[Unit]) -> tuple[str, ...]:
-        # the first is the stem; the second has the largest output
-        return units[1].name, *chosen(units)
-
-    class Noted(UnitView):
-        def __init__(self, model: Any, graph: Any, unit: Unit) -> None:
-            super().__init__(model, graph, unit)
-            where[0] = unit.name
-
-    original = Reconstruct.run
-
-    def run(self: Reconstruct, session: Any) -> None:
-        with Peak(read) as peak:
-            original(self, session)
-        top.update(peak.top)
-
-    with (
-        mock.patch.object(reconstruct, 'ActivationCache', Watched),
-        mock.patch.object(reconstruct, 'UnitView', Noted),
-        mock.patch.object(Reconstruct, 'run', run),
-        chosen_only(pick=pick),
-    ):
-        quantize_detector(model, data, quant_cfg)
-    return dict(top, sample=sample[0])
+    records = quantize_detector(model, data, quant_cfg).records
+    return next(r.top for r in records if isinstance(r, MemoryRecord))
 
 
 def in_child(*args: Any) -> dict[str, int]:

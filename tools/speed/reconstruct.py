@@ -17,31 +17,47 @@ import torch
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration import Session
-from mmdet_ptq.quant_cfg import parse_quant_cfg
+from mmdet_ptq.passes import Reconstruct
+from mmdet_ptq.quant_cfg import load_recipe, parse_quant_cfg
 from mmdet_ptq.testing import (
     noise_batches,
     random_detector,
     settle_batch_norms,
 )
-from tools.speed.memory import FEW, growth, in_child
-from tools.speed.steps import (
-    TimedTrainer,
-    chosen_only,
-    clock_of,
-    summarize,
-)
+from tools.speed.memory import FEW, WatchedReconstruct, growth, in_child
+from tools.speed.steps import TimedReconstruct, clock_of, summarize
 
 CONFIG = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 COMMAND = 'python -m tools.speed.benchmark reconstruct'
 FULL = dict(size=(800, 1333), images=64, iters=2000)
 
 
-def quant_cfg(images: int, iters: int, **calibration: str) -> dict:
-    """Reg-PTQ at 4 bits, one image a step."""
+def quant_cfg(
+    images: int,
+    iters: int,
+    kind: type[Reconstruct] = Reconstruct,
+    **calibration: str,
+) -> dict:
+    """Reg-PTQ at 4 bits, one image a step.
+
+    Args:
+        images (int): Number of calibration images.
+        iters (int): Steps of a unit.
+        kind (type[Reconstruct]): The pass that reconstructs; registered.
+        **calibration (str): What else ``calibration`` says.
+
+    Returns:
+        dict: The ``quant_cfg``.
+    """
+    own = dict(type=kind.__name__, iters=iters, batch_size=1)
+    passes = load_recipe('reg_ptq')['passes']
     return dict(
         recipe='reg_ptq',
         bits='w4a4',
-        pass_args=dict(Reconstruct=dict(iters=iters, batch_size=1)),
+        passes=[
+            {**one, **own} if one['type'] == 'Reconstruct' else one
+            for one in passes
+        ],
         calibration=dict(num_samples=images, **calibration),
     )
 
@@ -81,11 +97,9 @@ def measure_steps(
     Returns:
         dict[str, dict]: :func:`steps.summarize` of each unit.
     """
-    with chosen_only(TimedTrainer):
-        session = quantized(
-            config, (size, size), device, quant_cfg(images, iters)
-        )
-    return {r['unit']: summarize(r['times']) for r in session.records}
+    cfg = quant_cfg(images, iters, TimedReconstruct)
+    session = quantized(config, (size, size), device, cfg)
+    return {r.unit: summarize(r.times) for r in session.records}
 
 
 def measure_memory(
@@ -104,7 +118,7 @@ def measure_memory(
     Returns:
         dict: See :func:`memory.growth`.
     """
-    cfg = quant_cfg(images, iters, cache=bound)
+    cfg = quant_cfg(images, iters, WatchedReconstruct, cache=bound)
     many, few = (
         in_child(config, size, images, used, cfg, threads)
         for used in (images, FEW)
@@ -142,7 +156,7 @@ def measure_full(
         minutes=round(spent / 60, 2),
         stages={k: round(v / 60, 2) for k, v in session.seconds.items()},
         units=len(session.records),
-        kept=sum(r['kept'] for r in session.records),
+        kept=sum(r.kept for r in session.records),
         peak_gib=None if peak is None else round(peak / 2**30, 2),
     )
 

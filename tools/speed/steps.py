@@ -3,19 +3,21 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
-from unittest import mock
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from mmdet_ptq.calibration import Session
+from mmdet_ptq.calibration import Sample
 from mmdet_ptq.layers import float_mode
-from mmdet_ptq.passes.reconstruct import Reconstruct, reconstruct
+from mmdet_ptq.passes.reconstruct import Reconstruct
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
+from mmdet_ptq.passes.reconstruct.visit import Visit
+from mmdet_ptq.records import UnitRecord
+from mmdet_ptq.registry import PASSES
 from mmdet_ptq.structures import Unit
 from tools.speed.suffix import suffix
 
@@ -60,38 +62,29 @@ def chosen(units: list[Unit]) -> tuple[str, str]:
     )
 
 
-@contextmanager
-def chosen_only(
-    trainer: type[Trainer] = Trainer,
-    pick: Callable[[list[Unit]], Sequence[str]] = chosen,
-) -> Iterator[None]:
-    """Lets ``Reconstruct`` visit some units only.
+class ChosenVisit(Visit):
+    """Reconstructs the chosen units and passes over the others."""
+
+    def __call__(self, k: int, samples: dict[int, Sample] | None) -> None:
+        """Reconstructs unit ``k`` if the pass has chosen it."""
+        if self.units[k].name in self.settings.pick(self.units):
+            super().__call__(k, samples)
+
+
+class ReconstructChosen(Reconstruct):
+    """Visits some units only.
 
     The others stay as the passes before left them, so the units before a
     chosen one are quantized.
 
-    Args:
-        trainer (type[Trainer]): What fits them.
+    Attributes:
         pick (Callable): Gives the names of the chosen units.
     """
-    original = Reconstruct._one
 
-    def one(
-        self: Reconstruct,
-        session: Session,
-        images: Any,
-        units: list[Unit],
-        k: int,
-        *rest: Any,
-    ) -> None:
-        if units[k].name in pick(units):
-            original(self, session, images, units, k, *rest)
-
-    with (
-        mock.patch.object(Reconstruct, '_one', one),
-        mock.patch.object(reconstruct, 'Trainer', trainer),
-    ):
-        yield
+    visit = ChosenVisit
+    pick: ClassVar[Callable[[list[Unit]], Sequence[str]]] = staticmethod(
+        chosen
+    )
 
 
 def pull(outputs: list[Tensor], to: list[Tensor]) -> None:
@@ -103,6 +96,17 @@ def pull(outputs: list[Tensor], to: list[Tensor]) -> None:
     """
     total = sum(t.sum() for t in outputs)
     torch.autograd.grad(total, to, allow_unused=True)
+
+
+@dataclass(frozen=True)
+class TimedRecord(UnitRecord):
+    """The reconstruction of one unit, timed.
+
+    Attributes:
+        times (dict[str, list[float]]): Of :class:`TimedTrainer`.
+    """
+
+    times: dict[str, list[float]] = field(default_factory=dict)
 
 
 class TimedTrainer(Trainer):
@@ -117,9 +121,9 @@ class TimedTrainer(Trainer):
             ``optimizer``: of everything between two steps.
     """
 
-    def _learn(
+    def learn(
         self, learners: list[Any], acts: list[Any], train: list[int], k: int
-    ) -> Any:
+    ) -> tuple[list[float], str]:
         """Notes what is learned, for the backward of the plain runs."""
         self.times = {name: [] for name in (*VARIANTS, 'optimizer')}
         self._learned: list[Tensor] = []
@@ -127,12 +131,12 @@ class TimedTrainer(Trainer):
         self._left = 0.0
         for one in learners:
             one.start = self._noting(one.start)
-        return super()._learn(learners, acts, train, k)
+        return super().learn(learners, acts, train, k)
 
-    def fit(self, learners: list[Any], acts: list[Any], k: int) -> dict:
+    def fit(self, learners: list[Any], acts: list[Any], k: int) -> TimedRecord:
         """As the trainer's; the record has the times as well."""
         record = super().fit(learners, acts, k)
-        return dict(record, times=self.times)
+        return TimedRecord(**vars(record), times=self.times)
 
     def _noting(self, start: Callable) -> Callable:
         def noting(*args: Any) -> list[dict]:
@@ -143,7 +147,7 @@ class TimedTrainer(Trainer):
 
         return noting
 
-    def _step(
+    def step(
         self,
         learners: list[Any],
         batch: list[int],
@@ -159,7 +163,7 @@ class TimedTrainer(Trainer):
             self._suffixes[j] = suffix(
                 self.images.model, self.view.name, lambda: self.images.run(j)
             )
-        step = partial(super()._step, learners, batch, progress, k, it)
+        step = partial(super().step, learners, batch, progress, k, it)
         jobs = dict(
             step=step,
             whole=partial(self._whole, step, j),
@@ -209,6 +213,13 @@ class TimedTrainer(Trainer):
         if device == 'cuda':
             torch.cuda.synchronize()
         return CLOCKS[clock_of(device)]()
+
+
+@PASSES.register_module()
+class TimedReconstruct(ReconstructChosen):
+    """Times the steps of the chosen units."""
+
+    trainer = TimedTrainer
 
 
 def summarize(times: dict[str, list[float]]) -> dict[str, float]:

@@ -79,6 +79,7 @@ class Reconstruct(BasePass):
         trainer (type[Trainer]): What fits a unit; a subclass of the pass
             may have another.
         view (type[UnitView]): What watches a unit and calls it alone.
+        visit (type[Visit]): What takes one unit after the other.
 
     Raises:
         ValueError: If an argument is not among the allowed values.
@@ -86,6 +87,7 @@ class Reconstruct(BasePass):
 
     trainer: ClassVar[type[Trainer]] = Trainer
     view: ClassVar[type[UnitView]] = UnitView
+    visit: ClassVar[type[Visit]] = Visit
 
     def __init__(
         self,
@@ -149,7 +151,7 @@ class Reconstruct(BasePass):
         ):
             adapter = find_adapter(session.model, mask=True)
             images = Images(session, cache, adapter, [*on_outputs, *fisher])
-            visit = Visit(self, session, images, units, losses, fisher)
+            visit = self.visit(self, session, images, units, losses, fisher)
             early = self._early(session, images, units[done:])
             for k, unit in enumerate(units):
                 session.progress('reconstruction', unit.name, k, len(units))

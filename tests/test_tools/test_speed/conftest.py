@@ -3,6 +3,7 @@
 
 import pytest
 
+from mmdet_ptq.registry import PASSES
 from tools.speed import reconstruct, steps
 
 
@@ -11,13 +12,16 @@ def visit(tiny, tmp_path, monkeypatch):
     """Runs both chosen units; gives their records."""
     monkeypatch.chdir(tmp_path)
 
-    def run(trainer, iters=3):
-        with steps.chosen_only(trainer):
-            return reconstruct.quantized(
-                str(tiny.config['retinanet']),
-                (64, 64),
-                'cpu',
-                reconstruct.quant_cfg(2, iters),
-            ).records
+    def run(fits, iters=3):
+        @PASSES.register_module(force=True)
+        class Visited(steps.ReconstructChosen):
+            trainer = fits
+
+        return reconstruct.quantized(
+            str(tiny.config['retinanet']),
+            (64, 64),
+            'cpu',
+            reconstruct.quant_cfg(2, iters, Visited),
+        ).records
 
     return run

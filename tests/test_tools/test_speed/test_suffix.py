@@ -5,6 +5,7 @@ import torch
 
 from mmdet_ptq.layers import QuantLayer
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
+from mmdet_ptq.records import UnitRecord
 from tools.speed.suffix import suffix
 
 BLOCK, LAYER = 'backbone.layer4.1', 'bbox_head.cls_convs.0.conv'
@@ -60,7 +61,7 @@ def test_suffix_is_what_a_step_runs(visit):
             assert all(bool(g.any()) for g in grads)
             for weight in weights:
                 weight.requires_grad_(False)
-            return dict(unit=self.view.name)
+            return UnitRecord(self.view.name, 0.0, 0.0, True)
 
     found = visit(Compared)
-    assert [r['unit'] for r in found] == [BLOCK, LAYER]
+    assert [r.unit for r in found] == [BLOCK, LAYER]

@@ -1,10 +1,17 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""Global losses against numbers worked out by hand and plain loops."""
+"""The detection loss, by hand and against a plain loop."""
 
 import math
 
 import pytest
 import torch
+from head_rows import (
+    LOG2,
+    LOG3,
+    head,
+    perturbed,
+    random_head,
+)
 
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.losses import (
@@ -14,8 +21,6 @@ from mmdet_ptq.losses import (
 )
 from mmdet_ptq.registry import LOSSES, build_from
 from mmdet_ptq.structures import DetectionOutputs
-
-LOG2, LOG3 = math.log(2), math.log(3)
 
 
 def logit(p):
@@ -34,36 +39,26 @@ def overlap(a, b):
     return w * h / (sum(area) - w * h)
 
 
-def tens(boxes, rows):
-    """Decodes: ten pixels a unit, shifted by the row."""
-    return boxes * 10 + rows[:, None].to(boxes)
-
-
-def head(logits, boxes=None, activation='sigmoid', **kwargs):
-    kwargs.setdefault('name', 'bbox_head')
-    if boxes is not None:
-        boxes = torch.as_tensor(boxes, dtype=torch.float32)
-        kwargs.setdefault('decode', tens)
-    logits = torch.as_tensor(logits, dtype=torch.float32)
-    if activation == 'softmax':
-        kwargs.setdefault('background', logits.shape[1] - 1)
-    return DetectionOutputs(
-        logits=logits, activation=activation, boxes=boxes, **kwargs
-    )
-
-
 #: three rows of two classes: sure, in between, empty. The box of row 0 moves
 #: by a tenth of its width, that of row 1 leaves the float one.
 FLOAT = head(
     [[logit(0.9), logit(0.2)], [logit(0.5), logit(0.5)], [-20.0, -20.0]],
     [[0, 0, 1, 2], [0, 0, 1, 1], [0, 0, 1, 1]],
 )
+
+
 QUANT = head(
     [[logit(0.8), logit(0.2)], [logit(0.5), logit(0.25)], [3.0, 0.0]],
     [[0.1, 0, 1.1, 2], [3, 0, 4, 1], [9, 9, 10, 10]],
 )
+
+
 ROW0 = bernoulli(0.9, 0.8)
+
+
 ROW1 = bernoulli(0.5, 0.25)
+
+
 # p = sigmoid(-20): -log(1 - q) is all that counts
 ROW2 = math.log1p(math.exp(3)) + LOG2
 
@@ -181,32 +176,6 @@ def test_boxes_of_the_float_class():
     reached = moved.grad.abs().sum(2)
     assert reached[0, 1] > 0 and reached[1, 0] > 0
     assert (reached > 0).sum() == 2
-
-
-def random_head(seed, activation, classes=3, name='bbox_head', k=None):
-    generator = torch.Generator().manual_seed(seed)
-    count = 40
-    logits = torch.randn(count, classes + (activation == 'softmax'))
-    logits = 4 * torch.empty_like(logits).normal_(generator=generator) - 3
-    shape = (count, 4) if k is None else (count, k, 4)
-    corner = torch.rand(shape, generator=generator)
-    boxes = corner.clone()
-    boxes[..., 2:] = corner[..., :2] + 0.3 + corner[..., 2:]
-    levels = torch.arange(count) // 15
-    return head(logits, boxes, activation, name=name, levels=levels)
-
-
-def perturbed(output, seed=9):
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.empty_like(output.logits).normal_(generator=generator)
-    shift = torch.empty_like(output.boxes).normal_(generator=generator)
-    return DetectionOutputs(
-        **{
-            **vars(output),
-            'logits': (output.logits + noise).requires_grad_(),
-            'boxes': (output.boxes + 0.3 * shift).requires_grad_(),
-        }
-    )
 
 
 def by_loop(quant, floats, c, i, lam, p, ce_mask, space, topk):
@@ -433,42 +402,6 @@ def test_no_rows_at_all():
     for loss in (DetectionLoss(), PredictionDifference()):
         targets = loss.targets([full, empty])
         assert float(loss([full, empty], targets)) == 0
-
-
-def test_prediction_difference_by_hand():
-    # softmax at T = 2: (3/4, 1/4) and (1/2, 1/2)
-    floats = head([[2 * LOG3, 0.0], [0.0, 0.0]], activation='softmax')
-    quant = head([[0.0, 0.0], [0.0, 0.0]], activation='softmax')
-    kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    loss = PredictionDifference(temperature=2.0, lambda_r=0.5, weight=3.0)
-    targets = loss.targets([floats])
-    got = float(loss([quant], targets))
-    assert got == pytest.approx(3 * (kl / 2) / 0.5, rel=1e-5)
-    assert loss.parts([quant], targets) == pytest.approx(
-        {'bbox_head.kl': kl / 2, 'bbox_head.n': 2}, rel=1e-5
-    )
-    # sigmoid: 3/4 and 1/2 twice
-    floats = head([[2 * LOG3, 2 * LOG3], [0.0, 0.0]])
-    quant = head([[0.0, 0.0], [0.0, 0.0]])
-    got = float(loss([quant], loss.targets([floats])))
-    assert got == pytest.approx(3 * (2 * kl / 2) / 0.5, rel=1e-5)
-    defaults = PredictionDifference()
-    assert (defaults.temperature, defaults.lambda_r) == (4.0, 0.1)
-
-
-def test_prediction_difference_equals_torch():
-    floats = random_head(11, 'softmax')
-    quant = perturbed(floats)
-    loss = PredictionDifference(topk_per_level=None)
-    got = loss([quant], loss.targets([floats]))
-    want = torch.nn.functional.kl_div(
-        (quant.logits / 4).log_softmax(1),
-        (floats.logits / 4).softmax(1),
-        reduction='batchmean',
-    )
-    assert float(got) == pytest.approx(float(want) / 0.1, rel=1e-4)
-    got.backward()
-    assert quant.logits.grad.any() and quant.boxes.grad is None
 
 
 @pytest.mark.parametrize('kind', [DetectionLoss, PredictionDifference])

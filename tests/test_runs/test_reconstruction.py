@@ -13,7 +13,7 @@ from mmdet.models.dense_heads import RetinaHead
 from mmdet.registry import MODELS
 from rich.console import Console
 
-from mmdet_ptq.engine.result import _print_units
+from mmdet_ptq.engine.result import print_units
 from mmdet_ptq.losses import L2Loss
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
 from mmdet_ptq.registry import LOSSES
@@ -117,7 +117,7 @@ def killed(path, tool, tiny, work, environment, unit):
 
 @pytest.mark.parametrize(
     ('recipe', 'stops', 'passes'),
-    [('reg_ptq', (0, 7), (2, 2)), ('brecq', (22,), (3,))],
+    [('reg_ptq', (0, 7), (4, 4)), ('brecq', (22,), (5,))],
 )
 def test_kill_and_resume(
     ptq, tool, tiny, tmp_path, environment, config, fits, recipe, stops, passes
@@ -339,9 +339,9 @@ def test_table_fits_the_terminal(width, capsys):
     ]
     console = Console(width=width)
     # the numbers say that a loss rose
-    assert _print_units(console, records, notes) == [notes[0], notes[2]]
+    assert print_units(console, records, notes) == [notes[0], notes[2]]
     out = capsys.readouterr().out
     check_tables(out, records)
     assert max(map(len, out.splitlines())) <= width
-    assert _print_units(console, [], notes) == notes
+    assert print_units(console, [], notes) == notes
     assert capsys.readouterr().out == ''

@@ -8,6 +8,7 @@ import pytest
 import torch
 from reconstruct_model import (
     INIT,
+    LEARN,
     Net,
     batches,
     equal,
@@ -32,11 +33,7 @@ from mmdet_ptq.quant_cfg import parse_quant_cfg
 from mmdet_ptq.records import UnitRecord
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
-LEARN = [dict(type='AdaRound'), dict(type='LearnedSteps')]
 CORRECTION = dict(iters=20, lr=1e-2, lambda_c=0.5)
-ARGS = dict(
-    learn=LEARN, drop_prob=0.5, iters=4, distribution_correction=CORRECTION
-)
 BLOCK, HEAD = 'backbone.3', 'tower.0'
 
 
@@ -84,9 +81,13 @@ class Normed(Net):
         self.tower = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), norm(8))
 
 
-@pytest.fixture(autouse=True)
-def normed(monkeypatch):
-    monkeypatch.setattr('reconstruct_model.Net', Normed)
+ARGS = dict(
+    net=Normed,
+    learn=LEARN,
+    drop_prob=0.5,
+    iters=4,
+    distribution_correction=CORRECTION,
+)
 
 
 def by_hand(norms, run):
@@ -167,15 +168,15 @@ def corrected(monkeypatch):
             }
             return call(self, session, cache, view, samples)
 
-        def fit(self, learners, acts, k):
-            if only in (None, self.view.name):
+        class Looking(Trainer):
+            def fit(self, learners, acts, k):
                 name = self.view.name
-                found[name] = look(self, before.get(name, {}))
-            return UnitRecord(self.view.name, 0.0, 0.0, True)
+                if only in (None, name):
+                    found[name] = look(self, before.get(name, {}))
+                return UnitRecord(name, 0.0, 0.0, True)
 
         monkeypatch.setattr(DistributionCorrection, '__call__', noted)
-        monkeypatch.setattr(Trainer, 'fit', fit)
-        _, session = reconstruct(**{**ARGS, **args})
+        _, session = reconstruct(trainer=Looking, **{**ARGS, **args})
         assert found
         return (found if only is None else found[only]), session
 
@@ -298,7 +299,7 @@ def test_cache_holds_nothing_else(corrected):
     def look(trainer, _):
         cache = trainer.images.cache
         held = [s.entries() for s in trainer.samples.values()]
-        expected = size_of([held, list(trainer.images._kept.values())])
+        expected = size_of([held, trainer.images.entries()])
         assert cache.in_memory + cache.on_disk == expected > 0
 
     corrected(look, only=None)
@@ -402,7 +403,6 @@ def test_number_of_images_while_inputs_are_corrected(monkeypatch):
         seen.append(images())
         return correct(self, *args)
 
-    monkeypatch.setattr('reconstruct_model.Net', Normed)
     monkeypatch.setattr(DistributionCorrection, 'correct', noted)
     reconstruct(**ARGS)
     assert seen and set(seen) == {1}

@@ -16,6 +16,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
+from outcomes import measured, same
 
 from mmdet_ptq import load_quantized, quantize_detector
 from mmdet_ptq.apis import save_quantized
@@ -67,21 +68,6 @@ def calibrations(monkeypatch):
 
     monkeypatch.setattr(CalibLoop, 'predict', counted)
     return found
-
-
-def same(a, b):
-    """Whether two results are equal to the bit, tensors included."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def measured(metrics):
-    return {k: v for k, v in metrics.items() if k.startswith('coco/')}
 
 
 @pytest.mark.parametrize('model', ['retinanet', 'mask_rcnn'])

@@ -17,7 +17,7 @@ from pathlib import Path
 import mmdet
 import pytest
 import torch
-from test_reload import measured, same
+from outcomes import measured, same
 
 ROOT = Path(__file__).parents[2]
 TEST = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'test.py'

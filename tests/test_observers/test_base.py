@@ -1,40 +1,29 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""What every observer promises."""
+
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import io
 import itertools
 
 import pytest
 import torch
+from observer_kit import (
+    ALL,
+    feed,
+    grains,
+    new,
+)
 
 from mmdet_ptq.errors import CalibrationError, NumericError
 from mmdet_ptq.observers import (
-    AverageMinMaxObserver,
     LpObserver,
-    MinMaxObserver,
     MovingAverageObserver,
     PercentileObserver,
 )
-from mmdet_ptq.quantizers import Granularity, UniformQuantizer
+from mmdet_ptq.quantizers import Granularity
 from mmdet_ptq.registry import OBSERVERS, build_from
 
-ALL = dict(
-    minmax=MinMaxObserver,
-    moving=MovingAverageObserver,
-    average=AverageMinMaxObserver,
-    percentile=lambda: PercentileObserver(0.99),
-    lp=lambda: LpObserver(steps=20),
-)
 ORDERLESS = [name for name in ALL if name != 'moving']
-GRAINS = [('tensor', None), ('channel', None), ('group', 2)]
-grains = pytest.mark.parametrize('kind, size', GRAINS)
-
-
-def new(name, kind='tensor', size=None, levels=1):
-    observer = ALL[name]()
-    observer.bind(Granularity(kind, 1, size), levels)
-    quantizer = UniformQuantizer(
-        4, False, kind, group_size=size, per_level=True
-    )
-    return observer, quantizer
 
 
 def images(count=6, seed=0):
@@ -42,13 +31,6 @@ def images(count=6, seed=0):
     return [
         torch.randn(1, 4, 9, 5 + i) * 10.0 ** (i - 3) + i for i in range(count)
     ]
-
-
-def feed(observer, batch, level=0):
-    for x in batch:
-        observer.observe(x, level)
-        observer.end_image()
-    return observer
 
 
 def same_state(a, b):
@@ -81,43 +63,6 @@ def test_merge_is_a_single_process(name, kind, size):
         got = ranks[0].ranges(quantizer)
         assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
         assert ranks[0].count.equal(single.count)
-
-
-def test_moving_average_by_hand_and_merge():
-    a, q = new('moving')
-    a.observe(torch.tensor([-1.0, 2.0]))
-    a.observe(torch.tensor([-3.0, 1.0]))  # same image: -3 .. 2
-    a.end_image()
-    a.observe(torch.tensor([-1.0, 12.0]))
-    a.end_image()
-    low, high = a.ranges(q)
-    assert low.item() == pytest.approx(-2.8)
-    assert high.item() == pytest.approx(3.0)
-    b = feed(new('moving')[0], [torch.tensor([-4.0, 6.0])])
-    states = a.state_dict(), b.state_dict()
-    a.merge([states[1]])
-    b.merge([states[0]])
-    for merged in (a, b):  # two images of a, one of b
-        low, high = merged.ranges(q)
-        assert low.item() == pytest.approx((-2.8 * 2 - 4) / 3)
-        assert high.item() == pytest.approx((3 * 2 + 6) / 3)
-
-
-def test_average_by_hand():
-    observer, q = new('average')
-    feed(observer, [torch.tensor([-1.0, 2.0]), torch.tensor([-3.0, 3.0])])
-    observer.observe(torch.tensor([-5.0, 4.0]))  # its end is implied
-    assert [r.item() for r in observer.ranges(q)] == [-3.0, 3.0]
-
-
-@grains
-def test_minmax_is_exact(kind, size):
-    batch = [torch.randn(1, 4, 300, 301) for _ in range(2)]
-    observer, q = new('minmax', kind, size)
-    low, high = feed(observer, batch).ranges(q)
-    rows = observer.granularity.rows(torch.cat(batch))
-    assert torch.equal(low[0], rows.amin(1))
-    assert torch.equal(high[0], rows.amax(1))
 
 
 @grains

@@ -1,0 +1,22 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""When progress is saved."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from mmdet_ptq.engine import hooks as hooks_module
+from mmdet_ptq.engine.hooks import CalibrationHook
+
+
+def test_progress_is_saved_now_and_then(monkeypatch):
+    now, saved = [0.0], []
+    monkeypatch.setattr(hooks_module.time, 'monotonic', lambda: now[0])
+    hook = CalibrationHook(save_interval=2)
+    session = SimpleNamespace(save=lambda: saved.append(now[0]))
+    for time in (0.5, 1.9, 2.0, 3.9, 4.5, 6.4, 9.0):
+        now[0] = time
+        hook.after_calib_iter(SimpleNamespace(session=session), 0)
+    assert saved == [2.0, 4.5, 9.0]
+    with pytest.raises(ValueError, match='save_interval'):
+        CalibrationHook(save_interval=-1)

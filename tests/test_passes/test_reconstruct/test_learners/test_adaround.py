@@ -1,0 +1,142 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Rounding that is learned, by hand."""
+
+import math
+
+import pytest
+import torch
+from learner_kit import (
+    QUANTIZERS,
+    layer_with,
+)
+from torch import nn
+
+from mmdet_ptq.errors import QuantConfigError
+from mmdet_ptq.layers import convert
+from mmdet_ptq.passes.reconstruct import (
+    AdaRound,
+)
+from mmdet_ptq.passes.reconstruct.learners import rectified_sigmoid
+from mmdet_ptq.quantizers import (
+    BaseQuantizer,
+)
+
+
+@pytest.mark.parametrize('name', QUANTIZERS)
+def test_adaround_starts_at_the_float_weight(name):
+    torch.manual_seed(0)
+    weight = torch.randn(6, 40)
+    layer = layer_with(QUANTIZERS[name](), weight)
+    quantizer = layer.weight_quantizer
+    learner = AdaRound()
+    layer.shift_bias(torch.ones(6))
+    learner.start({'0': layer}, [], 200)
+    soft = layer.quantized_weight().detach()
+    lower = quantizer.lower_codes(weight)
+    low, high = quantizer.values(lower), quantizer.values(lower + 1)
+    inside = (weight > low) & (weight < high)
+    assert inside.float().mean() > 0.8
+    # both are values of the grid, whatever lies outside it
+    for x in (weight, 10 * weight):
+        codes = quantizer.lower_codes(x)
+        for value in (quantizer.values(codes), quantizer.values(codes + 1)):
+            assert torch.equal(quantizer(value), value)
+    torch.testing.assert_close(
+        soft[inside], weight[inside], rtol=1e-4, atol=1e-5
+    )
+    assert bool(((soft >= low - 1e-6) & (soft <= high + 1e-6)).all())
+    # where nothing was learned, hardening is rounding to the nearer value
+    learner.harden()
+    assert layer.weight_source is None and layer.bias_shift is None
+    nearer = torch.where(weight - low < high - weight, low, high)
+    tie = (weight - low - (high - weight)).abs() < 1e-5
+    assert torch.equal(layer.rounded[~tie], nearer.detach()[~tie])
+    assert torch.equal(quantizer(layer.rounded), layer.rounded)
+
+
+def test_adaround_needs_soft_rounding():
+    class Hard(BaseQuantizer):
+        set_range = encoding = num_rows = parameter_bits = None
+
+    model = nn.Sequential(nn.Linear(2, 2))
+    convert(model)
+    model[0].weight_quantizer = Hard(4)
+    with pytest.raises(QuantConfigError, match='a Hard has no soft rounding'):
+        AdaRound().start({'0': model[0]}, [], 10)
+
+
+@pytest.mark.parametrize('name', QUANTIZERS)
+def test_hard_values_are_the_two_neighbours(name):
+    """Wherever V went: |W - W_q| is at most the step between them."""
+    torch.manual_seed(0)
+    weight = torch.randn(6, 40)
+    layer = layer_with(QUANTIZERS[name](), weight)
+    quantizer = layer.weight_quantizer
+    lower = quantizer.lower_codes(weight)
+    low, high = quantizer.values(lower), quantizer.values(lower + 1)
+    learner = AdaRound()
+    (group,) = learner.start({'0': layer}, [], 200)
+    (soft,) = group['params']
+    soft.data = torch.randn(soft.shape)
+    up = soft.data >= 0
+    learner.harden()
+    assert torch.equal(layer.rounded, torch.where(up, high, low))
+    inside = (weight > low) & (weight < high)
+    assert inside[up].any() and inside[~up].any()
+    off = (weight - layer.rounded).abs()[inside]
+    assert bool((off <= (high - low)[inside]).all())
+
+
+@pytest.mark.parametrize('name', QUANTIZERS)
+def test_hard_values_cost_nothing(name):
+    layer = layer_with(QUANTIZERS[name](), torch.randn(6, 40))
+    learner = AdaRound()
+    (group,) = learner.start({'0': layer}, [], 200)
+    (soft,) = group['params']
+    assert float(learner.penalty(0.5)) > 0
+    soft.data = 9 * torch.randn(soft.shape).sign()
+    assert float(learner.penalty(0.5)) == 0
+    weight = layer.quantized_weight()
+    learner.harden()
+    torch.testing.assert_close(layer.rounded, weight)
+
+
+def test_rectified_sigmoid_by_hand():
+    v = torch.tensor([0.0, math.log(11), -math.log(11), 9.0, -9.0])
+    torch.testing.assert_close(
+        rectified_sigmoid(v), torch.tensor([0.5, 1.0, 0.0, 1.0, 0.0])
+    )
+
+
+def test_penalty_and_its_schedule():
+    layer = layer_with(QUANTIZERS['uniform'](), torch.randn(2, 3))
+    learner = AdaRound(reg=0.5)
+    (group,) = learner.start({'0': layer}, [], 2000)
+    assert group['lr'] == 6 / 2000
+    (soft,) = group['params']
+    assert learner.penalty(0.0) == learner.penalty(0.199) == 0.0
+    found = [learner.beta_at(p) for p in (0.2, 0.6, 1.0)]
+    assert found == pytest.approx([20, 11, 2])
+    cosine = AdaRound(schedule='cosine')
+    assert cosine.beta_at(0.4) == pytest.approx(
+        2 + 9 * (1 + math.cos(math.pi / 4))
+    )
+    # h is 0 or 1 everywhere: nothing to pay
+    soft.data = torch.tensor([[9.0, -9, 9], [9, -9, -9]])
+    assert float(learner.penalty(0.5)) == 0
+    # h = 1/2: one for each; h = 3/4: 1 - (1/2)^beta
+    soft.data[0, 0] = 0
+    assert float(learner.penalty(0.5)) == pytest.approx(0.5)
+    quarter = math.log((0.85 / 1.2) / (1 - 0.85 / 1.2))
+    soft.data[1, 1] = quarter
+    expected = 0.5 * (1 + 1 - 0.5**2)
+    assert float(learner.penalty(1.0)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('iters', 'lr'), [(20000, 1e-3), (2000, 3e-3), (200, 0.03), (20, 0.05)]
+)
+def test_rate_of_rounding(iters, lr):
+    layer = layer_with(QUANTIZERS['uniform'](), torch.randn(2, 3))
+    (group,) = AdaRound().start({'0': layer}, [], iters)
+    assert group['lr'] == pytest.approx(lr)

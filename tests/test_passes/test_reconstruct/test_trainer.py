@@ -1,0 +1,183 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Steps of a unit, and what is kept of them."""
+
+import copy
+from itertools import cycle
+
+import pytest
+import torch
+from reconstruct_model import (
+    BLOCK,
+    LOSSES,
+    batches,
+    equal,
+    inside,
+    reconstruct,
+)
+
+from mmdet_ptq.passes.reconstruct import AdaRound, LearnedSteps
+from mmdet_ptq.passes.reconstruct import trainer as module
+from mmdet_ptq.passes.reconstruct.trainer import Trainer
+
+pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
+
+
+@pytest.mark.parametrize(
+    ('holdout', 'held'),
+    [(0.125, [7, 15]), (0.25, [3, 7, 11, 15]), (0.9, list(range(1, 16, 2)))],
+)
+def test_held_out_images_are_not_learned_from(holdout, held):
+    def look(trainer, *_):
+        train, found = trainer.split()
+        assert found == held
+        assert train == [j for j in range(16) if j not in held]
+
+    inside(look, holdout=holdout)
+
+
+def test_few_images_to_hold_out():
+    def look(trainer, *_):
+        return trainer.split()
+
+    assert inside(look, holdout=0.0, data=batches(3)) == ([0, 1, 2],) * 2
+    assert inside(look, data=batches(3)) == ([0, 1], [2])
+    assert inside(look, data=batches(1)) == ([0], [0])
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Notes every step: images, seeds, and rate of every group."""
+    found = dict(batches=[], seeds=[], rates=[], factors=[])
+    adam = torch.optim.Adam.step
+
+    class Noting(Trainer):
+        def loss(self, j, drop_prob=0.0, generator=None, factor=1):
+            if generator is not None:
+                key = self.view.name, len(found['batches']), j
+                found['seeds'].append((key, generator.initial_seed()))
+                found['factors'].append(factor)
+            return super().loss(j, drop_prob, generator, factor)
+
+        def step(self, learners, batch, *args):
+            found['batches'].append((self.view.name, batch))
+            return super().step(learners, batch, *args)
+
+    def noted_adam(self, *args, **kwargs):
+        found['rates'].append([g['lr'] for g in self.param_groups])
+        return adam(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, 'step', noted_adam)
+
+    def run(**args):
+        for noted in found.values():
+            noted.clear()
+        reconstruct(trainer=Noting, **args)
+        return copy.deepcopy(found)
+
+    return run
+
+
+def test_steps_of_a_run(steps):
+    learn = [dict(type='AdaRound', lr=0.1), dict(type='LearnedSteps', lr=0.2)]
+    args = dict(learn=learn, iters=4, data=batches(8), drop_prob=0.5)
+    first = steps(**args)
+    # image 7 is held out
+    drawn = [j for _, batch in first['batches'] for j in batch]
+    assert set(drawn) == set(range(7))
+    assert all(len(batch) == 2 for _, batch in first['batches'])
+    # each mask is one of its own
+    seeds = [seed for _, seed in first['seeds']]
+    assert len(seeds) == len(set(seeds)) == 6 * 4 * 2
+    # units see the images in different orders
+    orders = {}
+    for name, batch in first['batches']:
+        orders.setdefault(name, []).extend(batch)
+    assert len({tuple(order) for order in orders.values()}) > 1
+    # rounding keeps its rate, the steps fall along a cosine
+    rates = first['rates'][:4]
+    assert [group[-1] for group in rates] == [0.1] * 4
+    falling = [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2]
+    assert [group[0] for group in rates] == pytest.approx(
+        [0.2 * share for share in falling]
+    )
+    # another seed: other images, other masks
+    second = steps(calibration=dict(seed=1), **args)
+    assert second['batches'] != first['batches']
+    assert not set(seeds) & {seed for _, seed in second['seeds']}
+
+
+def test_global_losses_of_some_images(steps):
+    """Each slot of the batch has its turn."""
+    found = steps(iters=5, losses=LOSSES, global_every=3)
+    assert found['factors'] == [3, 0, 0, 0, 0, 3, 3, 0, 0, 0] * 6
+
+
+def test_gradients_of_two_ranks_add_up(monkeypatch):
+    """Penalty and loss together are those of one rank."""
+
+    def look(trainer, *_):
+        everything = trainer.samples
+
+        def slope(shares, batch=(0, 1, 2, 3), progress=0.9):
+            learners = [AdaRound(reg=0.3), LearnedSteps()]
+            groups = []
+            for one in learners:
+                acts = trainer.view.layers[f'{BLOCK}.conv1'].act_quantizers
+                groups += one.start(
+                    trainer.view.layers, list(acts.values()), 100
+                )
+            parameters = [p for g in groups for p in g['params']]
+            with monkeypatch.context() as patch:
+                patch.setattr(module, 'get_world_size', lambda: len(shares))
+                patch.setattr(module, 'all_reduce', lambda _: None)
+                for share in shares:
+                    trainer.samples = {j: everything[j] for j in share}
+                    trainer.step(learners, list(batch), progress, 2, 5)
+            trainer.samples = everything
+            grads = [
+                torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                for p in parameters
+            ]
+            # the penalty by itself, of what AdaRound learns
+            if progress:
+                with torch.enable_grad():
+                    value = learners[0].penalty(progress)
+                    grads += torch.autograd.grad(value, parameters[:-1])
+            for one in learners:
+                one.harden()
+            return grads
+
+        one = slope([range(4)])
+        two = slope([(0, 2), (1, 3)])
+        for a, b in zip(one, two, strict=True):
+            assert a.any()
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+        # without images the penalty is left, at the start there is none
+        without = slope([()])
+        assert torch.equal(without[0], without[3]) and without[0].any()
+        first, second, both = (slope([b], b, 0) for b in ([0], [1], [0, 1]))
+        for a, b, mean in zip(first, second, both, strict=True):
+            torch.testing.assert_close((a + b) / 2, mean, rtol=1e-4, atol=1e-7)
+
+    inside(look, drop_prob=0.5)
+
+
+def test_nan_on_the_held_out_images_is_put_back():
+    """Also where a unit that got worse would stay."""
+    losses = cycle([1.0, float('nan')])
+
+    class Breaking(Trainer):
+        def loss_on(self, chosen):
+            return next(losses)
+
+    model, session = reconstruct(iters=3, revert=False, trainer=Breaking)
+    assert {r.why for r in session.records} == {'the loss became NaN or Inf'}
+    assert not any(r.kept or r.after for r in session.records)
+    assert equal(model, reconstruct(iters=0)[0])
+
+
+def test_nothing_to_learn_is_said():
+    """A uniform grid has no codebook."""
+    _, session = reconstruct(learn=[dict(type='LearnedCodebook')], iters=2)
+    assert {r.why for r in session.records} == {'it has no learnable part'}
+    assert not any(r.kept for r in session.records)

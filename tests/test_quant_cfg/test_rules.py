@@ -1,0 +1,109 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Rules that are refused before any forward."""
+
+import pytest
+from cfg_kit import (
+    PASSES,
+)
+
+from mmdet_ptq.errors import QuantConfigError
+from mmdet_ptq.quant_cfg import (
+    load_recipe,
+    parse_quant_cfg,
+)
+from mmdet_ptq.quantizers import UniformQuantizer
+from mmdet_ptq.registry import QUANTIZERS
+
+
+@pytest.fixture
+def toy():
+    """A second quantizer, with an argument of its own."""
+
+    class ToyQuantizer(UniformQuantizer):
+        def __init__(self, bits=8, knob=1, role='act', axis=None):
+            super().__init__(bits, role=role, axis=axis)
+
+    QUANTIZERS.register_module(module=ToyQuantizer)
+    yield
+    QUANTIZERS.module_dict.pop('ToyQuantizer')
+
+
+def test_arguments_of_an_earlier_type(toy):
+    typed = dict(match='*', weight=dict(type='ToyQuantizer'))
+    more = dict(match='@head', weight=dict(knob=3))
+    parse_quant_cfg(dict(rules=[typed, more], passes=PASSES))
+    with pytest.raises(QuantConfigError, match=r"rules\[0\].*'knob'"):
+        parse_quant_cfg(dict(rules=[more, typed], passes=PASSES))
+    wrong = dict(match='@head', act=dict(knob=3))
+    with pytest.raises(QuantConfigError, match=r"rules\[1\]\.act.*'knob'"):
+        parse_quant_cfg(dict(rules=[typed, wrong], passes=PASSES))
+
+
+SUBSET = dict(type='SubsetQuantizer')
+
+
+def test_widths_that_a_named_quantizer_lacks():
+    rule = dict(match='*', weight=dict(SUBSET, bits=8))
+    with pytest.raises(QuantConfigError) as error:
+        parse_quant_cfg(dict(recipe='subsetq', rules=[rule]))
+    # counted among the user's rules
+    assert str(error.value).startswith('rules[0].weight: ')
+    assert 'SubsetQuantizer must be 2, 3 or 4, got 8' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('rules', 'bits', 'ok'),
+    [
+        ([dict(match='*', weight=SUBSET)], 'w4a8', True),
+        ([dict(match='*', weight=SUBSET)], 'w5a8', False),
+        ([dict(match='*', weight=SUBSET)], None, True),
+        # what other rules may change is left to the plan
+        (
+            [
+                dict(match='*', weight=SUBSET),
+                dict(match='@head', weight=dict(bits=3)),
+            ],
+            'w8a8',
+            True,
+        ),
+        (
+            [
+                dict(match='@head', weight=dict(bits=3)),
+                dict(match='*', weight=SUBSET),
+            ],
+            'w8a8',
+            True,
+        ),
+        (
+            [
+                dict(match='*', weight=SUBSET),
+                dict(match='*', weight=dict(type='UniformQuantizer')),
+            ],
+            'w8a8',
+            True,
+        ),
+        # bits of another kind of tensor change nothing
+        (
+            [dict(match='*', weight=SUBSET, act=dict(bits=4))],
+            'w8a8',
+            False,
+        ),
+    ],
+)
+def test_default_widths_that_a_quantizer_lacks(rules, bits, ok):
+    cfg = dict(rules=rules, passes=PASSES, bits=bits)
+    if ok:
+        parse_quant_cfg(cfg)
+        return
+    with pytest.raises(QuantConfigError, match=r'^rules\[0\]\.weight.*3 or 4'):
+        parse_quant_cfg(cfg)
+
+
+def test_places_of_rules():
+    config = parse_quant_cfg(
+        dict(recipe='minmax', rules=[dict(match='@head', skip=True)])
+    )
+    count = len(load_recipe('minmax')['rules'])
+    assert config.place(count) == 'rules[0]'
+    assert config.place(1) == 'recipe minmax: rules[1]'
+    assert config.own_rules() == [(count, dict(match='@head', skip=True))]
