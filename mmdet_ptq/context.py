@@ -128,7 +128,10 @@ def count_images(inputs: Any) -> int | None:
 
 def _enter(model: nn.Module, args: tuple, kwargs: dict) -> None:
     inputs = args[0] if args else kwargs.get('inputs')
-    _thread.stack.append(ForwardContext(count_images(inputs), model))
+    stack = _thread.stack
+    # hooks do not hear of a KeyboardInterrupt in an earlier call
+    stack[1:] = [c for c in stack[1:] if not c.is_of(model)]
+    stack.append(ForwardContext(count_images(inputs), model))
 
 
 def _leave(model: nn.Module, args: tuple, output: Any) -> None:

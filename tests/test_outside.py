@@ -44,7 +44,7 @@ class PowerOfTwoSteps(UniformQuantizer):
 class GiveBiases(BasePass):
     """Where a layer has no bias, one that takes the mean error away."""
 
-    needs = frozenset({'ranges'})
+    needs = frozenset({'observers'})
 
     def run(self, session):
         for name, layer in session.layers.items():

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..calibration.store import write_atomic
@@ -54,14 +56,9 @@ def save_artefact(
         **plan_to_dict(plan),
     )
     tensors = named_tensors(model)
-    codes = {}
-    for name, layer in quant_layers(model).items():
-        quantizer = layer.weight_quantizer
-        if quantizer is not None:
-            weight = tensors.pop(f'{name}.weight')
-            weight = weight.to(layer.weight.device)
-            encoding = quantizer.encoding(weight)
-            codes[name] = encoding.pack(encoding.encode(weight))
+    codes = _packed_weights(model)
+    for name in codes:
+        del tensors[f'{name}.weight']
     write_atomic(
         dict(
             meta=json.loads(json.dumps(meta)),
@@ -71,6 +68,32 @@ def save_artefact(
         ),
         path,
     )
+
+
+def _packed_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Codes of the quantized weights, by layer.
+
+    A weight that is not on the grid of its quantizer stays as it is: what
+    was simulated is what is saved.
+    """
+    packed = {}
+    for name, layer in quant_layers(model).items():
+        quantizer = layer.weight_quantizer
+        if quantizer is None:
+            continue
+        weight = layer.weight.detach()
+        encoding = quantizer.encoding(weight)
+        codes = encoding.encode(weight)
+        if torch.equal(encoding.decode(codes).to(weight.dtype), weight):
+            packed[name] = encoding.pack(codes)
+        else:
+            print_log(
+                f'{name}: its weight is not on the grid of its quantizer and '
+                'is saved in full',
+                'current',
+                30,
+            )
+    return packed
 
 
 def load_artefact(model: nn.Module, saved: dict) -> QuantPlan:

@@ -2,7 +2,7 @@
 """How passes run calibration images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -20,6 +20,13 @@ class Feed(ABC):
     def skipped(self) -> list[str]:
         """Names of images that could not be read; may grow."""
         return []
+
+    def skip(self, names: Iterable[str]) -> None:  # noqa: B027
+        """Counts images as skipped that an earlier run could not read.
+
+        Args:
+            names (Iterable[str]): As in :attr:`skipped`.
+        """
 
     @abstractmethod
     def batch(self, i: int) -> dict | None:

@@ -42,7 +42,7 @@ class ChannelMeans:
     def observe(self, name: str, x: Tensor) -> None:
         """Adds the float input of one call."""
         layer = self.layers.get(name)
-        if layer is None:
+        if layer is None or x.numel() == 0:
             return
         axis = layer.act_axis % x.dim()
         channels = x.shape[axis]
@@ -74,11 +74,12 @@ class ChannelMeans:
     def correct(self) -> None:
         """Has each bias take the mean output error away."""
         for name, layer in self.layers.items():
-            if name not in self.sums:
+            # a pass may have left the weight float since then
+            if name not in self.sums or layer.weight_quantizer is None:
                 continue
             mean = self.sums[name].double() / _UNIT / self.counts[name]
             weight = layer.weight
-            error = layer.weight_quantizer(weight).double() - weight.double()
+            error = layer.quantized_weight().double() - weight.double()
             shift = mean_output(layer, error, mean.to(weight.device))
             layer.shift_bias(-shift.to(layer.bias.dtype))
 

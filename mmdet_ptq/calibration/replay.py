@@ -118,7 +118,7 @@ class Replay:
     @contextmanager
     def _replaced(self, name: str, stored: dict[Key, Any]) -> Iterator[None]:
         module = self.model.get_submodule(name)
-        original = module.forward
+        original, own = module.forward, vars(module).get('forward')
         counter = [0]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -137,6 +137,8 @@ class Replay:
             yield
         finally:
             del module.forward
+            if own is not None:
+                module.forward = own
 
     def _watch(self, run: Callable[[], Any]) -> dict[Key, list[tuple]]:
         """Fingerprints of what every call returned."""

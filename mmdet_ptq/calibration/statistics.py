@@ -82,6 +82,8 @@ class Statistics:
         observer = self.of(port)
         if observer is None or observer.granularity != quantizer.granularity:
             return None
+        if observer.levels > 1 and not quantizer.per_level:
+            return None
         return observer
 
     def drop(self, group: list[Port]) -> None:

@@ -194,7 +194,7 @@ class RawAdapter(Adapter):
 
     def anchor(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
         """Float proposals, ``'{image}.{field}'``, of a two-stage detector."""
-        if not hasattr(model, 'rpn_head'):
+        if getattr(model, 'rpn_head', None) is None:
             return {}
         with torch.no_grad():
             found = model.rpn_head.predict(

@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The loop over calibration images, with hook points of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 import torch
@@ -39,6 +39,11 @@ class CalibLoop(BaseLoop, Feed):
     def skipped(self) -> list[str]:
         """Names of this rank's images that could not be read."""
         return self.dataloader.skipped
+
+    def skip(self, names: Iterable[str]) -> None:
+        """See :meth:`Feed.skip`."""
+        known = self.dataloader.skipped
+        known += [name for name in names if name not in known]
 
     @property
     def total(self) -> int:

@@ -48,12 +48,9 @@ def run_quantization(
     Raises:
         PTQError: One of its subclasses, on whatever is wrong.
     """
-    passes = checked(config.build_passes())
     session = prepare(model, config, example, feed, progress, work_dir)
-    for one in passes:
-        one.prepare(session)
     on_session(session)
-    _run_passes(session, passes, store, resume)
+    _run_passes(session, config.build_passes(), store, resume)
     with session.stage('freeze'):
         for layer in quant_layers(model).values():
             layer.bake()
@@ -86,7 +83,12 @@ def prepare(
     Raises:
         PTQError: One of its subclasses, on whatever is wrong.
     """
-    checked(config.build_passes())
+    passes = checked(config.build_passes())
+    if quant_layers(model):
+        raise PTQError(
+            'this detector is quantized already; build it anew from its '
+            'config and load its float checkpoint'
+        )
     model.eval()
     edits, refused = decompose(model)
     check_globs(config, quantizable_names(model))
@@ -100,7 +102,7 @@ def prepare(
         raise PTQError('the rules quantize nothing: every layer is skipped')
     convert(model)
     attach(model, plan, graph.levels)
-    return Session(
+    session = Session(
         model,
         graph,
         plan,
@@ -112,6 +114,9 @@ def prepare(
         notes=unmatched_rules(config, graph),
         seconds=seconds,
     )
+    for one in passes:
+        one.prepare(session)
+    return session
 
 
 def _run_passes(
@@ -123,8 +128,7 @@ def _run_passes(
     saved = saved_progress(store, resume)
     done, finished = saved.get('done', 0), saved.get('finished')
     # images that broke before the stop are not read again
-    skipped = session.feed.skipped
-    skipped += [n for n in saved.get('skipped', []) if n not in skipped]
+    session.feed.skip(saved.get('skipped', []))
     if finished is not None:
         restore(session, finished)
     for i in range(done, len(passes)):
@@ -135,19 +139,20 @@ def _run_passes(
             if store is not None:
                 state = session.export()
                 found = dict(done=i, state=state, finished=finished)
-                store.save(dict(found, skipped=list(skipped)))
+                store.save(dict(found, skipped=list(session.feed.skipped)))
 
         session.save = save
         with torch.no_grad():
             passes[i].run(session)
         session.state = {}
-        if not session.wanted:
+        if not session.wanted & {'observers', 'means'}:
             session.stats.clear()
         if store is not None:
             finished = snapshot(session)
-            store.save(
-                dict(done=i + 1, finished=finished, skipped=list(skipped))
-            )
+            skipped = list(session.feed.skipped)
+            store.save(dict(done=i + 1, finished=finished, skipped=skipped))
+    # it holds a copy of the tensors
+    session.save = lambda: None
 
 
 def _needs(passes: list[BasePass]) -> frozenset[str]:

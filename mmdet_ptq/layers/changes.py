@@ -60,8 +60,7 @@ class Changes:
             self.weight_axis is not None or quantizer is None
         ):
             self.weight_quantizer = quantizer
-            self.fix_weight(None)
-            self.shift_bias(None)
+            self.forget_rounding()
         elif tensor not in self.ports:
             own = () if self.weight_axis is None else ('weight',)
             raise ValueError(unknown('tensor', tensor, (*own, *self.ports)))
@@ -108,6 +107,11 @@ class Changes:
     def learn_weight(self, source: Callable[[], Tensor]) -> None:
         """From now on asks ``source`` for the quantized weight."""
         self.weight_source = source
+
+    def forget_rounding(self) -> None:
+        """Drops what was learned or corrected for the grid of the weight."""
+        self.fix_weight(None)
+        self.shift_bias(None)
 
     def fix_weight(self, rounded: Tensor | None) -> None:
         """Ends the learning of the weight.

@@ -68,7 +68,7 @@ def _switched(
     layers: Mapping[str, QuantLayer], wanted: dict[str, tuple[bool, bool]]
 ) -> Iterator[None]:
     baked = any(
-        m.baked and m.weight_quantizer and not wanted[n][0]
+        m.baked and m.weight_quantizer is not None and not wanted[n][0]
         for n, m in layers.items()
     )
     if baked:

@@ -8,6 +8,17 @@ from typing import ClassVar
 from ..calibration import Session
 from ..errors import QuantConfigError
 
+#: What passes give to later ones, and the pass that gives it: statistics of
+#: activations (``'observers'``), the mean of each input channel
+#: (``'means'``), ranges of all quantizers (``'ranges'``), and weights that
+#: are not rounded to the nearest value any more (``'learned'``).
+GIVERS = dict(
+    observers='Observe',
+    means='Observe',
+    ranges='SetRanges',
+    learned='Reconstruct',
+)
+
 
 class BasePass(ABC):
     """One step of a quantization.
@@ -17,12 +28,15 @@ class BasePass(ABC):
     by :meth:`Session.edit`, so that the artefact can be rebuilt.
 
     Attributes:
-        needs (frozenset[str]): Statistics that an ``Observe`` before it has
-            to gather: ``'ranges'`` (observers of activations), ``'means'``
-            (of the inputs of layers).
+        needs (frozenset[str]): What earlier passes have to have given, in
+            the words of :data:`GIVERS`.
+        gives (frozenset[str]): What is there after it.
+        refuses (frozenset[str]): What may not be there yet.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset()
+    refuses: ClassVar[frozenset[str]] = frozenset()
 
     def check(self, earlier: Sequence['BasePass']) -> None:
         """Finds what is wrong with its place, before the first forward.
@@ -31,19 +45,22 @@ class BasePass(ABC):
             earlier (Sequence[BasePass]): The passes before it.
 
         Raises:
-            QuantConfigError: If a pass that it needs is not among them.
+            QuantConfigError: Says which pass has to be moved or added.
         """
-        if self.needs and not any(p.gathers for p in earlier):
-            name = type(self).__name__
+        name = type(self).__name__
+        given = frozenset().union(*(one.gives for one in earlier))
+        for word in sorted(self.needs - given):
             raise QuantConfigError(
-                f'passes: {name} needs what Observe gathers; put '
-                f"dict(type='Observe') before it"
+                f'passes: {name} needs what {GIVERS.get(word, word)} gives '
+                f"({word}); put dict(type='{GIVERS.get(word, word)}') before "
+                'it'
             )
-
-    @property
-    def gathers(self) -> bool:
-        """Whether it fills ``session.stats``."""
-        return False
+        for one in earlier:
+            if one.gives & self.refuses:
+                raise QuantConfigError(
+                    f'passes: {name} comes after {type(one).__name__} and '
+                    'would undo its work; put it before'
+                )
 
     def prepare(self, session: Session) -> None:  # noqa: B027
         """Finds what does not fit this model, before any pass has run.

@@ -18,7 +18,8 @@ class CorrectBias(BasePass):
     how much (Nagel et al., Data-Free Quantization, 2019, section 4.2).
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({'means'})
+    needs: ClassVar[frozenset[str]] = frozenset({'means', 'ranges'})
+    refuses: ClassVar[frozenset[str]] = frozenset({'learned'})
 
     @torch.no_grad()
     def run(self, session: Session) -> None:

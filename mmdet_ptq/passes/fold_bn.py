@@ -1,6 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Batch norms into the layers that feed them."""
 
+from typing import ClassVar
+
 from ..calibration import Session
 from ..registry import PASSES
 from ..surgery import FoldedNorm
@@ -15,6 +17,10 @@ class FoldBatchNorm(BasePass):
     bias accordingly. A norm that several layers feed, or whose layer feeds
     several norms, stays.
     """
+
+    refuses: ClassVar[frozenset[str]] = frozenset(
+        {'observers', 'ranges', 'learned'}
+    )
 
     def run(self, session: Session) -> None:
         """See :meth:`BasePass.run`."""

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from ..calibration import Session
-from ..checks import whole
+from ..checks import number, whole
 from ..quantizers import HasRange
 from ..records import RangeRecord
 from ..registry import PASSES
@@ -49,9 +49,9 @@ class LAPQ(TaskPass):
         super().__init__(images, loss)
         self.exponents = check_exponents(exponents, 3)
         self.powell_iters = whole('powell_iters', powell_iters)
-        if not 0 < width < 1:
-            raise ValueError(f'width must be between 0 and 1, got {width!r}')
-        self.width = width
+        self.width = number('width', width, 0, 1, above=True)
+        if width == 1:
+            raise ValueError('width must be below 1, got 1')
 
     def choose(self, session: Session, task: TaskLoss) -> None:
         """See :meth:`TaskPass.choose`."""
@@ -112,13 +112,16 @@ def vertex(x: Sequence[float], y: Sequence[float]) -> float:
 
     Args:
         x (Sequence[float]): At least three.
-        y (Sequence[float]): As many.
+        y (Sequence[float]): As many; infinite ones are left out.
 
     Returns:
         float: The vertex if the parabola opens upwards, else the x of the
         least y.
     """
-    a, b, _ = np.polyfit(x, y, 2)
+    known = np.isfinite(y)
+    if known.sum() < 3:
+        return float(x[int(np.argmin(y))])
+    a, b, _ = np.polyfit(np.array(x)[known], np.array(y)[known], 2)
     if not a > 0:
         return float(x[int(np.argmin(y))])
     return float(np.clip(-b / (2 * a), min(x), max(x)))

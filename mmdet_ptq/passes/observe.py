@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Statistics of activations from float calibration forwards."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
@@ -30,14 +30,12 @@ class Observe(BasePass):
             ``dict(type='LpObserver', p=2.4)``.
     """
 
+    gives: ClassVar[frozenset[str]] = frozenset({'observers', 'means'})
+    refuses: ClassVar[frozenset[str]] = frozenset({'learned'})
+
     def __init__(self, observer: dict | None = None) -> None:
         self.observer = observer or dict(type='LpObserver', p=2.4)
         build_from(OBSERVERS, self.observer, 'Observe.observer')
-
-    @property
-    def gathers(self) -> bool:
-        """See :attr:`BasePass.gathers`."""
-        return True
 
     def prepare(self, session: Session) -> None:
         """See :meth:`BasePass.prepare`."""
@@ -192,10 +190,12 @@ class _Taps:
 
     def see(self, name: str, port: str, level: int, x: Tensor) -> None:
         """Takes one input of a layer into account."""
+        if x.numel() == 0:
+            return
         if port == 'input' and self.means is not None:
             self.means.observe(name, x)
         observer = self.owner.get((name, port))
-        if id(observer) not in self.active or x.numel() == 0:
+        if id(observer) not in self.active:
             return
         try:
             observer.observe(x, level)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..calibration import Session
-from ..errors import QuantConfigError
+from ..errors import CalibrationError, QuantConfigError
 from ..observers import LpObserver, search_weight_range
 from ..quantizers import BaseQuantizer, FitsTensor
 from ..registry import OBSERVERS, PASSES, build_from
@@ -24,7 +24,9 @@ class SetRanges(BasePass):
             ``dict(type='LpObserver', p=2.0)``.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({'ranges'})
+    needs: ClassVar[frozenset[str]] = frozenset({'observers'})
+    gives: ClassVar[frozenset[str]] = frozenset({'ranges'})
+    refuses: ClassVar[frozenset[str]] = frozenset({'learned'})
 
     def __init__(self, weight_observer: dict | None = None) -> None:
         self.weight_observer = weight_observer or dict(
@@ -60,7 +62,10 @@ class SetRanges(BasePass):
             session.progress('weight ranges', name, i, len(quantized))
             quantizer = layers[name].weight_quantizer
             weight = layers[name].weight.detach()
-            if not quantizer.fit(weight):
+            layers[name].forget_rounding()
+            if isinstance(quantizer, FitsTensor):
+                quantizer.fit(weight)
+            else:
                 quantizer.set_range(*self._weight_range(weight, quantizer))
 
     def _weight_range(
@@ -81,5 +86,9 @@ class SetRanges(BasePass):
             session.progress('activation ranges', name, i, len(groups))
             quantizer = layers[name].act_quantizers[port]
             observer = session.stats.of_rows(group[0], quantizer)
-            if observer is not None:
-                quantizer.set_range(*observer.ranges(quantizer))
+            if observer is None:
+                raise CalibrationError(
+                    f'{name}: there are no statistics for the quantizer of '
+                    f'its {port}; put Observe after the pass that replaced it'
+                )
+            quantizer.set_range(*observer.ranges(quantizer))

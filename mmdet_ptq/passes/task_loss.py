@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Ranges chosen by what they do to the detector's outputs."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from ..errors import QuantConfigError
 from ..layers import quantizing
 from ..losses import GlobalLoss, build_loss
 from ..observers import LpObserver, search_weight_range
+from ..quantizers import FitsTensor
 from ..registry import OBSERVERS, build_from
 from .base import BasePass
 from .observe import Observe
@@ -39,7 +41,7 @@ class TaskLoss:
 
     @torch.no_grad()
     def __call__(self, layers: set[str]) -> float:
-        """Mean loss over the images of all ranks."""
+        """Mean loss over the images of all ranks; NaN counts as Inf."""
         total = torch.zeros((), dtype=torch.float64)
         with quantizing(self.session.model, layers, layers):
             for j in self.images.mine:
@@ -47,7 +49,8 @@ class TaskLoss:
                 total += float(self.loss(self.images.run(j), target))
         if get_world_size() > 1:
             all_reduce(total)
-        return float(total) / len(self.images.everyone)
+        mean = float(total) / len(self.images.everyone)
+        return mean if math.isfinite(mean) else math.inf
 
 
 class TaskPass(BasePass):
@@ -63,7 +66,8 @@ class TaskPass(BasePass):
         ValueError: If ``images`` is not a whole number of at least 1.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({'ranges'})
+    needs: ClassVar[frozenset[str]] = frozenset({'observers', 'ranges'})
+    refuses: ClassVar[frozenset[str]] = frozenset({'learned'})
 
     def __init__(self, images: int = 8, loss: dict | None = None) -> None:
         self.images = whole('images', images, 1)
@@ -119,7 +123,9 @@ def set_exponent(
     for name in layers:
         layer = twins[name]
         quantizer = layer.weight_quantizer
-        if quantizer is not None and not quantizer.fit(layer.weight):
+        # what is fitted to the weight itself has no exponent
+        if quantizer is not None and not isinstance(quantizer, FitsTensor):
+            layer.forget_rounding()
             quantizer.set_range(
                 *search_weight_range(layer.weight, quantizer, p=p)
             )

@@ -111,18 +111,6 @@ class BaseQuantizer(nn.Module, ABC):
         """Float32 values that the codes stand for."""
         return self.encoding(level=level).decode(codes)
 
-    def fit(self, x: Tensor) -> bool:
-        """Finds its parameters from the tensor it is to quantize.
-
-        Args:
-            x (Tensor): A float weight.
-
-        Returns:
-            bool: True for a :class:`~.capabilities.FitsTensor`; False for a
-            quantizer that takes a range instead, and nothing was done.
-        """
-        return False
-
     @abstractmethod
     def num_rows(self) -> int:
         """Rows that have parameters by now, over all pyramid levels."""

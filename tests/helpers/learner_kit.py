@@ -5,6 +5,7 @@ from torch import nn
 
 from mmdet_ptq.layers import convert
 from mmdet_ptq.quantizers import (
+    FitsTensor,
     LLAQuantizer,
     SubsetQuantizer,
     UniformQuantizer,
@@ -17,7 +18,9 @@ def layer_with(quantizer, weight):
     convert(model)
     layer = model[0]
     layer.attach(quantizer)
-    if not quantizer.fit(weight):
+    if isinstance(quantizer, FitsTensor):
+        quantizer.fit(weight)
+    else:
         rows = quantizer.granularity.rows(weight)
         quantizer.set_range(rows.amin(1), rows.amax(1))
     return layer

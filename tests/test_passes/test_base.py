@@ -25,13 +25,31 @@ def test_order_that_works():
     assert checked(passes) == passes
 
 
-@pytest.mark.parametrize('kind', ['SetRanges', 'CorrectBias', 'LAPQ'])
-def test_statistics_have_to_be_gathered_first(kind):
-    """The model is not touched."""
+LEARNING = dict(type='Reconstruct', learn=[dict(type='AdaRound')])
+
+
+@pytest.mark.parametrize(
+    'passes, match',
+    [
+        ([dict(type='SetRanges')], 'SetRanges needs what Observe gives'),
+        ([PASSES[1], dict(type='CorrectBias')], 'needs what SetRanges'),
+        ([PASSES[1], dict(type='LAPQ')], 'LAPQ needs what SetRanges gives'),
+        ([LEARNING], 'Reconstruct needs what SetRanges gives'),
+        ([*PASSES[1:], PASSES[0]], 'FoldBatchNorm comes after Observe'),
+        ([*PASSES, LEARNING, PASSES[2]], 'SetRanges comes after Reconstruct'),
+        ([*PASSES, LEARNING, PASSES[1]], 'Observe comes after Reconstruct'),
+        (
+            [*PASSES, LEARNING, dict(type='CorrectBias')],
+            'CorrectBias comes after Reconstruct',
+        ),
+    ],
+)
+def test_order_that_does_not_work(passes, match):
+    """Found before the model is touched."""
     model = Tiny().eval()
     before = list(model.named_modules())
-    cfg = dict(bits='w8a8', rules=RULES, passes=[dict(type=kind), PASSES[1]])
-    with pytest.raises(QuantConfigError, match=f'{kind} needs what Observe'):
+    cfg = dict(bits='w8a8', rules=RULES, passes=passes)
+    with pytest.raises(QuantConfigError, match=match):
         quantize_detector(model, batches(), cfg)
     assert list(model.named_modules()) == before
 
@@ -70,7 +88,7 @@ def test_statistics_are_there_as_long_as_they_are_needed(registered):
     seen = {}
 
     class Reader(BasePass):
-        needs = frozenset({'ranges'})
+        needs = frozenset({'observers'})
 
         def run(self, session):
             seen['reader'] = session.stats.means, len(session.stats.observers)

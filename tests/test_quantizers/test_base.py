@@ -13,7 +13,7 @@ from promises import (
 )
 
 from mmdet_ptq.errors import CalibrationError
-from mmdet_ptq.quantizers import LLAQuantizer, Ranges
+from mmdet_ptq.quantizers import FitsTensor, LLAQuantizer, Ranges
 from mmdet_ptq.registry import QUANTIZERS
 
 each = pytest.mark.parametrize('make', FACTORIES.values(), ids=FACTORIES)
@@ -98,7 +98,8 @@ def test_edges(make, edge):
         if rows:
             check_all(make, bits, x)
         fitted = make(bits)
-        if rows and fitted.fit(x):
+        if rows and isinstance(fitted, FitsTensor):
+            fitted.fit(x)
             with torch.no_grad():
                 y = fitted(x)
             assert torch.isfinite(y).all() and y.shape == x.shape

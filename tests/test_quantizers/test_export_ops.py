@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmdet_ptq.quantizers import (
+    FitsTensor,
     LLAQuantizer,
     SubsetQuantizer,
     UniformQuantizer,
@@ -54,7 +55,9 @@ class Net(nn.Module):
         for q, conv in zip(
             self.weights, (self.first, self.second), strict=True
         ):
-            if not q.fit(conv.weight):
+            if isinstance(q, FitsTensor):
+                q.fit(conv.weight)
+            else:
                 fit(q, conv.weight.detach())
         if learn:
             for q in self.inputs:

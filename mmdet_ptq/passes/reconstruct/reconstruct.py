@@ -85,6 +85,8 @@ class Reconstruct(BasePass):
         ValueError: If an argument is not among the allowed values.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset({'ranges'})
+    gives: ClassVar[frozenset[str]] = frozenset({'learned'})
     trainer: ClassVar[type[Trainer]] = Trainer
     view: ClassVar[type[UnitView]] = UnitView
     visit: ClassVar[type[Visit]] = Visit

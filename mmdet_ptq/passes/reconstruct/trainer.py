@@ -112,6 +112,7 @@ class Trainer(UnitLoss):
             self.settings.batch_size * get_world_size(),
             self.session.config.calibration.seed * 100_003 + k,
         )
+        first = [p.detach().clone() for g in groups for p in g['params']]
         curve: list[float] = []
         for it in range(iters):
             fall = (1 + math.cos(math.pi * it / iters)) / 2
@@ -120,6 +121,10 @@ class Trainer(UnitLoss):
             optimizer.zero_grad(set_to_none=True)
             value = self.step(learners, next(batches), it / iters, k, it)
             if not math.isfinite(value):
+                # what is learned may be NaN; the unit will be put back
+                learned = (p for g in groups for p in g['params'])
+                for p, start in zip(learned, first, strict=True):
+                    p.data.copy_(start)
                 return curve, 'the loss became NaN or Inf'
             average_gradients(optimizer)
             optimizer.step()

@@ -72,23 +72,37 @@ class Visit:
         replay = self._replay(view, k) if self.on_outputs else None
         if samples is None:
             samples = self._collect(view, replay, k)
+        try:
+            record = self._kept(view, samples, replay, k)
+        finally:
+            for sample in samples.values():
+                self.images.cache.drop(sample.entries())
+        if record is not None:
+            seconds = round(time.perf_counter() - start, 2)
+            record = dataclasses.replace(record, seconds=seconds)
+            session.records.append(record)
+
+    def _kept(
+        self,
+        view: UnitView,
+        samples: dict[int, Sample],
+        replay: Replay | None,
+        k: int,
+    ) -> UnitRecord | None:
+        """What became of the unit, None if no image runs it."""
+        name = self.units[k].name
         called = any(sample.levels for sample in samples.values())
         if not any(all_gather_object(called)):
-            session.notes.append(
-                f'{unit.name}: not reconstructed, no loss reaches it'
+            self.session.notes.append(
+                f'{name}: not reconstructed, no calibration image runs it'
             )
-            return
-        largest = max(
-            (size_of(s.entries()) for s in samples.values()), default=0
-        )
+            return None
+        sizes = (size_of(s.entries()) for s in samples.values())
         self.images.cache.check_fits(
-            self.settings.batch_size * largest, f'one batch of {unit.name}'
+            self.settings.batch_size * max(sizes, default=0),
+            f'one batch of {name}',
         )
-        record = self._learn(view, samples, replay, k)
-        for sample in samples.values():
-            self.images.cache.drop(sample.entries())
-        seconds = round(time.perf_counter() - start, 2)
-        session.records.append(dataclasses.replace(record, seconds=seconds))
+        return self._learn(view, samples, replay, k)
 
     def _before(self, k: int) -> set[str]:
         """Layers that are quantized before unit ``k``."""
