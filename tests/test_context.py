@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmdet_ptq.context import current, forward_context, images
+from mmdet_ptq.context import current, follow, forward_context, images
 from mmdet_ptq.layers import convert
 from mmdet_ptq.quantizers import UniformQuantizer
 
@@ -178,3 +178,20 @@ def test_models_are_not_kept_alive(model):
     del part
     gc.collect()
     assert [one() for one in gone] == [None, None]
+
+
+def test_a_forward_that_was_interrupted_is_forgotten():
+    """Hooks do not hear of a KeyboardInterrupt."""
+
+    class Stopping(nn.Module):
+        def forward(self, inputs):
+            if inputs.shape[0] == 5:
+                raise KeyboardInterrupt
+            return images()
+
+    model = Stopping()
+    follow(model)
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.ones(5, 3))
+    assert model(torch.ones(2, 3)) == 2
+    assert images() is None

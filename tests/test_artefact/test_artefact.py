@@ -80,3 +80,20 @@ def test_a_part_that_is_not_registered(tiny, tmp_path):
                 random_detector(tiny.config['retinanet']),
                 tmp_path / 'outside.pth',
             )
+
+
+def test_a_weight_off_its_grid_is_saved_in_full(tiny, tmp_path):
+    """What was simulated is what is saved."""
+    model = random_detector(tiny.config['retinanet'])
+    cfg = dict(recipe='minmax', bits='w4a8')
+    session = quantize_detector(model, noise_batches(1, (64, 64)), cfg)
+    name, other = list(session.layers)[1:3]
+    with torch.no_grad():
+        session.layers[name].weight.flatten()[0] += 1e-3
+    path = tmp_path / 'quantized.pth'
+    save_quantized(session, path)
+    saved = torch.load(path, weights_only=True)
+    assert name not in saved['codes'] and other in saved['codes']
+    again = load_quantized(random_detector(tiny.config['retinanet']), path)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor), key

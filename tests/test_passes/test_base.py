@@ -6,7 +6,7 @@ import torch
 from two_levels import PASSES, RULES, Tiny, batches
 
 from mmdet_ptq.apis import quantize_detector
-from mmdet_ptq.errors import QuantConfigError
+from mmdet_ptq.errors import CalibrationError, PTQError, QuantConfigError
 from mmdet_ptq.passes import (
     BasePass,
     CorrectBias,
@@ -18,6 +18,7 @@ from mmdet_ptq.passes import (
 from mmdet_ptq.quantizers import BaseQuantizer, UniformEncoding
 from mmdet_ptq.registry import PASSES as REGISTRY
 from mmdet_ptq.registry import QUANTIZERS
+from mmdet_ptq.structures import QuantSpec
 
 
 def test_order_that_works():
@@ -151,3 +152,34 @@ def test_a_quantizer_that_cannot_be_searched_is_found_at_once(tensor):
             quantize_detector(model, data, dict(cfg, passes=searching))
     finally:
         QUANTIZERS.module_dict.pop('Fixed')
+
+
+def test_quantizing_twice_is_refused_and_changes_nothing():
+    model, data = Tiny().eval(), batches()
+    cfg = dict(bits='w8a8', rules=RULES, passes=PASSES)
+    quantize_detector(model, data, cfg)
+    with torch.no_grad():
+        before = model(**data[0], mode='predict')
+        with pytest.raises(PTQError, match='quantized already'):
+            quantize_detector(model, data, cfg)
+        after = model(**data[0], mode='predict')
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_port_without_statistics_is_named(registered):
+    """Its new quantizer has a row for each channel, which nobody observed."""
+
+    class Replacing(BasePass):
+        def run(self, session):
+            spec = QuantSpec(
+                'UniformQuantizer', 4, dict(granularity='channel')
+            )
+            session.replace('side', 'input', spec)
+
+    registered(Replacing)
+    passes = [*PASSES[:2], dict(type='Replacing'), PASSES[2]]
+    cfg = dict(bits='w8a8', rules=RULES, passes=passes)
+    with pytest.raises(
+        CalibrationError, match=r'side.*its input; put Observe'
+    ):
+        quantize_detector(Tiny().eval(), batches(), cfg)

@@ -15,9 +15,11 @@ from reconstruct_model import (
     reconstruct,
 )
 
+from mmdet_ptq.losses import L2Loss
 from mmdet_ptq.passes.reconstruct import AdaRound, LearnedSteps
 from mmdet_ptq.passes.reconstruct import trainer as module
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
+from mmdet_ptq.registry import LOSSES as LOSSES_REGISTRY
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
 
@@ -181,3 +183,23 @@ def test_nothing_to_learn_is_said():
     _, session = reconstruct(learn=[dict(type='LearnedCodebook')], iters=2)
     assert {r.why for r in session.records} == {'it has no learnable part'}
     assert not any(r.kept for r in session.records)
+
+
+def test_ends_that_became_nan_are_put_back():
+    """The loss is finite, its slope is not: the next step sees it."""
+
+    class Steep(L2Loss):
+        def __call__(self, outputs, targets, weights):
+            loss = super().__call__(outputs, targets, weights)
+            return loss + (outputs[0].sum() * 0).sqrt()
+
+    LOSSES_REGISTRY.register_module(module=Steep)
+    try:
+        learn = [dict(type='LearnedWeights')]
+        model, session = reconstruct(
+            iters=3, learn=learn, losses=[dict(type='Steep')]
+        )
+    finally:
+        LOSSES_REGISTRY.module_dict.pop('Steep')
+    assert {r.why for r in session.records} == {'the loss became NaN or Inf'}
+    assert equal(model, reconstruct(iters=0)[0])
