@@ -569,7 +569,8 @@ def test_interrupt(ptq, monkeypatch, request):
     # pytest may itself run where a shell has Ctrl-C ignored
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    whole = ptq('--no-float-eval', '--calib-num', 6)
+    options = ('--no-float-eval', '--calib-num', 6, '--recipe', 'minmax')
+    whole = ptq(*options)
     load, images = CalibrationImages.load, []
 
     def interrupted(self, i):
@@ -580,13 +581,13 @@ def test_interrupt(ptq, monkeypatch, request):
 
     monkeypatch.setattr(CalibrationImages, 'load', interrupted)
     work = whole.work.parent / 'stopped'
-    stopped = ptq('--no-float-eval', '--calib-num', 6, work=work)
+    stopped = ptq(*options, work=work)
     assert stopped.code == 130
     assert '--resume' in stopped.err
     assert 'Traceback' not in stopped.err
     assert not stopped.artefact.exists()
     images[:] = [None] * 9
-    again = ptq('--no-float-eval', '--calib-num', 6, '--resume', work=work)
+    again = ptq(*options, '--resume', work=work)
     assert again.code == 0
     assert len(images) - 9 == 1 + 6 - 3
     assert again.digest == whole.digest

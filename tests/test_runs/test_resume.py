@@ -71,7 +71,14 @@ def images_done(path):
         return 0
 
 
-@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    'how',
+    [
+        signal.SIGKILL,
+        # test_interrupt has Ctrl-C without a process of its own
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_stop_in_calibration(
     ptq, tool, tiny, tmp_path, environment, loads, tests, how
 ):

@@ -60,7 +60,7 @@ def test_adaround_needs_soft_rounding():
 
     model = nn.Sequential(nn.Linear(2, 2))
     convert(model)
-    model[0].weight_quantizer = Hard(4)
+    model[0].attach(Hard(4))
     with pytest.raises(QuantConfigError, match='a Hard has no soft rounding'):
         AdaRound().start({'0': model[0]}, [], 10)
 
