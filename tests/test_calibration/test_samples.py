@@ -5,11 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from reconstruct_model import (
-    Net,
-    inside,
-    reconstruct,
-)
+from reconstruct_model import Net, inside, reconstruct
 from torch import nn
 
 from mmdet_ptq.calibration import ActivationCache, samples

@@ -7,12 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from twin_kit import (
-    LAYERS,
-    attach,
-    quantizer,
-    twin_of,
-)
+from twin_kit import LAYERS, attach, quantizer, twin_of
 
 import mmdet_ptq
 from mmdet_ptq.layers import MatMul, float_mode

@@ -7,12 +7,7 @@ import itertools
 
 import pytest
 import torch
-from observer_kit import (
-    ALL,
-    feed,
-    grains,
-    new,
-)
+from observer_kit import ALL, feed, grains, new
 
 from mmdet_ptq.errors import CalibrationError, NumericError
 from mmdet_ptq.observers import (

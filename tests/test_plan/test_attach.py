@@ -15,7 +15,7 @@ U = 'UniformQuantizer'
 @pytest.fixture
 def model():
     found = nn.Sequential(
-        nn.Conv2d(8, 6, 3, groups=4 // 2),
+        nn.Conv2d(8, 6, 3, groups=2),
         nn.ConvTranspose2d(6, 4, 2),
         nn.Linear(4, 2),
     )

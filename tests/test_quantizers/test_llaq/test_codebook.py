@@ -6,15 +6,9 @@ import math
 
 import pytest
 import torch
-from llaq_kit import (
-    ALL_BITS,
-    fitted,
-    made,
-)
+from llaq_kit import ALL_BITS, fitted, made
 
-from mmdet_ptq.quantizers import (
-    LLAQuantizer,
-)
+from mmdet_ptq.quantizers import LLAQuantizer
 
 
 def test_by_hand():

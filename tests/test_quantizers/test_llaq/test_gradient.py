@@ -6,10 +6,7 @@ import math
 
 import pytest
 import torch
-from llaq_kit import (
-    fitted,
-    made,
-)
+from llaq_kit import fitted, made
 
 
 @pytest.mark.parametrize('bits', [2, 3, 4, 8])

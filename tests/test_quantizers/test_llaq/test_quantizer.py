@@ -6,18 +6,10 @@ import math
 
 import pytest
 import torch
-from llaq_kit import (
-    ALL_BITS,
-    error,
-    fitted,
-    laplace,
-    made,
-)
+from llaq_kit import ALL_BITS, error, fitted, laplace, made
 from promises import FACTORIES, check_codes, check_output, check_state
 
-from mmdet_ptq.quantizers import (
-    LLAQuantizer,
-)
+from mmdet_ptq.quantizers import LLAQuantizer
 from mmdet_ptq.registry import QUANTIZERS, build_from
 
 LLAQ = {n: m for n, m in FACTORIES.items() if n.startswith('llaq')}

@@ -7,11 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from subset_kit import (
-    fitted,
-    make,
-    samples,
-)
+from subset_kit import fitted, make, samples
 
 from mmdet_ptq.quantizers import SubsetQuantizer
 from mmdet_ptq.quantizers.subset import search as subset_search

@@ -8,11 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from subset_kit import (
-    UNIVERSE,
-    fitted,
-    samples,
-)
+from subset_kit import UNIVERSE, fitted, samples
 
 from mmdet_ptq.quantizers.subset import search as subset_search
 
