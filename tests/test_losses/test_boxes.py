@@ -48,12 +48,12 @@ def test_overlap(target):
 
 def test_errors_of_boxes(target):
     output, one = target
-    moved = RAW + torch.tensor([[0.5, 0.0, 0.0, -0.5], [0.0, 0.25, 0.0, 0.0]])
+    moved = RAW + torch.tensor([[0.0, 0.5, -0.5, 0.0], [0.0, 0.25, 0.0, 0.0]])
     found = box_errors(output, moved, one, 'raw')
-    assert found.tolist() == [[0.5, 0, 0, 0.5], [0, 0.25, 0, 0]]
+    assert found.tolist() == [[0, 0.5, 0.5, 0], [0, 0.25, 0, 0]]
     # in units of 10 x 20 and 10 x 10 pixels
     found = box_errors(output, moved, one, 'decoded')
-    assert found.tolist() == [[0.5, 0, 0, 0.25], [0, 0.25, 0, 0]]
+    assert found.tolist() == [[0, 0.25, 0.5, 0], [0, 0.25, 0, 0]]
     del one['corners']
     with pytest.raises(ValueError, match='bbox_head has no decode'):
         box_errors(output, moved, one, 'decoded')

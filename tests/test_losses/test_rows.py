@@ -40,6 +40,8 @@ def test_surest_rows():
     # of equal ones the first
     assert surest_rows(scores, None, 1).tolist() == [1]
     assert surest_rows(scores, None, 3).tolist() == [1, 3, 4]
+    same = surest_rows(torch.ones(1000), None, 300)
+    assert torch.equal(same, torch.arange(300))
     levels = torch.tensor([0, 0, 1, 1, 3])
     assert surest_rows(scores, levels, 1).tolist() == [1, 3, 4]
     none = torch.zeros(0)

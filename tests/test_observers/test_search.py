@@ -49,6 +49,28 @@ def test_each_row_finds_its_own_best():
     assert not best.least.any()
 
 
+def test_rows_do_not_change_one_another():
+    """The first is best as it is, the second bad whatever is done."""
+    bad = torch.tensor([[0.0], [9.0]])
+    best = BestRange(
+        lambda a, b: at(LOW[:, None], HIGH[:, None])(a, b) + bad, LOW, HIGH
+    )
+    best.line(10, True, True)
+    assert torch.equal(best.low, LOW) and torch.equal(best.high, HIGH)
+    assert best.least.tolist() == [0, 9]
+
+
+def test_between_two_candidates():
+    """Steps of t are a tenth, and a fortieth around the best."""
+    share = 0.55**2
+    best = BestRange(
+        at(LOW[:, None] * share, HIGH[:, None] * share), LOW, HIGH
+    )
+    best.line(10, True, True)
+    torch.testing.assert_close(best.low, LOW * share)
+    torch.testing.assert_close(best.high, HIGH * share)
+
+
 def test_ends_are_moved_apart():
     low, high = -0.25, 1.0
     error = at(low, high)
