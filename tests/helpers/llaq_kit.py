@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Logarithmic quantizers, fitted."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import torch
 
 from mmdet_ptq.quantizers import LLAQuantizer

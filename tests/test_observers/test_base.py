@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What every observer promises."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import io
 import itertools
 

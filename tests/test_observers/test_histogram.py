@@ -1,7 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Histograms with bins of powers of two."""
+
 import math
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Extremes and their averages, by hand."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import pytest
 import torch
 from observer_kit import feed, grains, new

@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Values and codes, against the formulas of Reg-PTQ."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import math
 
 import pytest

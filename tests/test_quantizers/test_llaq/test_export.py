@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Tables and the shift form."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import pytest
 import torch
 from llaq_kit import error, fitted, laplace, laplace_error

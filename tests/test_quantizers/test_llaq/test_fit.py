@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The search of codebooks, against exhaustive ones."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import math
 
 import pytest

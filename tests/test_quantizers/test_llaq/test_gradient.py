@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Gradients of inputs and of the codebook."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import math
 
 import pytest

@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The quantizer: ranges, promises, learning, storage."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import math
 
 import pytest

@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Codes of values and the bounds between them."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import math
 from itertools import pairwise
 

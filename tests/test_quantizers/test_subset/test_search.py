@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The search of subsets, against every subset."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import math
 from itertools import combinations
 
