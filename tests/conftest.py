@@ -18,6 +18,8 @@ import torch
 logging.raiseExceptions = False
 
 ROOT = Path(__file__).resolve().parent.parent
+#: fixtures of whole runs
+RUNS = {'environment', 'ptq'}
 CLASSES = ('dark', 'grey', 'light')
 
 COMMON = """
@@ -142,6 +144,16 @@ model = dict(
                   nms=dict(type='nms', iou_threshold=0.7))))
 """
 )
+
+
+def pytest_collection_modifyitems(items):
+    """Whole runs come after what tests single parts."""
+    items.sort(
+        key=lambda item: (
+            'test_runs' in item.path.parts
+            or not RUNS.isdisjoint(item.fixturenames)
+        )
+    )
 
 
 def make_images(root, name, count, seed):

@@ -1,12 +1,9 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Logarithmic quantizers, fitted."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import torch
 
-from mmdet_ptq.quantizers import (
-    LLAQuantizer,
-)
+from mmdet_ptq.quantizers import LLAQuantizer
 
 ALL_BITS = range(2, 9)
 

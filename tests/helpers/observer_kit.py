@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Every observer, and tensors for it."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import pytest
 
 from mmdet_ptq.observers import (

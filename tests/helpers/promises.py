@@ -66,7 +66,7 @@ for _name, _args in {
     'log': dict(rounding='log', zero=False),
     'layer-log-zero': dict(rounding='log', zero=True, k_granularity='layer'),
     'median': dict(mu='median'),
-    # keeps them all until it learns: tests/test_quantizers/test_llaq.py
+    # keeps them all until it learns: test_llaq/test_quantizer.py
     'literal': dict(form='paper_literal'),
     'literal-log': dict(form='paper_literal', rounding='log', zero=False),
 }.items():

@@ -177,7 +177,7 @@ class Store:
             raise KeyboardInterrupt
 
 
-def stopped_and_resumed(stop_at, net=Net, **args):
+def stopped_and_resumed(stop_at, net=Net, data=None, **args):
     """Stops at a write of the resume file, then goes on; None: at none.
 
     The first write is that of the ranges, the others are units.
@@ -190,8 +190,10 @@ def stopped_and_resumed(stop_at, net=Net, **args):
         )
     )
 
+    given = data or batches()
+
     def run(resume):
-        model, data = net().eval(), batches()
+        model, data = net().eval(), list(given)
         session = run_quantization(
             model,
             config,

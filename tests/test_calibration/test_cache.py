@@ -7,9 +7,9 @@ import tempfile
 import pytest
 import torch
 
-from mmdet_ptq.calibration import ActivationCache
+from mmdet_ptq.calibration import ActivationCache, Session
 from mmdet_ptq.errors import CalibrationError, QuantConfigError
-from mmdet_ptq.quant_cfg.bits import parse_bytes
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 
 
 def tree(seed=0):
@@ -97,6 +97,8 @@ def test_a_bound_that_no_step_fits(tmp_path):
         cache.check_fits(1001, 'a batch')
     with pytest.raises(QuantConfigError, match=r"at least cache='3MiB'"):
         cache.check_fits(2 * 2**20 + 1, 'a batch')
+    cache.check_fits(10, 'a batch')
+    assert cache.step == 2 * 2**20 + 1
 
 
 @pytest.mark.parametrize('limit', [10**6, 0])
@@ -129,10 +131,10 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
         cache.keep(torch.ones(1))
 
 
-def test_sizes():
-    assert parse_bytes('4GiB') == 4 * 2**30
-    assert parse_bytes('1.5 MB') == 1500000
-    assert parse_bytes(123) == 123
-    for wrong in ('4 apples', '-1GiB', '', True):
-        with pytest.raises(QuantConfigError, match='no size'):
-            parse_bytes(wrong)
+def test_a_session_knows_its_open_caches():
+    config = parse_quant_cfg(dict(recipe='uniform', bits='w8a8'))
+    session = Session(None, None, None, config, None)
+    with session.cache() as one, pytest.raises(KeyError), session.cache():
+        assert len(session.caches) == 2 and session.caches[0] is one
+        raise KeyError
+    assert session.caches == []

@@ -4,12 +4,12 @@
 import torch
 from torch import nn
 
-from mmdet_ptq.calibration.moments import ChannelMeans
+from mmdet_ptq.calibration.moments import ChannelMeans, mean_output
+from mmdet_ptq.layers import convert
+from mmdet_ptq.quantizers import UniformQuantizer
 
 
 def test_mean_output_is_what_a_constant_image_gives():
-    from mmdet_ptq.calibration.moments import mean_output
-
     torch.manual_seed(0)
     mean = torch.randn(8).double()
     for layer in (
@@ -31,8 +31,10 @@ def test_mean_output_is_what_a_constant_image_gives():
 
 def test_means_count_positions_and_forget_no_order():
     """Sums of whole numbers: the same bits whatever comes first."""
-    layer = nn.Conv2d(2, 3, 1)
-    layer.weight_quantizer, layer.levels, layer.act_axis = object(), 1, 1
+    model = nn.Sequential(nn.Conv2d(2, 3, 1))
+    convert(model)
+    layer = model[0]
+    layer.attach(UniformQuantizer(4, role='weight'))
     generator = torch.Generator().manual_seed(0)
     images = [
         10.0 ** (i % 5) * torch.randn(1, 2, 3, 4 + i, generator=generator)

@@ -3,13 +3,12 @@
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from unit_kit import Overwriting, plain_view
 
 from mmdet_ptq.calibration import Batches
-from mmdet_ptq.calibration.gradients import gradients
 from mmdet_ptq.calibration.replay import Replay
 from mmdet_ptq.calibration.units import UnitView, frozen
 from mmdet_ptq.context import forward_context
@@ -156,13 +155,6 @@ def test_detached_dependence_is_seen():
     assert prefix.keys == [('beside', 0)]
 
 
-def plain_view(module):
-    view = object.__new__(UnitView)
-    view.name, view.module, view.layers = 'unit', module, {}
-    view.relu = False
-    return view
-
-
 def test_dependence_that_noise_does_not_show():
     """A closed gate: the noise of the trial does not open it."""
 
@@ -216,21 +208,6 @@ def test_a_recording_that_stops(detector):
     hook.remove()
 
 
-class Overwriting(torch.nn.Module):
-    """What follows writes over the input and the output of the unit."""
-
-    def __init__(self):
-        super().__init__()
-        self.before = torch.nn.Linear(4, 4)
-        self.unit = torch.nn.Linear(4, 4)
-
-    def forward(self, x):
-        x = self.before(x)
-        y = self.unit(x)
-        x.zero_()
-        return y.mul_(2) + x
-
-
 def test_what_is_recorded_is_copied():
     net, x = Overwriting(), torch.randn(2, 4)
     view, calls = plain_view(net.unit), []
@@ -249,39 +226,3 @@ def test_what_is_recorded_is_copied():
         with prefix.replaying(stored):
             assert torch.equal(net(-x), expected)
         assert torch.equal(net(-x), other) and not torch.equal(other, expected)
-
-
-def test_gradient_at_an_output_that_is_written_to():
-    net, x = Overwriting(), torch.randn(2, 4)
-    with frozen(net):
-        found = dict(
-            gradients(
-                SimpleNamespace(mine=[3]),
-                plain_view(net.unit),
-                lambda j: net(x),
-                lambda j, y: y.square().sum(),
-            )
-        )
-        with torch.no_grad():
-            y = net.unit(net.before(x))
-    torch.testing.assert_close(found, {3: [8 * y]})
-
-
-def test_gradient_where_the_loss_depends_on_nothing():
-    unit, x = torch.nn.Linear(4, 4), torch.randn(2, 4)
-
-    def loss(j, outputs):
-        return outputs[j].sum() if j < 2 else torch.zeros(())
-
-    with frozen(unit):
-        found = dict(
-            gradients(
-                SimpleNamespace(mine=[0, 1, 2]),
-                plain_view(unit),
-                lambda j: (unit(x), unit(2 * x)),
-                loss,
-            )
-        )
-    one, zero = torch.ones(2, 4), torch.zeros(2, 4)
-    expected = {0: [one, zero], 1: [zero, one], 2: [zero, zero]}
-    torch.testing.assert_close(found, expected)

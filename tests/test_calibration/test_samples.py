@@ -5,11 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from reconstruct_model import (
-    Net,
-    inside,
-    reconstruct,
-)
+from reconstruct_model import Net, inside, reconstruct
 from torch import nn
 
 from mmdet_ptq.calibration import ActivationCache, samples
@@ -99,9 +95,14 @@ def test_a_forward_starts_at_the_first_level():
     convert(model)
     model[0].attach(levels=4)
     current().set_level(model[0], 3)
+
+    def level(*_):
+        return current().next_level(model[0], 4)
+
+    levels = []
     adapter = SimpleNamespace(
-        anchor=lambda *_: None,
-        outputs=lambda *_: current().next_level(model[0], 4),
+        anchor=lambda *_: levels.append(level()), outputs=level
     )
     images = images_of(model, 1, adapter)
-    assert images.run(0) == 0
+    assert levels == [0] and images.run(0) == 0
+    assert level() == 3

@@ -18,14 +18,13 @@ def test_every_bit_is_counted_once():
     convert(model)
     weight = UniformQuantizer(3, granularity='channel', role='weight')
     weight.set_range(-torch.ones(6), torch.ones(6))
-    model[0].weight_quantizer = weight
     # one quantizer for two layers, one symmetric
     shared, own = UniformQuantizer(4), UniformQuantizer(8, symmetric=True)
     for quantizer in (shared, own):
         quantizer.set_range(-torch.ones(1), torch.ones(1))
-    model[0].act_quantizers['input'] = shared
-    model[1].act_quantizers['input'] = shared
-    model[2].act_quantizers['input'] = own
+    model[0].attach(weight, dict(input=shared))
+    model[1].attach(acts=dict(input=shared))
+    model[2].attach(acts=dict(input=own))
     full, packed = storage_mb(model)
     count = 66 + 66 + 14
     assert full == count * 32 / 8e6
@@ -40,7 +39,7 @@ def test_inputs_count_the_rows_that_they_have():
     model = nn.Sequential(nn.Linear(3, 2))
     convert(model)
     levels = UniformQuantizer(4, granularity='channel', per_level=True)
-    model[0].act_quantizers['input'] = levels
+    model[0].attach(acts=dict(input=levels), levels=5)
     full, packed = storage_mb(model)
     assert packed == full  # no ranges yet
     levels.set_range(-torch.ones(5, 3), torch.ones(5, 3))
@@ -140,7 +139,7 @@ def test_real_detectors(kit, detectors, name):
                 if node.roles & left:
                     quantizer = None
                 twin = model.get_submodule(layer)
-                twin.weight_quantizer = quantizer
+                twin.set_quantizer('weight', quantizer)
                 if quantizer is not None:
                     scales += len(twin.weight) * (32 + width)
             found = storage_mb(model)[1] - scales / 8e6

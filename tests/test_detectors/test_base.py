@@ -6,22 +6,10 @@ import warnings
 
 import pytest
 import torch
-from adapter_kit import (
-    FAMILIES,
-    QUERY,
-    detector,
-    float_run,
-    prepared,
-    same,
-)
+from adapter_kit import FAMILIES, QUERY, detector, float_run, prepared, same
 from mmdet.models.dense_heads import RetinaHead
 
-from mmdet_ptq.detectors import (
-    Adapter,
-    DenseAdapter,
-    RawAdapter,
-    find_adapter,
-)
+from mmdet_ptq.detectors import Adapter, DenseAdapter, RawAdapter, find_adapter
 from mmdet_ptq.registry import ADAPTERS
 from mmdet_ptq.structures import DetectionOutputs
 

@@ -16,10 +16,7 @@ from adapter_kit import (
 )
 from mmengine.config import Config
 
-from mmdet_ptq.detectors import (
-    DenseAdapter,
-    find_adapter,
-)
+from mmdet_ptq.detectors import DenseAdapter, find_adapter
 
 DENSE = [
     name

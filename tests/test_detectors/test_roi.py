@@ -15,9 +15,7 @@ from adapter_kit import (
 )
 from mmdet.models.roi_heads import StandardRoIHead
 
-from mmdet_ptq.detectors import (
-    find_adapter,
-)
+from mmdet_ptq.detectors import find_adapter
 from mmdet_ptq.losses import DetectionLoss
 
 ROI = ['faster_rcnn', 'mask_rcnn', 'cascade']

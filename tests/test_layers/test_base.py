@@ -3,11 +3,7 @@
 
 import torch
 from torch import nn
-from twin_kit import (
-    LAYERS,
-    attach,
-    twin_of,
-)
+from twin_kit import LAYERS, attach, twin_of
 
 from mmdet_ptq.layers import convert
 

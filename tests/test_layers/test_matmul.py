@@ -2,10 +2,7 @@
 """Products of two activations."""
 
 import torch
-from twin_kit import (
-    quantizer,
-    twin_of,
-)
+from twin_kit import quantizer, twin_of
 
 from mmdet_ptq.layers import MatMul
 

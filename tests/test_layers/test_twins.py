@@ -8,11 +8,7 @@ from threading import Barrier
 import pytest
 import torch
 from torch import nn
-from twin_kit import (
-    LAYERS,
-    attach,
-    twin_of,
-)
+from twin_kit import LAYERS, attach, twin_of
 
 from mmdet_ptq.layers import QuantLayer, float_mode
 

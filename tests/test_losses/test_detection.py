@@ -5,20 +5,10 @@ import math
 
 import pytest
 import torch
-from head_rows import (
-    LOG2,
-    LOG3,
-    head,
-    perturbed,
-    random_head,
-)
+from head_rows import LOG2, LOG3, head, perturbed, random_head
 
 from mmdet_ptq.errors import QuantConfigError
-from mmdet_ptq.losses import (
-    DetectionLoss,
-    GlobalLoss,
-    PredictionDifference,
-)
+from mmdet_ptq.losses import DetectionLoss, GlobalLoss, PredictionDifference
 from mmdet_ptq.registry import LOSSES, build_from
 from mmdet_ptq.structures import DetectionOutputs
 

@@ -5,16 +5,9 @@ import math
 
 import pytest
 import torch
-from head_rows import (
-    LOG3,
-    head,
-    perturbed,
-    random_head,
-)
+from head_rows import LOG3, head, perturbed, random_head
 
-from mmdet_ptq.losses import (
-    PredictionDifference,
-)
+from mmdet_ptq.losses import PredictionDifference
 
 
 def test_prediction_difference_by_hand():

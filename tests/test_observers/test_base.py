@@ -1,18 +1,12 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What every observer promises."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import io
 import itertools
 
 import pytest
 import torch
-from observer_kit import (
-    ALL,
-    feed,
-    grains,
-    new,
-)
+from observer_kit import ALL, feed, grains, new
 
 from mmdet_ptq.errors import CalibrationError, NumericError
 from mmdet_ptq.observers import (

@@ -1,4 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Histograms with bins of powers of two."""
+
 import math
 
 import pytest
@@ -6,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmdet_ptq.observers import LpObserver, PercentileObserver
+from mmdet_ptq.observers import LpObserver
 from mmdet_ptq.observers import histogram as module
 from mmdet_ptq.observers.histogram import (
     MIN_EXPONENT,
@@ -20,7 +22,7 @@ from mmdet_ptq.observers.sampling import (
     row_extremes,
     sample_rows,
 )
-from mmdet_ptq.quantizers import Granularity, UniformQuantizer
+from mmdet_ptq.quantizers import Granularity
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -149,32 +151,6 @@ def test_samples_weigh_what_they_stand_for():
     observer.observe(torch.randn(1, 3, 4, 5))
     assert int(observer.counts.sum()) == pytest.approx(600_060, rel=1e-3)
     assert int(observer.zeros) == pytest.approx(300_000, rel=0.02)
-
-
-@pytest.mark.parametrize('percentile', [0.9, 0.99, 0.9999, 1.0])
-def test_percentile_against_numpy(percentile):
-    torch.manual_seed(0)
-    batch = [torch.randn(30_000) * 2 + 1 for _ in range(2)]
-    observer = PercentileObserver(percentile)
-    for x in batch:
-        observer.observe(x)
-    low, high = observer.ranges(UniformQuantizer())
-    x = torch.cat(batch)
-    width = 2.0 ** int(observer.exponent)
-    # within a bin of the neighbouring order statistics
-    order = x.sort().values
-    for got, q in ((low, 1 - percentile), (high, percentile)):
-        at = q * (len(x) - 1)
-        below = order[max(0, math.floor(at) - 1)]
-        above = order[min(len(x) - 1, math.ceil(at) + 1)]
-        assert below - width <= got.item() <= above + width
-
-
-def test_percentile_is_within_the_data():
-    observer = PercentileObserver(0.9)
-    observer.observe(torch.tensor([2.0, 2.0, 2.0, 3.0]))
-    low, high = observer.ranges(UniformQuantizer())
-    assert 2 <= low.item() <= high.item() <= 3
 
 
 def test_growth_by_many_octaves(monkeypatch):

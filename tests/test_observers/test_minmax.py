@@ -1,14 +1,9 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Extremes and their averages, by hand."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import pytest
 import torch
-from observer_kit import (
-    feed,
-    grains,
-    new,
-)
+from observer_kit import feed, grains, new
 
 
 def test_moving_average_by_hand_and_merge():

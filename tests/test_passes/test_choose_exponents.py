@@ -4,10 +4,7 @@
 import pytest
 import torch
 from reconstruct_model import RULES, Net, batches, outputs
-from task_loss_kit import (
-    loss,
-    quantize,
-)
+from task_loss_kit import loss, quantize
 
 from mmdet_ptq import quantize_detector
 

@@ -2,10 +2,7 @@
 """Ranges that LAPQ searches together."""
 
 import pytest
-from task_loss_kit import (
-    loss,
-    quantize,
-)
+from task_loss_kit import loss, quantize
 
 from mmdet_ptq.passes.lapq import vertex
 

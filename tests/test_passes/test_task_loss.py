@@ -2,9 +2,7 @@
 """What passes that look at the outputs refuse."""
 
 import pytest
-from task_loss_kit import (
-    quantize,
-)
+from task_loss_kit import quantize
 
 from mmdet_ptq.errors import QuantConfigError
 

@@ -2,10 +2,7 @@
 """Graphs made by hand, and plans of them."""
 
 import pytest
-from plan_kit import (
-    graph,
-    node,
-)
+from plan_kit import graph, node
 
 
 @pytest.fixture

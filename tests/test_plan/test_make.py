@@ -2,13 +2,7 @@
 """Plans of hand-made graphs: widths, groups, what stays float."""
 
 import pytest
-from plan_kit import (
-    BOTH,
-    U,
-    graph,
-    node,
-    plan,
-)
+from plan_kit import BOTH, U, graph, node, plan
 
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.structures import QuantSpec

@@ -2,13 +2,7 @@
 """Rules on hand-made graphs, against plans written by hand."""
 
 import pytest
-from plan_kit import (
-    BOTH,
-    U,
-    graph,
-    node,
-    plan,
-)
+from plan_kit import BOTH, U, graph, node, plan
 from reconstruct_model import INIT, RULES, Net, batches
 
 from mmdet_ptq import quantize_detector

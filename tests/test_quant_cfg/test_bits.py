@@ -4,10 +4,7 @@
 import pytest
 
 from mmdet_ptq.errors import QuantConfigError
-from mmdet_ptq.quant_cfg import (
-    Bits,
-    parse_bits,
-)
+from mmdet_ptq.quant_cfg.bits import Bits, parse_bits, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -31,3 +28,12 @@ def test_bits(text, bits, back):
 def test_bad_bits(text):
     with pytest.raises(QuantConfigError, match='bit'):
         parse_bits(text)
+
+
+def test_sizes():
+    assert parse_bytes('4GiB') == 4 * 2**30
+    assert parse_bytes('1.5 MB') == 1500000
+    assert parse_bytes(123) == 123
+    for wrong in ('4 apples', '-1GiB', '', True):
+        with pytest.raises(QuantConfigError, match='no size'):
+            parse_bytes(wrong)

@@ -2,15 +2,10 @@
 """The grammar of ``quant_cfg``."""
 
 import pytest
-from cfg_kit import (
-    PASSES,
-    RULE,
-)
+from cfg_kit import PASSES, RULE
 
 from mmdet_ptq.errors import QuantConfigError
-from mmdet_ptq.quant_cfg import (
-    parse_quant_cfg,
-)
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 
 
 def test_input_is_not_changed():

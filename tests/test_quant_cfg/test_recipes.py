@@ -4,17 +4,10 @@
 import shutil
 
 import pytest
-from cfg_kit import (
-    PASSES,
-    RULE,
-)
+from cfg_kit import PASSES, RULE
 
 from mmdet_ptq.errors import QuantConfigError
-from mmdet_ptq.quant_cfg import (
-    load_recipe,
-    parse_quant_cfg,
-    recipe_names,
-)
+from mmdet_ptq.quant_cfg import load_recipe, parse_quant_cfg, recipe_names
 from mmdet_ptq.quant_cfg.recipes import RECIPE_DIR
 
 

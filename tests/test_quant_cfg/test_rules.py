@@ -2,15 +2,10 @@
 """Rules that are refused before any forward."""
 
 import pytest
-from cfg_kit import (
-    PASSES,
-)
+from cfg_kit import PASSES
 
 from mmdet_ptq.errors import QuantConfigError
-from mmdet_ptq.quant_cfg import (
-    load_recipe,
-    parse_quant_cfg,
-)
+from mmdet_ptq.quant_cfg import load_recipe, parse_quant_cfg
 from mmdet_ptq.quantizers import UniformQuantizer
 from mmdet_ptq.registry import QUANTIZERS
 

@@ -141,20 +141,37 @@ def test_an_operation_carries_its_encoding():
     assert call.args[3:] == ('channel', 0, None, False, 0, 15)
 
 
-@pytest.mark.parametrize('make', FACTORIES.values(), ids=FACTORIES)
-def test_operations_keep_the_rules_of_torch(make):
+def keeps_the_rules(make, change=lambda x: x):
+    """PyTorch's own check of an operation, on one input."""
     x = torch.randn(2, 6, 4, 4)
     q = fit(make(4), x)
-    e, rest = q.encoding(), fields(q.granularity)
-    nhwc = x.to(memory_format=torch.channels_last)
-    gaps = torch.stack([x, x], -1)[..., 0]
-    for y in (x, nhwc, gaps, x.half(), x[..., :0]):
-        if isinstance(q, UniformQuantizer):
-            args = y, e.scale, e.zero_point, *rest, e.qmin, e.qmax
-            torch.library.opcheck(quantize_dequantize_op, args)
-        else:
-            args = y, e.table, e.bounds, *rest
-            torch.library.opcheck(table_lookup_op, args)
+    e, rest, y = q.encoding(), fields(q.granularity), change(x)
+    if isinstance(q, UniformQuantizer):
+        args = y, e.scale, e.zero_point, *rest, e.qmin, e.qmax
+        torch.library.opcheck(quantize_dequantize_op, args)
+    else:
+        args = y, e.table, e.bounds, *rest
+        torch.library.opcheck(table_lookup_op, args)
+
+
+@pytest.mark.parametrize('make', FACTORIES.values(), ids=FACTORIES)
+def test_operations_keep_the_rules_of_torch(make):
+    keeps_the_rules(make)
+
+
+@pytest.mark.parametrize('name', ['uniform-aff-act-channel', 'llaq-channel'])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: torch.stack([x, x], -1)[..., 0],
+        torch.Tensor.half,
+        lambda x: x[..., :0],
+    ],
+    ids=['channels last', 'gaps', 'half', 'empty'],
+)
+def test_operations_keep_the_rules_for_any_layout(name, change):
+    keeps_the_rules(FACTORIES[name], change)
 
 
 UNIFORM = {n: m for n, m in FACTORIES.items() if n.startswith('uniform')}

@@ -36,7 +36,7 @@ def test_w8a8_follows_float_and_beats_minmax_at_w4a4(path):
     cfg = Config.fromfile(f'configs/digits/{path.stem}.py')
     model = random_detector(f'configs/digits/{path.stem}.py')
     load_float_weights(model, read_checkpoint(path), path)
-    images = from_config(cfg, Calibration(num_samples=8))
+    images = from_config(cfg, Calibration(num_samples=4))
     data = [batch for _, batch in images.batches()]
     example = from_config(
         cfg, Calibration(num_samples=1, source='test')

@@ -55,7 +55,11 @@ def state(run):
 
 
 @pytest.mark.parametrize(
-    ('model', 'recipe'), [('retinanet', 'minmax'), ('mask_rcnn', 'uniform')]
+    ('model', 'recipe'),
+    [
+        pytest.param('retinanet', 'minmax', marks=pytest.mark.slow),
+        ('mask_rcnn', 'uniform'),
+    ],
 )
 def test_two_against_one(ptq, two_ranks, tiny, tmp_path, model, recipe):
     """Five images, one of them broken, so that shares are uneven."""
@@ -78,6 +82,7 @@ def test_two_against_one(ptq, two_ranks, tiny, tmp_path, model, recipe):
     assert not list(two.work.glob('ptq_resume*'))
 
 
+@pytest.mark.slow  # test_ranks.py has the claim without the command line
 def test_reconstruction_of_two_against_one(ptq, two_ranks, tiny, tmp_path):
     """Two in a step of one process, one in a step of each of two.
 

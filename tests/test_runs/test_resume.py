@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.runner import TestLoop as MMEngineTestLoop
 
-from mmdet_ptq.calibration import CalibrationImages, ResumeStore
+from mmdet_ptq.calibration import CalibrationImages
 from mmdet_ptq.passes import BasePass
 from mmdet_ptq.registry import PASSES
 
@@ -71,7 +71,14 @@ def images_done(path):
         return 0
 
 
-@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    'how',
+    [
+        signal.SIGKILL,
+        # test_interrupt has Ctrl-C without a process of its own
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_stop_in_calibration(
     ptq, tool, tiny, tmp_path, environment, loads, tests, how
 ):
@@ -226,10 +233,3 @@ def test_broken_resume_file(ptq, tmp_path):
     assert run.code == 1
     assert 'ptq_resume_0.pth' in run.err
     assert 'without --resume' in run.err
-
-
-def test_store_of_another_run(tmp_path):
-    ResumeStore(tmp_path / 'a.pth', 'one').save(dict(done=1))
-    assert ResumeStore(tmp_path / 'a.pth', 'one').load() == dict(done=1)
-    assert ResumeStore(tmp_path / 'a.pth', 'two').load() is None
-    assert [p.name for p in tmp_path.iterdir()] == ['a.pth']

@@ -5,10 +5,7 @@ import weakref
 
 import pytest
 import torch
-from reconstruct_model import (
-    flat,
-    inside,
-)
+from reconstruct_model import flat, inside
 
 from mmdet_ptq import registry
 from mmdet_ptq.losses import GlobalLoss

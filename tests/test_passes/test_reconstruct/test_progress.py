@@ -2,12 +2,7 @@
 """Stopped between units, and gone on."""
 
 import pytest
-from reconstruct_model import (
-    LEARN,
-    UNITS,
-    equal,
-    stopped_and_resumed,
-)
+from reconstruct_model import LEARN, UNITS, equal, stopped_and_resumed
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
 

@@ -100,8 +100,9 @@ def test_rounding_stays_between_neighbours():
 
 
 def test_drop_prob_zero_is_no_dropping(monkeypatch):
-    a = reconstruct(learn=LEARN, drop_prob=0.0)[0]
-    assert not equal(a, reconstruct(learn=LEARN, drop_prob=0.5)[0])
+    args = dict(learn=LEARN, iters=10)
+    a = reconstruct(drop_prob=0.0, **args)[0]
+    assert not equal(a, reconstruct(drop_prob=0.5, **args)[0])
 
     class Plain(Trainer):
         def inputs(self, sample, i, *_):
@@ -109,7 +110,7 @@ def test_drop_prob_zero_is_no_dropping(monkeypatch):
 
     # a step that knows of no dropping
     monkeypatch.setattr(QuantLayer, 'dropping', lambda *_: nullcontext())
-    args = dict(learn=LEARN, drop_prob=0.0)
+    args = dict(args, drop_prob=0.0)
     assert equal(a, reconstruct(trainer=Plain, **args)[0])
 
 
@@ -119,7 +120,7 @@ def test_same_seed_same_result():
             torch.seed()  # of the global generator nothing depends
             return super().fit(*given)
 
-    args = dict(learn=LEARN, drop_prob=0.5, trainer=Shaken)
+    args = dict(learn=LEARN, drop_prob=0.5, iters=10, trainer=Shaken)
     first = reconstruct(**args)[0]
     assert equal(first, reconstruct(**args)[0])
     assert not equal(first, reconstruct(calibration=dict(seed=1), **args)[0])
@@ -177,7 +178,8 @@ class Turned(L2Loss):
 def test_worse_is_put_back(learn, rules):
     """With the sign of the loss turned, every unit gets worse."""
     losses = [dict(type='Turned')]
-    args = dict(learn=learn, drop_prob=0.5, losses=losses, rules=rules)
+    args = dict(learn=learn, drop_prob=0.5, iters=15)
+    args.update(losses=losses, rules=rules)
     model, session = reconstruct(**args)
     assert not any(r.kept for r in session.records)
     assert len(session.notes) == 6 and 'did not fall' in session.notes[0]

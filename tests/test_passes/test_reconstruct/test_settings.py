@@ -2,10 +2,7 @@
 """Arguments that are refused before any forward."""
 
 import pytest
-from reconstruct_model import (
-    LEARN,
-    reconstruct,
-)
+from reconstruct_model import LEARN, reconstruct
 
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.passes.reconstruct import Reconstruct

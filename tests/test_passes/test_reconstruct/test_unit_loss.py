@@ -3,15 +3,7 @@
 
 import pytest
 import torch
-from reconstruct_model import (
-    LEARN,
-    LOSSES,
-    RULES,
-    Block,
-    Net,
-    flat,
-    inside,
-)
+from reconstruct_model import LEARN, LOSSES, RULES, Block, Net, flat, inside
 from torch import nn
 from torch.nn import functional
 

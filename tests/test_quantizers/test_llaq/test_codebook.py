@@ -1,20 +1,13 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Values and codes, against the formulas of Reg-PTQ."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import math
 
 import pytest
 import torch
-from llaq_kit import (
-    ALL_BITS,
-    fitted,
-    made,
-)
+from llaq_kit import ALL_BITS, fitted, made
 
-from mmdet_ptq.quantizers import (
-    LLAQuantizer,
-)
+from mmdet_ptq.quantizers import LLAQuantizer
 
 
 def test_by_hand():

@@ -1,22 +1,12 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Tables and the shift form."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import pytest
 import torch
-from llaq_kit import (
-    error,
-    fitted,
-    laplace,
-    laplace_error,
-)
+from llaq_kit import error, fitted, laplace, laplace_error
 
 from mmdet_ptq.errors import CalibrationError
-from mmdet_ptq.quantizers import (
-    LLAQuantizer,
-    lut,
-    shift_form,
-)
+from mmdet_ptq.quantizers import LLAQuantizer, lut, shift_form
 
 
 def test_lut():

@@ -1,22 +1,13 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The search of codebooks, against exhaustive ones."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import math
 
 import pytest
 import torch
-from llaq_kit import (
-    error,
-    fitted,
-    laplace,
-    laplace_error,
-    made,
-)
+from llaq_kit import error, fitted, laplace, laplace_error, made
 
-from mmdet_ptq.quantizers import (
-    UniformQuantizer,
-)
+from mmdet_ptq.quantizers import UniformQuantizer
 from mmdet_ptq.quantizers.llaq.codebook import Grid, half, rounded_k
 from mmdet_ptq.quantizers.llaq.fit import fit_rows, side_errors, side_means
 

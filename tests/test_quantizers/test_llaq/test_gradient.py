@@ -1,15 +1,11 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Gradients of inputs and of the codebook."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import math
 
 import pytest
 import torch
-from llaq_kit import (
-    fitted,
-    made,
-)
+from llaq_kit import fitted, made
 
 
 @pytest.mark.parametrize('bits', [2, 3, 4, 8])

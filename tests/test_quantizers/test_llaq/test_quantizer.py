@@ -1,23 +1,14 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The quantizer: ranges, promises, learning, storage."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import math
 
 import pytest
 import torch
-from llaq_kit import (
-    ALL_BITS,
-    error,
-    fitted,
-    laplace,
-    made,
-)
+from llaq_kit import ALL_BITS, error, fitted, laplace, made
 from promises import FACTORIES, check_codes, check_output, check_state
 
-from mmdet_ptq.quantizers import (
-    LLAQuantizer,
-)
+from mmdet_ptq.quantizers import LLAQuantizer
 from mmdet_ptq.registry import QUANTIZERS, build_from
 
 LLAQ = {n: m for n, m in FACTORIES.items() if n.startswith('llaq')}

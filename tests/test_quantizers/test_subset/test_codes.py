@@ -1,17 +1,12 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Codes of values and the bounds between them."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import math
 from itertools import pairwise
 
 import pytest
 import torch
-from subset_kit import (
-    fitted,
-    make,
-    samples,
-)
+from subset_kit import fitted, make, samples
 
 from mmdet_ptq.quantizers import SubsetQuantizer
 from mmdet_ptq.quantizers.subset import search as subset_search

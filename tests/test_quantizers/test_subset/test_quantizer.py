@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The quantizer: values, ranges, gradients, storage."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import math
 
 import pytest
@@ -9,12 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from promises import check_codes, check_output, check_state, tensors
-from subset_kit import (
-    UNIVERSE,
-    fitted,
-    make,
-    samples,
-)
+from subset_kit import UNIVERSE, fitted, make, samples
 
 from mmdet_ptq.quantizers import SubsetQuantizer
 from mmdet_ptq.quantizers.subset import search as subset_search

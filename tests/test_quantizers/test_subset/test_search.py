@@ -1,18 +1,13 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The search of subsets, against every subset."""
 
-# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 import math
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
-from subset_kit import (
-    UNIVERSE,
-    fitted,
-    samples,
-)
+from subset_kit import UNIVERSE, fitted, samples
 
 from mmdet_ptq.quantizers.subset import search as subset_search
 

@@ -5,21 +5,14 @@ import math
 
 import pytest
 import torch
-from learner_kit import (
-    QUANTIZERS,
-    layer_with,
-)
+from learner_kit import QUANTIZERS, layer_with
 from torch import nn
 
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.layers import convert
-from mmdet_ptq.passes.reconstruct import (
-    AdaRound,
-)
+from mmdet_ptq.passes.reconstruct import AdaRound
 from mmdet_ptq.passes.reconstruct.learners import rectified_sigmoid
-from mmdet_ptq.quantizers import (
-    BaseQuantizer,
-)
+from mmdet_ptq.quantizers import BaseQuantizer
 
 
 @pytest.mark.parametrize('name', QUANTIZERS)
@@ -60,7 +53,7 @@ def test_adaround_needs_soft_rounding():
 
     model = nn.Sequential(nn.Linear(2, 2))
     convert(model)
-    model[0].weight_quantizer = Hard(4)
+    model[0].attach(Hard(4))
     with pytest.raises(QuantConfigError, match='a Hard has no soft rounding'):
         AdaRound().start({'0': model[0]}, [], 10)
 

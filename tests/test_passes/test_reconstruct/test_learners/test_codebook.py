@@ -2,15 +2,9 @@
 """Codebooks that are learned."""
 
 import torch
-from learner_kit import (
-    QUANTIZERS,
-    layer_with,
-)
+from learner_kit import QUANTIZERS, layer_with
 
-from mmdet_ptq.passes.reconstruct import (
-    AdaRound,
-    LearnedCodebook,
-)
+from mmdet_ptq.passes.reconstruct import AdaRound, LearnedCodebook
 from mmdet_ptq.passes.reconstruct.trainer import average_gradients
 
 

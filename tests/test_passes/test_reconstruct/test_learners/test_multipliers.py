@@ -3,14 +3,9 @@
 
 import pytest
 import torch
-from learner_kit import (
-    QUANTIZERS,
-    layer_with,
-)
+from learner_kit import QUANTIZERS, layer_with
 
-from mmdet_ptq.passes.reconstruct import (
-    SubsetMultipliers,
-)
+from mmdet_ptq.passes.reconstruct import SubsetMultipliers
 
 
 def test_subset_multipliers():

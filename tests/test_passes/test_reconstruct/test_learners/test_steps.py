@@ -5,12 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmdet_ptq.passes.reconstruct import (
-    LearnedSteps,
-)
-from mmdet_ptq.quantizers import (
-    UniformQuantizer,
-)
+from mmdet_ptq.passes.reconstruct import LearnedSteps
+from mmdet_ptq.quantizers import UniformQuantizer
 
 
 def test_learned_steps():

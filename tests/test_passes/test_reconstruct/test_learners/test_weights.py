@@ -3,17 +3,10 @@
 
 import pytest
 import torch
-from learner_kit import (
-    QUANTIZERS,
-    layer_with,
-)
+from learner_kit import QUANTIZERS, layer_with
 
-from mmdet_ptq.passes.reconstruct import (
-    LearnedWeights,
-)
-from mmdet_ptq.quantizers import (
-    UniformQuantizer,
-)
+from mmdet_ptq.passes.reconstruct import LearnedWeights
+from mmdet_ptq.quantizers import UniformQuantizer
 
 
 def test_learned_weights_take_bias_and_ranges_along():
