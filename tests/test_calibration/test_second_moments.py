@@ -258,6 +258,9 @@ if rank:
     moments.observe('b', x[0, :4])
 moments.merge()
 torch.save(moments.state_dict(), sys.argv[3])
+# a rank that goes while the other still listens would end it
+distributed.barrier()
+distributed.destroy_process_group()
 """
 
 
