@@ -84,7 +84,7 @@ class _Watch:
         self.gradients = gradients
         self.hooks = []
         twin = isinstance(layer, QuantLayer)
-        self.counted = layer if twin else self
+        self.counted = layer.call_key if twin else self
         self.levels = layer.levels if twin else _UNBOUNDED
         if not twin:
             self.hooks.append(

@@ -94,7 +94,7 @@ class Replay:
                     Tensor, lambda t: t.detach().clone(), output
                 )
                 levels = [
-                    current().next_level(layer, layer.levels)
+                    current().next_level(layer.call_key, layer.levels)
                     for layer in self.parts[key[0]]
                 ]
                 found[key] = (copy, levels)
@@ -128,7 +128,7 @@ class Replay:
                 return original(*args, **kwargs)
             output, levels = stored[key]
             for layer, level in zip(self.parts[name], levels, strict=True):
-                current().set_level(layer, level)
+                current().set_level(layer.call_key, level)
             # copies: a residual sum may work in place on what it is given
             return tree_map_only(Tensor, torch.clone, output)
 

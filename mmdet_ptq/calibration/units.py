@@ -160,7 +160,10 @@ class UnitView:
 
     def _levels(self) -> dict[str, int]:
         now = current()
-        return {n: now.next_level(m, m.levels) for n, m in self.layers.items()}
+        return {
+            n: now.next_level(m.call_key, m.levels)
+            for n, m in self.layers.items()
+        }
 
     def __call__(self, levels: dict[str, int], inputs: Any) -> list[Tensor]:
         """Runs the module alone, on the images of the context around it.
@@ -175,7 +178,7 @@ class UnitView:
         args, kwargs = inputs
         with forward_context(current().images) as forward:
             for name, level in levels.items():
-                forward.set_level(self.layers[name], level)
+                forward.set_level(self.layers[name].call_key, level)
             return self.finish(self.module(*args, **kwargs))
 
 

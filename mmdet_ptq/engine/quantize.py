@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..calibration import Feed, Progress, ResumeStore, Session, timed
-from ..errors import PTQError
+from ..errors import CalibrationError, PTQError
 from ..layers import convert, quant_layers
 from ..passes import BasePass, checked
 from ..plan import attach, check_globs, make_plan, unmatched_rules
@@ -51,6 +51,7 @@ def run_quantization(
     session = prepare(model, config, example, feed, progress, work_dir)
     on_session(session)
     _run_passes(session, config.build_passes(), store, resume)
+    _check_ranges(session)
     with session.stage('freeze'):
         for layer in quant_layers(model).values():
             layer.bake()
@@ -153,6 +154,20 @@ def _run_passes(
             store.save(dict(done=i + 1, finished=finished, skipped=skipped))
     # it holds a copy of the tensors
     session.save = lambda: None
+
+
+def _check_ranges(session: Session) -> None:
+    """Names a quantizer that the passes left without a range."""
+    for name, layer in session.layers.items():
+        found = dict(layer.act_quantizers.items())
+        if layer.weight_quantizer is not None:
+            found['weight'] = layer.weight_quantizer
+        for tensor, quantizer in found.items():
+            if not quantizer.initialized:
+                raise CalibrationError(
+                    f'{name}: no pass set the range of its {tensor}; a pass '
+                    'that replaces a quantizer has to'
+                )
 
 
 def _needs(passes: list[BasePass]) -> frozenset[str]:

@@ -18,6 +18,14 @@ from ..quantizers import BaseQuantizer
 from .changes import Changes
 
 
+class CallKey:
+    """What a layer and the copies that exporters make of it share.
+
+    ``torch.export`` runs a shallow copy of a module that shares another one
+    with a second, a new copy in every call.
+    """
+
+
 class QuantLayer(Changes, nn.Module):
     """Mixin of all twins: quantizes inputs and weight around the forward.
 
@@ -49,6 +57,7 @@ class QuantLayer(Changes, nn.Module):
             float (QDrop); 0 but in reconstruction. Drawn from
             ``generator``.
         baked (bool): Whether the weight itself is the quantized one.
+        call_key (CallKey): By which contexts count its calls.
         levels (int): Calls in one forward of the detector; which of them a
             call is, is known to :mod:`mmdet_ptq.context`.
     """
@@ -72,12 +81,13 @@ class QuantLayer(Changes, nn.Module):
         self.quantize_act = True
         self.baked = False
         self.levels = 1
+        self.call_key = CallKey()
         self._listeners: tuple = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the replaced class's forward on quantized operands."""
         shadows = self.float_branches(*args)
-        level = current().take_level(self, self.levels)
+        level = current().take_level(self.call_key, self.levels)
         inputs = [
             self._input(port, level, x)
             for port, x in zip(self.ports, args, strict=False)

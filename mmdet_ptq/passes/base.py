@@ -10,12 +10,15 @@ from ..errors import QuantConfigError
 
 #: What passes give to later ones, and the pass that gives it: statistics of
 #: activations (``'observers'``), the mean of each input channel
-#: (``'means'``), ranges of all quantizers (``'ranges'``), and weights that
-#: are not rounded to the nearest value any more (``'learned'``).
+#: (``'means'``), ranges of all quantizers (``'ranges'``), ranges chosen by
+#: the detector's outputs (``'chosen'``), corrected biases (``'corrected'``),
+#: and weights that are not rounded to the nearest value (``'learned'``).
 GIVERS = dict(
     observers='Observe',
     means='Observe',
     ranges='SetRanges',
+    chosen='LAPQ',
+    corrected='CorrectBias',
     learned='Reconstruct',
 )
 
@@ -102,4 +105,9 @@ def checked(passes: Sequence[object]) -> list[BasePass]:
             )
         one.check(found)
         found.append(one)
+    if not any('ranges' in one.gives for one in found):
+        raise QuantConfigError(
+            'passes: none of them sets the ranges of the quantizers; add '
+            "dict(type='Observe'), dict(type='SetRanges')"
+        )
     return found

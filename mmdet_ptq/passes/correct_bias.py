@@ -19,6 +19,7 @@ class CorrectBias(BasePass):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({'means', 'ranges'})
+    gives: ClassVar[frozenset[str]] = frozenset({'corrected'})
     refuses: ClassVar[frozenset[str]] = frozenset({'learned'})
 
     @torch.no_grad()

@@ -26,7 +26,9 @@ class SetRanges(BasePass):
 
     needs: ClassVar[frozenset[str]] = frozenset({'observers'})
     gives: ClassVar[frozenset[str]] = frozenset({'ranges'})
-    refuses: ClassVar[frozenset[str]] = frozenset({'learned'})
+    refuses: ClassVar[frozenset[str]] = frozenset(
+        {'chosen', 'corrected', 'learned'}
+    )
 
     def __init__(self, weight_observer: dict | None = None) -> None:
         self.weight_observer = weight_observer or dict(

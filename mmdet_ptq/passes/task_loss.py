@@ -67,7 +67,10 @@ class TaskPass(BasePass):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({'observers', 'ranges'})
-    refuses: ClassVar[frozenset[str]] = frozenset({'learned'})
+    gives: ClassVar[frozenset[str]] = frozenset({'chosen'})
+    refuses: ClassVar[frozenset[str]] = frozenset(
+        {'chosen', 'corrected', 'learned'}
+    )
 
     def __init__(self, images: int = 8, loss: dict | None = None) -> None:
         self.images = whole('images', images, 1)

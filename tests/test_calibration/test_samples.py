@@ -94,10 +94,10 @@ def test_a_forward_starts_at_the_first_level():
     model = Given(nn.Linear(2, 2))
     convert(model)
     model[0].attach(levels=4)
-    current().set_level(model[0], 3)
+    current().set_level(model[0].call_key, 3)
 
     def level(*_):
-        return current().next_level(model[0], 4)
+        return current().next_level(model[0].call_key, 4)
 
     levels = []
     adapter = SimpleNamespace(

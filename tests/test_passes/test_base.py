@@ -35,6 +35,11 @@ LEARNING = dict(type='Reconstruct', learn=[dict(type='AdaRound')])
         ([dict(type='SetRanges')], 'SetRanges needs what Observe gives'),
         ([PASSES[1], dict(type='CorrectBias')], 'needs what SetRanges'),
         ([PASSES[1], dict(type='LAPQ')], 'LAPQ needs what SetRanges gives'),
+        ([PASSES[0], PASSES[1]], 'none of them sets the ranges'),
+        (
+            [*PASSES, dict(type='CorrectBias'), PASSES[2]],
+            'SetRanges comes after CorrectBias',
+        ),
         ([LEARNING], 'Reconstruct needs what SetRanges gives'),
         ([*PASSES[1:], PASSES[0]], 'FoldBatchNorm comes after Observe'),
         ([*PASSES, LEARNING, PASSES[2]], 'SetRanges comes after Reconstruct'),
@@ -182,4 +187,17 @@ def test_a_port_without_statistics_is_named(registered):
     with pytest.raises(
         CalibrationError, match=r'side.*its input; put Observe'
     ):
+        quantize_detector(Tiny().eval(), batches(), cfg)
+
+
+def test_a_quantizer_left_without_a_range_is_named(registered):
+    class Forgetting(BasePass):
+        def run(self, session):
+            spec = QuantSpec('UniformQuantizer', 4)
+            session.replace('side', 'weight', spec)
+
+    registered(Forgetting)
+    passes = [*PASSES, dict(type='Forgetting')]
+    cfg = dict(bits='w8a8', rules=RULES, passes=passes)
+    with pytest.raises(CalibrationError, match=r'side: .*range of its weight'):
         quantize_detector(Tiny().eval(), batches(), cfg)

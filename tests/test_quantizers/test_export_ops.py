@@ -10,6 +10,8 @@ from promises import FACTORIES, fit
 from torch import nn
 from torch.nn import functional as F
 
+from mmdet_ptq.context import forward_context
+from mmdet_ptq.layers import convert
 from mmdet_ptq.quantizers import (
     FitsTensor,
     LLAQuantizer,
@@ -223,3 +225,34 @@ def test_mode_belongs_to_its_thread():
     with pytest.raises(KeyError), export_mode():
         raise KeyError
     assert not exporting()
+
+
+class Head(nn.Module):
+    """Two convolutions that read the same map, on two pyramid levels."""
+
+    def __init__(self):
+        super().__init__()
+        self.cls, self.reg = (nn.Conv2d(4, 2, 1) for _ in range(2))
+
+    def forward(self, maps):
+        return [self.cls(x) + self.reg(x) for x in maps]
+
+
+@pytest.mark.parametrize('strict', [False, True])
+def test_levels_of_a_head_are_its_own_in_a_graph(strict):
+    """Exporters run new copies of modules that share another."""
+    head = Head().eval()
+    convert(head)
+    shared = UniformQuantizer(8, per_level=True)
+    shared.set_range(torch.zeros(2, 1), torch.tensor([[9.0], [0.1]]))
+    for layer in (head.cls, head.reg):
+        layer.attach(acts=dict(input=shared), levels=2)
+    maps = [torch.rand(1, 4, 8, 8), 0.1 * torch.rand(1, 4, 4, 4)]
+    with torch.no_grad():
+        with forward_context():
+            expected = head(maps)
+        with forward_context(), export_mode():
+            graph = torch.export.export(head, (maps,), strict=strict)
+        found = graph.module()(maps)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)

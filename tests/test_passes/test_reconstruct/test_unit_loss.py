@@ -97,7 +97,7 @@ def test_levels_of_a_unit_called_alone():
                 total, count = total + error.sum(), count + error.numel()
             for level in (0, 1):
                 # wherever it was left
-                current().set_level(layer, level)
+                current().set_level(layer.call_key, level)
                 found = float(trainer.loss(1))
                 assert found == pytest.approx(float(total / count))
 
