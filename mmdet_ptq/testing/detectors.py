@@ -76,6 +76,10 @@ def calm(model: nn.Module) -> None:
     """
     norms = nn.modules.batchnorm._BatchNorm
     for module in model.modules():
+        # Deformable DETR takes it as memory happens to be
+        embed = module._parameters.get('level_embed')
+        if embed is not None:
+            nn.init.normal_(embed)
         if isinstance(module, DeformConv2dPack | ModulatedDeformConv2dPack):
             fan_in = module.conv_offset.weight[0].numel()
             nn.init.normal_(module.conv_offset.weight, std=0.3 / fan_in**0.5)

@@ -55,3 +55,11 @@ def test_heads_start_as_mmdetection_starts_them():
     prior = started.bbox_head.retina_cls.bias.sigmoid()
     torch.testing.assert_close(prior, torch.full_like(prior, 0.01))
     assert plain.bbox_head.retina_cls.bias.unique().numel() > 1
+
+
+def test_nothing_is_as_memory_happens_to_be():
+    """Deformable DETR leaves the embedding of its levels uninitialised."""
+    module = nn.Module()
+    module.level_embed = nn.Parameter(torch.full((4, 256), float('nan')))
+    calm(module)
+    assert 0.8 < float(module.level_embed.std()) < 1.2
