@@ -101,6 +101,7 @@ setup(
         'demo': ['scikit-learn'],
         'dev': [*requirements('tests'), 'mypy', 'pre-commit', 'ruff>=0.6'],
     },
+    entry_points={'console_scripts': ['mmdet-ptq = mmdet_ptq.cli:main']},
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,
 )

@@ -4,7 +4,6 @@
 import hashlib
 import json
 import logging
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -264,22 +263,16 @@ def tiny(tmp_path_factory):
     return found
 
 
-@pytest.fixture(scope='session')
-def tool():
-    """The module of ``tools/ptq.py``."""
-    from tools import ptq
-
-    return ptq
-
-
 @pytest.fixture
-def ptq(tiny, tool, tmp_path, monkeypatch, capsys):
-    """Runs ``tools/ptq.py`` in this process.
+def ptq(tiny, tmp_path, capsys):
+    """Runs ``mmdet-ptq quantize`` in this process.
 
     Returns:
         Callable: ``ptq(*arguments, model=, config=, checkpoint=, work=)``
         gives exit code, terminal text, work dir, result and artefact hash.
     """
+
+    from mmdet_ptq.cli import main
 
     def run(
         *arguments, model='retinanet', config=None, checkpoint=None, work=None
@@ -287,22 +280,9 @@ def ptq(tiny, tool, tmp_path, monkeypatch, capsys):
         config = config or tiny.config[model]
         checkpoint = checkpoint or tiny.checkpoint[model]
         work = Path(work or tmp_path / 'work')
-        monkeypatch.setattr(
-            sys,
-            'argv',
-            [
-                'ptq.py',
-                str(config),
-                str(checkpoint),
-                '--work-dir',
-                str(work),
-                '--device',
-                'cpu',
-                *map(str, arguments),
-            ],
-        )
+        words = [config, checkpoint, '--work-dir', work, '--device', 'cpu']
         capsys.readouterr()
-        code = tool.main()
+        code = main(['quantize', *map(str, [*words, *arguments])])
         said = capsys.readouterr()
         return outcome(code, work, said.out, said.err)
 

@@ -1,5 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""Reconstructions by ``tools/ptq.py``: repeated, stopped, gone wrong."""
+"""Reconstructions by ``mmdet-ptq quantize``: repeated, stopped, gone wrong."""
 
 import signal
 import subprocess
@@ -18,11 +18,11 @@ from mmdet_ptq.losses import L2Loss
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
 from mmdet_ptq.registry import LOSSES
 
-# tools/ptq.py, standing still in the middle of one unit; before its own
+# the command, standing still in the middle of one unit; before its own
 # arguments come the number of the unit, counted over all passes, and a file
 # that is made when it is there
 STUCK = """
-import pathlib, runpy, sys, time
+import pathlib, sys, time
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
 unit, marker = int(sys.argv[1]), pathlib.Path(sys.argv[2])
 step, started = Trainer.step, []
@@ -34,8 +34,8 @@ def stuck(self, learners, batch, progress, k, it):
         time.sleep(300)
     return step(self, learners, batch, progress, k, it)
 Trainer.step = stuck
-sys.argv = sys.argv[3:]
-runpy.run_path(sys.argv[0], run_name='__main__')
+from mmdet_ptq.cli import main
+sys.exit(main(['quantize', *sys.argv[3:]]))
 """
 
 
@@ -79,7 +79,7 @@ def units_of(run):
     ]
 
 
-def killed(path, tool, tiny, work, environment, unit):
+def killed(path, tiny, work, environment, unit):
     """Kills the tool in the middle of a unit."""
     marker = work.with_suffix('.there')
     with subprocess.Popen(
@@ -89,7 +89,6 @@ def killed(path, tool, tiny, work, environment, unit):
             STUCK,
             str(unit),
             str(marker),
-            tool.__file__,
             str(path),
             str(tiny.checkpoint['retinanet']),
             '--work-dir',
@@ -124,7 +123,7 @@ def killed(path, tool, tiny, work, environment, unit):
     ],
 )
 def test_kill_and_resume(
-    ptq, tool, tiny, tmp_path, environment, config, fits, recipe, unit, done
+    ptq, tiny, tmp_path, environment, config, fits, recipe, unit, done
 ):
     """In the first unit, behind some, and in the second pass.
 
@@ -150,7 +149,7 @@ def test_kill_and_resume(
     behind = units_of(whole)[unit - unit % 18 : unit]
     assert any(r['kept'] for r in behind) or not behind
     work = tmp_path / 'killed'
-    saved = killed(path, tool, tiny, work, environment, unit)
+    saved = killed(path, tiny, work, environment, unit)
     assert saved['done'] == done
     assert saved.get('state', {}).get('units', 0) == unit % 18
     fits.clear()

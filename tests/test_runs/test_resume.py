@@ -15,10 +15,10 @@ from mmdet_ptq.calibration import CalibrationImages
 from mmdet_ptq.passes import BasePass
 from mmdet_ptq.registry import PASSES
 
-# tools/ptq.py, standing still before calibration image number 3; one image
+# the command, standing still before calibration image number 3; one image
 # is read to check quant_cfg and for the survey
 STUCK = """
-import runpy, signal, sys, time
+import signal, sys, time
 # a shell starts background jobs with Ctrl-C ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from mmdet_ptq.calibration import CalibrationImages
@@ -29,8 +29,8 @@ def stuck(self, i):
         time.sleep(300)
     return load(self, i)
 CalibrationImages.load = stuck
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name='__main__')
+from mmdet_ptq.cli import main
+sys.exit(main(['quantize', *sys.argv[1:]]))
 """
 
 
@@ -80,7 +80,7 @@ def images_done(path):
     ],
 )
 def test_stop_in_calibration(
-    ptq, tool, tiny, tmp_path, environment, loads, tests, how
+    ptq, tiny, tmp_path, environment, loads, tests, how
 ):
     work = tmp_path / 'stopped'
     options = ['--device', 'cpu', '--calib-num', '6']
@@ -89,7 +89,6 @@ def test_stop_in_calibration(
             sys.executable,
             '-c',
             STUCK,
-            tool.__file__,
             str(tiny.config['retinanet']),
             str(tiny.checkpoint['retinanet']),
             '--work-dir',

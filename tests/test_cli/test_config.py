@@ -1,25 +1,18 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What the command line makes of a config."""
 
-import sys
-
 import pytest
 from mmengine.config import Config
 
+from mmdet_ptq.cli.config import load_config, quant_cfg_of
+from mmdet_ptq.cli.quantize import parse_args
 from mmdet_ptq.errors import QuantConfigError
 
 RULES = [dict(match='*', act=dict(bits=4))]
 
 
-@pytest.fixture
-def arguments(tool, monkeypatch):
-    """Parses a command line."""
-
-    def parse(*words, config='config.py'):
-        monkeypatch.setattr(sys, 'argv', ['ptq.py', str(config), *words])
-        return tool.parse_args()
-
-    return parse
+def arguments(*words, config='config.py'):
+    return parse_args([str(config), *words])
 
 
 @pytest.mark.parametrize(
@@ -60,24 +53,24 @@ def arguments(tool, monkeypatch):
         ),
     ],
 )
-def test_command_line_over_config(tool, arguments, found, words, expected):
+def test_command_line_over_config(found, words, expected):
     cfg = Config(dict(quant_cfg=found) if found is not None else {})
-    assert tool.quant_cfg_of(cfg, arguments(*words)) == expected
+    assert quant_cfg_of(cfg, arguments(*words)) == expected
 
 
-def test_quant_cfg_that_is_no_dict(tool, arguments):
+def test_quant_cfg_that_is_no_dict():
     with pytest.raises(QuantConfigError, match='expected a dict'):
-        tool.quant_cfg_of(Config(dict(quant_cfg='uniform')), arguments())
+        quant_cfg_of(Config(dict(quant_cfg='uniform')), arguments())
 
 
-def load(tool, arguments, tmp_path, text, *words):
+def load(tmp_path, text, *words):
     path = tmp_path / 'my_config.py'
     path.write_text(text)
-    return tool.load_config(arguments('a.pth', *words, config=path))
+    return load_config(arguments('a.pth', *words, config=path))
 
 
-def test_config_for_the_runner(tool, arguments, tmp_path):
-    cfg = load(tool, arguments, tmp_path, 'x = 1\n')
+def test_config_for_the_runner(tmp_path):
+    cfg = load(tmp_path, 'x = 1\n')
     assert cfg.runner_type == 'PTQRunner' and cfg.load_from == 'a.pth'
     assert cfg.work_dir == 'work_dirs/my_config'
     assert cfg.custom_imports == dict(
@@ -89,13 +82,13 @@ def test_config_for_the_runner(tool, arguments, tmp_path):
     assert 'device' not in cfg
 
 
-def test_options_and_config_together(tool, arguments, tmp_path):
+def test_options_and_config_together(tmp_path):
     text = (
         "work_dir = 'there'\nx = 1\n"
         "custom_imports = dict(imports=['json'], allow_failed_imports=True)\n"
         'ptq_cfg = dict(float_eval=True, resume=True, trust_checkpoint=True)\n'
     )
-    cfg = load(tool, arguments, tmp_path, text, '--no-float-eval')
+    cfg = load(tmp_path, text, '--no-float-eval')
     assert cfg.work_dir == 'there'
     assert cfg.custom_imports == dict(
         imports=['json', 'mmdet_ptq'], allow_failed_imports=True
@@ -107,7 +100,7 @@ def test_options_and_config_together(tool, arguments, tmp_path):
     words += ['--trust-checkpoint', '--cfg-options', 'x=2']
     text = "custom_imports = dict(imports='json')\n"
     text += 'ptq_cfg = dict(float_eval=False)\n'
-    cfg = load(tool, arguments, tmp_path, text, *words)
+    cfg = load(tmp_path, text, *words)
     assert (cfg.work_dir, cfg.device, cfg.x) == ('here', 'cpu', 2)
     assert cfg.custom_imports.imports == ['json', 'mmdet_ptq']
     assert cfg.ptq_cfg == dict(

@@ -1,0 +1,133 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Quantizes a trained MMDetection detector and tests it before and after."""
+
+import argparse
+import os
+import pprint
+import sys
+from collections.abc import Sequence
+
+from mmengine.config import DictAction
+from mmengine.registry import RUNNERS
+
+from ..errors import PTQError, QuantConfigError
+from ..quant_cfg import parse_quant_cfg, recipe_names
+from .config import load_config
+
+
+def parse_args(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Reads the command line; see :func:`main`."""
+    parser = argparse.ArgumentParser(prog, description=__doc__)
+    parser.add_argument(
+        'config',
+        help='config of the float detector; any '
+        'MMDetection config, unmodified',
+    )
+    parser.add_argument('checkpoint', nargs='?', help='its float checkpoint')
+    parser.add_argument(
+        '--recipe',
+        help="recipe name or file; default: the config's "
+        f'quant_cfg, else "uniform" ({", ".join(recipe_names())})',
+    )
+    parser.add_argument(
+        '--bits',
+        help='w<bits>a<bits>[s<bits>], 2 to 8: weights, '
+        'activations, attention softmax; default w8a8',
+    )
+    parser.add_argument(
+        '--work-dir',
+        help='where artefact, result and logs '
+        'go; default ./work_dirs/<config name>',
+    )
+    parser.add_argument(
+        '--calib-num',
+        type=int,
+        help='number of calibration images; default 32',
+    )
+    parser.add_argument(
+        '--calib-source',
+        help='"train", "test" or a folder of images; default train',
+    )
+    parser.add_argument(
+        '--device', help='e.g. cpu or cuda:0; default: a GPU if there is one'
+    )
+    parser.add_argument(
+        '--resume',
+        action='store_true',
+        help='go on where a killed run stopped',
+    )
+    parser.add_argument(
+        '--no-float-eval',
+        action='store_true',
+        help='do not test the float model',
+    )
+    parser.add_argument(
+        '--print-recipe',
+        action='store_true',
+        help='print the spelled-out quant_cfg and exit',
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='load '
+        'a checkpoint that holds arbitrary objects, which '
+        'can run code',
+    )
+    parser.add_argument(
+        '--launcher',
+        default='none',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        help='job launcher for several processes',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config, key=value',
+    )
+    parser.add_argument(
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
+        help='set by torch.distributed.launch',
+    )
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Runs the command; returns the exit code.
+
+    Args:
+        argv (Sequence[str], optional): Its arguments. Defaults to those of
+            the process.
+        prog (str, optional): What it is called in its help.
+    """
+    args = parse_args(argv, prog)
+    try:
+        cfg = load_config(args)
+        quant = parse_quant_cfg(cfg.quant_cfg.to_dict())
+        if args.print_recipe:
+            print(
+                'quant_cfg = '
+                + pprint.pformat(quant.to_dict(), sort_dicts=False, width=79)
+            )
+            return 0
+        if args.checkpoint is None:
+            raise QuantConfigError('no checkpoint: give it after CONFIG')
+        runner = RUNNERS.build(cfg)
+        runner.test()
+    except PTQError as error:
+        print(f'\nerror: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            '\nstopped; run the same command with --resume to go on',
+            file=sys.stderr,
+        )
+        return 130
+    return 0
