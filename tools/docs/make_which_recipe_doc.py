@@ -1,0 +1,180 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Writes docs/which_recipe.md from the accuracy tables in docs/results."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean, median
+
+RESULTS = Path('docs/results')
+CONVOLUTIONAL = ('retinanet', 'yolof', 'faster-rcnn', 'mask-rcnn_swin')
+TRANSFORMER = 'detr'
+METRIC = 'coco/bbox_mAP'
+
+HEAD = """# Which recipe?
+
+Made by `python -m tools.docs.make_which_recipe_doc` from `docs/results`.
+
+Take `uniform` if you need 8 bits, or 4-bit weights with 8-bit activations. It
+learns nothing and is done in seconds. Below that take `{best}`, which learns
+rounding, step sizes and levels, and is done in minutes. Detectors that are
+transformers to the end (DETR) lose much with 4-bit activations, whatever the
+recipe.
+
+```bash
+python tools/ptq.py CONFIG CHECKPOINT --recipe uniform --bits w4a8
+python tools/ptq.py CONFIG CHECKPOINT --recipe {best} --bits w4a4
+```
+
+`w4a8` is 4 bits for weights and 8 for activations.
+
+## What you lose and how long it takes
+
+The loss is float AP minus quantized AP, both from 0 to 1. Of the recipes that
+learn, the one with the least mean loss at that width is shown, and `{best}`
+where that is another.
+
+"""
+
+TAIL = """
+Loss: box AP on the 320 validation images of [digits](digits.md), one seed, and
+its mean over four detectors, three with a ResNet and one with a Swin backbone:
+{convolutional}. DETR stands by
+itself. Time: that of a whole run with one float test and one
+quantized test, over that of `uniform` on the same detector; the median.
+Recipes that learn take 200 steps a unit here and 2000 by default, which is ten
+times as long and gains little at 4 bits
+([table1_long](results/table1_long.md)). [table1](results/table1.md) has all
+cells. Seeds alone move single detectors by up to 0.014 at 2 bits
+([table2](results/table2.md)), so treat recipes within 0.005 of one another as
+equal.
+
+## How long it takes on your detector
+
+Calibration alone takes about as long as predicting the calibration images
+once or twice. A recipe that learns takes, for each unit (a residual block, or
+a layer of neck and head), `iters` steps; each costs little more than a forward
+and a backward through the unit and what follows it
+([measured](measured.md) has ratios). `pass_args = dict(Reconstruct=dict(
+iters=200))` in `quant_cfg` makes it ten times shorter.
+
+## Other recipes
+
+* `minmax` takes ranges from minima and maxima, as most toolkits do. It is the
+  reference to beat, and gives nothing that `uniform` does not.
+* `q_yolo`, `lapq` and `det_ptq` search ranges in other ways and learn no
+  weights.
+* `adaround`, `adaquant`, `brecq`, `qdrop`, `pd_quant` and `subsetq` are the
+  methods that `reg_ptq` is compared with in its paper.
+  [Accuracy](accuracy.md) says how they compare here.
+
+If AP is lower than this page lets you expect, read
+[My AP dropped](ap_dropped.md).
+"""
+
+
+def losses(cells: Iterable[dict]) -> dict[tuple[str, str], dict]:
+    """What each recipe loses at each width.
+
+    Args:
+        cells (Iterable[dict]): With ``detector``, ``recipe``, ``bits``,
+            ``float``, ``quantized`` and ``seconds``.
+
+    Returns:
+        dict: For width and recipe, where all detectors were run, ``loss``
+        (mean over the convolutional ones), ``detr`` and ``times``, the
+        median of seconds over those of ``uniform`` on the same detector.
+    """
+    found = {(c['bits'], c['recipe'], c['detector']): c for c in cells}
+    out = {}
+    for bits, recipe in dict.fromkeys(key[:2] for key in found):
+        detectors = (*CONVOLUTIONAL, TRANSFORMER)
+        mine = [found.get((bits, recipe, d)) for d in detectors]
+        plain = [found.get((bits, 'uniform', d)) for d in detectors]
+        if None in mine or None in plain:
+            continue
+        lost = [c['float'] - c['quantized'] for c in mine]
+        out[bits, recipe] = dict(
+            loss=mean(lost[:-1]),
+            detr=lost[-1],
+            times=median(
+                c['seconds'] / p['seconds']
+                for c, p in zip(mine, plain, strict=True)
+            ),
+        )
+    return out
+
+
+def best_recipe(found: dict[tuple[str, str], dict]) -> str:
+    """The recipe with the least loss over widths and detectors."""
+    recipes = dict.fromkeys(recipe for _, recipe in found)
+    return min(
+        recipes,
+        key=lambda r: mean(
+            (len(CONVOLUTIONAL) * one['loss'] + one['detr'])
+            for (_, recipe), one in found.items()
+            if recipe == r
+        ),
+    )
+
+
+def eight_bits(zoo: list[dict]) -> dict[str, float]:
+    """Loss of ``uniform`` w8a8 by detector, from the zoo."""
+    return {
+        c['detector']: first[METRIC] - c['quantized'][METRIC]
+        for c in zoo
+        if (c['recipe'], c['bits']) == ('uniform', 'w8a8')
+        for first in [c['float']]
+    }
+
+
+def table(found: dict[tuple[str, str], dict], zoo: list[dict]) -> list[str]:
+    """A row for each width and recipe that is worth a choice."""
+    lines = [
+        '| bits | recipe | loss of AP | DETR alone | time |',
+        '|---|---|---|---|---|',
+    ]
+    plain = eight_bits(zoo)
+    lines.append(
+        f'| w8a8 | `uniform` | {mean(plain[d] for d in CONVOLUTIONAL):.3f} '
+        f'| {plain[TRANSFORMER]:.3f} | 1 |'
+    )
+    whole = best_recipe(found)
+    for bits in ('w4a8', 'w4a4', 'w3a3', 'w2a4'):
+        here = {r: one for (b, r), one in found.items() if b == bits}
+        least = min(here, key=lambda r: here[r]['loss'])
+        for recipe in dict.fromkeys(('uniform', least, whole)):
+            one = here[recipe]
+            lines.append(
+                f'| {bits} | `{recipe}` | {one["loss"]:.3f} '
+                f'| {one["detr"]:.3f} | {one["times"]:.0f} |'
+            )
+    return lines
+
+
+def document() -> str:
+    """The page."""
+    found = losses(json.loads((RESULTS / 'table1.json').read_text()))
+    zoo = json.loads((RESULTS / 'zoo.json').read_text())['cells']
+    convolutional = ', '.join(CONVOLUTIONAL[:-1])
+    return (
+        HEAD.format(best=best_recipe(found))
+        + '\n'.join(table(found, zoo))
+        + '\n'
+        + TAIL.format(convolutional=f'{convolutional} and {CONVOLUTIONAL[-1]}')
+    )
+
+
+def main() -> int:
+    """Writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--out', default='docs/which_recipe.md')
+    args = parser.parse_args()
+    Path(args.out).write_text(document())
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
