@@ -85,7 +85,8 @@ class FisherLoss(GradientWeighted):
     * ``'raw'``: ``w = g^2``.
 
     Args:
-        form (str): See above. Defaults to ``'normalized'``.
+        form (str): Of the weights w: ``'normalized'``, ``'brecq'`` or
+            ``'raw'``. Defaults to ``'normalized'``.
         damping (float): ``w <- (1 - d) w + d``, from 0 to 1. Defaults
             to 0.
         of (dict, optional): The loss that is differentiated. Defaults to

@@ -14,8 +14,10 @@ from .base import BasePass
 class CorrectBias(BasePass):
     """Takes the mean output error of the quantized weights out of biases.
 
-    See :class:`~mmdet_ptq.calibration.ChannelMeans` for which layers and by
-    how much (Nagel et al., Data-Free Quantization, 2019, section 4.2).
+    Of each output channel by ``(Wq - W) E[x]``, with the mean of the layer's
+    input over the calibration images (Nagel et al., Data-Free Quantization,
+    2019, section 4.2). Layers that are called several times in a forward, as
+    heads on pyramid levels are, keep theirs.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({'means', 'ranges'})

@@ -42,7 +42,7 @@ class UniformQuantizer(
         granularity (str): ``'tensor'``, ``'channel'`` or ``'group'``.
         axis (int, optional): Channel axis. Defaults to 1 for activations
             and 0 for weights.
-        group_size (int, optional): See :class:`Granularity`.
+        group_size (int, optional): Channels in a group, for ``'group'``.
         per_level (bool): Whether pyramid levels may have their own ranges.
         role (str): ``'act'`` or ``'weight'``.
 

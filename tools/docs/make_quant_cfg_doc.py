@@ -3,6 +3,7 @@
 
 import argparse
 import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -90,14 +91,35 @@ def section(title: str, registry: Registry) -> str:
     registry.import_from_location()
     lines = [f'## {title}', '']
     for name, cls in sorted(registry.module_dict.items()):
-        doc = inspect.getdoc(cls) or ''
-        lines += [f'### {name}', '', doc.split('\n\n')[0], '']
+        lines += [f'### {name}', '', _description(cls), '']
         args = _args(cls)
         if args:
             lines += ['| argument | meaning | default |', '|---|---|---|']
             lines += [f'| `{n}` | {m} | {d} |' for n, m, d in args]
             lines.append('')
     return '\n'.join(lines) + '\n'
+
+
+def _description(cls: type) -> str:
+    """What a docstring says before its sections, as Markdown."""
+    doc = re.split(
+        r'^(?:Args|Attributes|Raises|Returns|Examples?):$',
+        inspect.getdoc(cls) or '',
+        maxsplit=1,
+        flags=re.MULTILINE,
+    )[0]
+    return markdown(doc.strip())
+
+
+def markdown(text: str) -> str:
+    """Markdown of what a docstring marks up for Sphinx.
+
+    Examples:
+        >>> markdown('``x`` of :class:`~a.b.C`, :func:`f`::')
+        '`x` of `C`, `f`:'
+    """
+    text = re.sub(r':\w+:`~?(?:[\w.]*\.)?(\w+)`', r'`\1`', text)
+    return text.replace('``', '`').replace('::', ':')
 
 
 def _args(cls: type) -> list[tuple[str, str, str]]:
@@ -109,7 +131,7 @@ def _args(cls: type) -> list[tuple[str, str, str]]:
         if p.name in ('axis', 'role') and 'Quantizer' in cls.__name__:
             continue
         default = 'needed' if p.default is p.empty else f'`{p.default!r}`'
-        found.append((p.name, meanings.get(p.name, ''), default))
+        found.append((p.name, markdown(meanings.get(p.name, '')), default))
     return found
 
 
@@ -143,13 +165,13 @@ def document() -> str:
     meanings = _meanings_of_fields()
     text += '| key | meaning | default |\n|---|---|---|\n'
     for name, default in vars(Calibration()).items():
-        text += f'| `{name}` | {meanings[name]} | `{default!r}` |\n'
+        text += f'| `{name}` | {markdown(meanings[name])} | `{default!r}` |\n'
     text += '\n## recipes\n\n'
     for name in recipe_names():
         source = (RECIPE_DIR / f'{name}.py').read_text()
         doc = source.split('"""')[1].strip()
         passes = ', '.join(p['type'] for p in load_recipe(name)['passes'])
-        text += f'### {name}\n\n{doc}\n\nPasses: {passes}.\n\n'
+        text += f'### {name}\n\n{markdown(doc)}\n\nPasses: {passes}.\n\n'
     return (
         text
         + section('passes', PASSES)

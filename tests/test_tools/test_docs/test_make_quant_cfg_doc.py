@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tools.docs.make_quant_cfg_doc import document, markdown
+
 
 def test_page_is_up_to_date(environment):
     out = subprocess.run(
@@ -15,3 +17,15 @@ def test_page_is_up_to_date(environment):
         text=True,
     )
     assert out.returncode == 0, out.stdout + out.stderr
+
+
+def test_markdown_of_docstrings():
+    text = '``x`` of :class:`~a.b.C`, :func:`f`::'
+    assert markdown(text) == '`x` of `C`, `f`:'
+
+
+def test_page_reads_alone():
+    """No marks of Sphinx, and nothing that points to another place."""
+    page = document()
+    for words in (':class:', ':func:', ':meth:', '``x', 'See above'):
+        assert words not in page

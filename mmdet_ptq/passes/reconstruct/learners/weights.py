@@ -38,7 +38,8 @@ class LearnedWeights(Learner):
             ``2e-4 sqrt(2000 / iters)``, or 1e-3 if not relative.
         lr_act (float, optional): Rate of the ends of activations. None
             takes the same, or 0.1 if not relative.
-        relative (bool): See above. Defaults to True.
+        relative (bool): Whether rates are shares of each quantizer's step
+            and fall to zero. Defaults to True.
 
     Raises:
         ValueError: If a rate is negative.
