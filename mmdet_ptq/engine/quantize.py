@@ -102,7 +102,7 @@ def prepare(
     if all(p.why_float for p in plan.layers.values()):
         raise PTQError('the rules quantize nothing: every layer is skipped')
     convert(model)
-    attach(model, plan, graph.levels)
+    attach(model, plan, graph.levels, graph.heads)
     session = Session(
         model,
         graph,

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Watches one real forward and writes down which op read which tensor."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -186,7 +187,9 @@ class Recorder(TorchFunctionMode):
         self._quiet += 1
         if module is self._model:
             self._find_images(args, kwargs)
-        if alone or self._is_leaf(module):
+        if self._is_leaf(module) and kwargs:
+            frame.seen = self.see(_in_order(module, args, kwargs))
+        elif alone or self._is_leaf(module):
             frame.seen = self.see(args, kwargs)
         self._frames.append(frame)
         if frame.seen is None:
@@ -285,6 +288,12 @@ class Recorder(TorchFunctionMode):
             return result
 
         return watched
+
+
+def _in_order(module: nn.Module, args: tuple, kwargs: dict) -> list:
+    """Arguments in the order in which the module's forward names them."""
+    given = inspect.signature(module.forward).bind(*args, **kwargs)
+    return list(given.arguments.values())
 
 
 def _subclasses(cls: type) -> list[type]:
