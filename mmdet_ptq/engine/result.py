@@ -83,14 +83,14 @@ class Result:
 
     def add_session(self, session: Session) -> None:
         """Takes over layers, costs, times and notes of a quantization."""
-        plans = session.plan.layers
+        plans, borrowed = session.plan.layers, session.graph.borrowed
         left = [
             dict(name=n, why=p.why_float)
             for n, p in plans.items()
             if p.why_float
         ]
         left += [
-            dict(name=n, why='not called in the survey')
+            dict(name=n, why=borrowed.get(n, 'not called in the survey'))
             for n in session.graph.uncalled
         ]
         left += [

@@ -64,6 +64,16 @@ def survey(
         outputs=record.outputs,
         levels=levels,
         heads=heads,
+        products={
+            name: f'multiplies outside of layers ({", ".join(functions)})'
+            for name, functions in record.products.items()
+        },
+        borrowed={
+            name: 'weight used without calling the layer'
+            + (f' (in {where})' if where else '')
+            for name, where in record.borrowed.items()
+            if name not in walker.calls
+        },
     )
 
 
