@@ -107,7 +107,7 @@ def test_an_exception_shifts_no_levels(model):
 @torch.no_grad()
 def test_layers_of_a_model_called_directly(model):
     x = torch.randn(1, 4, 8, 8)
-    with pytest.raises(PTQError, match='^head: it has ranges for 3 pyramid'):
+    with pytest.raises(PTQError, match=r'^head: it has ranges for 3 pyramid'):
         model.head(x)
     with forward_context():
         inner = [model.head(x) for _ in range(4)]

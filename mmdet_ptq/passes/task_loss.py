@@ -95,7 +95,7 @@ class TaskPass(BasePass):
         why = why_no_outputs(session.model, session.graph)
         if why:
             raise QuantConfigError(
-                f'{type(self).__name__}: its loss compares the detector\'s '
+                f"{type(self).__name__}: its loss compares the detector's "
                 f'outputs, but {why}; register an adapter (see '
                 'mmdet_ptq.detectors.Adapter), or leave this pass out'
             )

@@ -109,10 +109,12 @@ def test_weights_read_past_their_layer(kit, read):
 
 def test_asking_for_a_device_uses_no_weight(kit):
     model = Borrowing(
-        lambda layer: torch.ones(
-            4, 16, dtype=layer.weight.dtype, device=layer.weight.device
+        lambda layer: (
+            torch.ones(
+                4, 16, dtype=layer.weight.dtype, device=layer.weight.device
+            )
+            + 0 * torch.zeros_like(layer.weight)
         )
-        + 0 * torch.zeros_like(layer.weight)
     )
     graph = kit.look(model)
     assert graph.uncalled == ['qkv'] and graph.borrowed == {}

@@ -79,7 +79,9 @@ def x(*shape):
 MODULES = {
     'conditional self': (
         lambda: ConditionalAttention(16, 4),
-        lambda: dict(query=x(2, 5, 16), key=x(2, 5, 16), query_pos=x(2, 5, 16)),
+        lambda: dict(
+            query=x(2, 5, 16), key=x(2, 5, 16), query_pos=x(2, 5, 16)
+        ),
         dict(matmul_qk=(2, 4), matmul_pv=(2, 4)),
     ),
     'bidirectional': (

@@ -142,7 +142,7 @@ class Reconstruct(BasePass):
         for loss in (*losses, *fisher):
             if isinstance(loss, GlobalLoss):
                 raise QuantConfigError(
-                    f"Reconstruct.losses: {type(loss).__name__} compares the "
+                    f'Reconstruct.losses: {type(loss).__name__} compares the '
                     f"detector's outputs, but {why}; register an adapter "
                     '(see mmdet_ptq.detectors.Adapter), or use losses on the '
                     "units' outputs alone, e.g. dict(type='L2Loss')"
