@@ -3,8 +3,8 @@
 
 Their own forward runs unchanged. The functions that multiply are caught on
 the way and handed to ``MatMul`` modules, in the order in which the forward
-calls them; a weight of a linear child that is used without calling the
-child (Swin V2) goes to the child. What a forward multiplies beyond that
+calls them; the weight of a linear child that is used without calling the
+child (Swin V2) stands for the child. What a forward multiplies beyond that
 stays float and is listed by the survey.
 """
 
@@ -60,13 +60,18 @@ class RoutedProducts(Decomposable):
         """How many heads lie in the first axis of operands (n, i, j)."""
         return 1
 
+    def borrowed_names(self) -> tuple[str, ...]:
+        """Linear children that the forward reads the weight of, uncalled."""
+        return ()
+
     def split(self) -> None:
         """Turns a module that just changed to this class."""
-        # a bias that a pass adds to such a layer is the layer's own
-        self._without_bias = frozenset(
+        # one with a bias of its own is not what the forward computes; a
+        # bias that a pass adds later is
+        self._borrowed = tuple(
             name
-            for name, child in self.named_children()
-            if isinstance(child, nn.Linear) and child.bias is None
+            for name in self.borrowed_names()
+            if self.get_submodule(name).bias is None
         )
         for name in self.product_names():
             setattr(self, name, MatMul().train(self.training))
@@ -76,12 +81,12 @@ class RoutedProducts(Decomposable):
         with _Router(self):
             return super().forward(*args, **kwargs)
 
-    def borrowed(self, weight: Any, bias: Any) -> nn.Module | None:
-        """The linear child that a call of ``F.linear`` stands for."""
-        for name, child in self.named_children():
-            if isinstance(child, nn.Linear) and child.weight is weight:
-                own = name in self._without_bias or bias is child.bias
-                return child if own else None
+    def borrowed(self, weight: Tensor) -> nn.Module | None:
+        """The child that a use of its weight stands for."""
+        for name in self._borrowed:
+            child = self.get_submodule(name)
+            if child.weight is weight:
+                return child
         return None
 
 
@@ -156,11 +161,11 @@ class _Router(TorchFunctionMode):
     def _linear(
         self, input: Tensor, weight: Tensor, bias: Tensor | None = None
     ) -> Tensor:
-        layer = self.module.borrowed(weight, bias)
+        layer = self.module.borrowed(weight)
         if layer is None:
             return functional.linear(input, weight, bias)
         out = layer(input)
-        return out if bias is None or bias is layer.bias else out + bias
+        return out if bias is None else out + bias
 
 
 class _Heads(RoutedProducts):

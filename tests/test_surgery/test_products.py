@@ -15,7 +15,14 @@ from mmdet.models.utils.vlfuse_helper import BiMultiHeadAttention
 from torch import nn
 from torch.nn import functional
 
-from mmdet_ptq.layers import MatMul, convert, quant_layers
+from mmdet_ptq.graph import survey
+from mmdet_ptq.layers import (
+    MatMul,
+    convert,
+    is_leaf,
+    ports_of,
+    quant_layers,
+)
 from mmdet_ptq.quantizers import UniformQuantizer
 from mmdet_ptq.registry import DECOMPOSED
 from mmdet_ptq.surgery import RoutedProducts, decompose
@@ -34,7 +41,7 @@ class V2Attention(nn.Module):
     def forward(self, x):
         n, tokens, width = x.shape
         bias = torch.cat([self.q_bias, torch.zeros(2 * width)])
-        qkv = functional.linear(x, self.qkv.weight, bias=bias)
+        qkv = functional.linear(input=x, weight=self.qkv.weight, bias=bias)
         qkv = qkv.reshape(n, tokens, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         q, k = (functional.normalize(t, dim=-1) for t in (q, k))
@@ -58,7 +65,8 @@ class FusedAttention(nn.Module):
 
 @DECOMPOSED.implements(V2Attention)
 class SplitV2(RoutedProducts, V2Attention):
-    pass
+    def borrowed_names(self):
+        return ('qkv',)
 
 
 @DECOMPOSED.implements(FusedAttention)
@@ -212,7 +220,8 @@ def test_another_bias_than_the_layers_is_no_call_of_it():
 
     @DECOMPOSED.implements(Odd)
     class SplitOdd(RoutedProducts, Odd):
-        pass
+        def borrowed_names(self):
+            return ('qkv',)
 
     module = Odd().eval()
     module.qkv = nn.Linear(16, 48)
@@ -231,6 +240,24 @@ def test_gradients_reach_the_inputs(case):
         found.append([v.grad for v in given.values()])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_each_layer_is_called_once():
+    model = nn.ModuleDict(dict(attn=V2Attention())).eval()
+    decompose(model)
+    inputs = x(2, 5, 16)
+    graph = survey(
+        model, lambda: model.attn(inputs), is_leaf=is_leaf, ports=ports_of
+    )
+    calls = {name: len(node.calls) for name, node in graph.layers.items()}
+    assert calls == {
+        'attn.qkv': 1,
+        'attn.matmul_qk': 1,
+        'attn.matmul_pv': 1,
+        'attn.proj': 1,
+    }
+    assert graph.products == graph.borrowed == {}
+    assert graph.layers['attn.matmul_pv'].port_roles['a'] == {'softmax'}
 
 
 def test_names_in_a_model():
