@@ -115,3 +115,35 @@ def test_part_of_the_levels_is_told(model):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         model.bbox_head(maps[1:])
+
+
+class Levels(Detector):
+    """As an exporter gets it: no call of the quantized model itself."""
+
+    def __init__(self, model):
+        nn.Module.__init__(self)
+        self.model = model
+
+    def forward(self, inputs):
+        return self.model.predict(inputs)
+
+
+def test_a_traced_head_at_another_size(model):
+    traced = torch.jit.trace(
+        Levels(model), torch.randn(1, 3, 8, 8), check_trace=False
+    )
+    for size in (8, 12):
+        x = torch.randn(1, 3, size, size)
+        assert same(traced(x), model.predict(x))
+
+
+@pytest.mark.parametrize('strict', [False, True])
+@pytest.mark.parametrize('grad', [False, True])
+def test_an_exported_head_runs_with_and_without_gradients(model, strict, grad):
+    x = torch.randn(1, 3, 8, 8)
+    with torch.set_grad_enabled(grad):
+        program = torch.export.export(Levels(model), (x,), strict=strict)
+    expected = model.predict(x)
+    with torch.no_grad():
+        assert same(program.module()(x), expected)
+    assert same(program.module()(x), expected)

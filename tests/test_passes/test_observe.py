@@ -143,6 +143,7 @@ def test_a_layer_of_the_raw_mode_hides_no_other():
             return self.bbox_head(x)
 
     data, model = batches(), Aside().eval()
+    data[1]['inputs'][0].mul_(3)
     seen = inputs_of(Aside().eval(), 'bbox_head.0', data, 'predict')
     x = torch.cat([t.flatten() for t in seen])
     rules = [*RULES, dict(match='*', act=dict(per_level=False))]
