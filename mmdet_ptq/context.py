@@ -5,15 +5,15 @@ A head is one module that is called once for each pyramid level, and which
 call it is decides the range of its inputs. That is a fact of the forward,
 not of the layer: threads that share a detector run forwards of their own.
 Each thread has a stack of contexts, and the topmost is the forward that
-runs now. A forward that opens none uses the base context of its thread, in
-which levels go round.
+runs now. What runs outside of a forward uses the base context of its thread,
+in which the level of a call is known only inside a call of the head.
 """
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from torch import Tensor, nn
 
@@ -26,12 +26,19 @@ class ForwardContext:
             not known.
         owner (nn.Module, optional): The model whose forward it is. Models
             and layers are not kept alive.
+        whole (bool): Whether it began when the forward did. Defaults to
+            True; the base context of a thread did not.
     """
 
     def __init__(
-        self, images: int | None = None, owner: nn.Module | None = None
+        self,
+        images: int | None = None,
+        owner: nn.Module | None = None,
+        whole: bool = True,
     ) -> None:
         self.images = images
+        self._whole = whole
+        self._begun: WeakSet[Any] = WeakSet()
         self._owner = None if owner is None else ref(owner)
         self._next: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
@@ -57,6 +64,23 @@ class ForwardContext:
         """Pyramid level that the latest call of ``layer`` had."""
         return 0 if levels == 1 else (self._next.get(layer, 0) - 1) % levels
 
+    def begin(self, layer: Any) -> None:
+        """Makes 0 the pyramid level of the next call, and known."""
+        self._next.pop(layer, None)
+        self._begun.add(layer)
+
+    def end(self, layer: Any) -> None:
+        """Ends what :meth:`begin` began."""
+        self._begun.discard(layer)
+
+    def knows(self, layer: Any) -> bool:
+        """Whether calls of ``layer`` have been counted from the first on."""
+        return self._whole or layer in self._begun
+
+    def is_round(self, layer: Any, levels: int) -> bool:
+        """Whether the calls so far make whole rounds of all levels."""
+        return self._next.get(layer, 0) in (0, levels)
+
     def set_level(self, layer: Any, level: int) -> None:
         """Makes ``level`` the pyramid level of the next call."""
         self._next[layer] = level
@@ -68,7 +92,7 @@ class ForwardContext:
 
 class _Thread(threading.local):
     def __init__(self) -> None:
-        self.stack = [ForwardContext()]
+        self.stack = [ForwardContext(whole=False)]
 
 
 _thread = _Thread()

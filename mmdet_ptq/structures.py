@@ -184,6 +184,17 @@ class LayerGraph:
         outputs (tuple[int, ...]): Ids of the raw output tensors.
         mode (str): ``'tensor'`` if the forward was raw, ``'predict'`` if it
             was a prediction.
+        modes (tuple[str, ...]): Modes in which the detector runs its layers.
+        raw (bool): Whether the raw forward works and returns tensors.
+        predicted (frozenset[str]): Layers that a prediction called.
+        levels (dict[str, int]): Calls of each layer in one forward of the
+            detector, or of one of ``heads``.
+        heads (tuple[str, ...]): Children of the detector that call layers
+            for each pyramid level in each of their own calls.
+        products (dict[str, str]): Modules that multiply outside of layers,
+            ``''`` for the detector itself: a sentence for each.
+        borrowed (dict[str, str]): Layers of ``uncalled`` whose weight is
+            used all the same: a sentence for each.
     """
 
     ops: list[Op]
@@ -196,11 +207,13 @@ class LayerGraph:
     uncalled: list[str]
     outputs: tuple[int, ...]
     mode: str = 'tensor'
-
-    @property
-    def levels(self) -> dict[str, int]:
-        """Calls of each layer in one forward."""
-        return {name: len(node.calls) for name, node in self.layers.items()}
+    modes: tuple[str, ...] = ('tensor',)
+    raw: bool = True
+    predicted: frozenset[str] = frozenset()
+    levels: dict[str, int] = field(default_factory=dict)
+    heads: tuple[str, ...] = ()
+    products: dict[str, str] = field(default_factory=dict)
+    borrowed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from mmdet_ptq.context import current, follow, forward_context, images
-from mmdet_ptq.layers import convert
+from mmdet_ptq.errors import PTQError
+from mmdet_ptq.layers import convert, float_mode
 from mmdet_ptq.quantizers import UniformQuantizer
 
 SIZES = (8, 4, 2)
@@ -104,17 +105,20 @@ def test_an_exception_shifts_no_levels(model):
 
 
 @torch.no_grad()
-def test_parts_of_a_model_called_directly(model):
+def test_layers_of_a_model_called_directly(model):
     x = torch.randn(1, 4, 8, 8)
-    model.head(x)  # one level of the base context is taken
-    by_level = [model.head(x)]
+    with pytest.raises(PTQError, match=r'^head: it has ranges for 3 pyramid'):
+        model.head(x)
     with forward_context():
         inner = [model.head(x) for _ in range(4)]
-    by_level.append(model.head(x))
     # a forward starts at the first level, goes round and leaves no trace
     assert not torch.equal(inner[0], inner[1])
     assert torch.equal(inner[3], inner[0])
-    assert same(by_level, inner[1:3])
+    with pytest.raises(PTQError), float_mode(model, weight=False, act=False):
+        model.head(x)
+    # a float input has no range to be wrong
+    with float_mode(model, weight=False):
+        model.head(x)
 
 
 def test_levels_of_a_context():
@@ -136,6 +140,23 @@ def test_levels_of_a_context():
 class Looking(nn.Module):
     def forward(self, inputs=None, mode=None):
         return images()
+
+
+def test_what_a_context_knows():
+    layer = nn.Identity()
+    base = current()
+    assert not base.knows(layer)
+    base.take_level(layer, 3)
+    base.begin(layer)
+    assert base.knows(layer) and base.take_level(layer, 3) == 0
+    assert not base.is_round(layer, 3) and base.is_round(layer, 1)
+    base.end(layer)
+    assert not base.knows(layer)
+    with forward_context() as forward:
+        assert forward.knows(layer) and forward.is_round(layer, 3)
+        for _ in range(3):
+            forward.take_level(layer, 3)
+        assert forward.is_round(layer, 3)
 
 
 def test_number_of_images():
@@ -160,7 +181,6 @@ def test_number_of_images():
 def test_copies_of_a_model(model):
     x = torch.randn(1, 3, 8, 8)
     expected = model(x)
-    model.head(torch.randn(1, 4, 2, 2))  # not at the first level
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert same(other(x), expected)
         # nor does it share the levels of the original
@@ -173,7 +193,6 @@ def test_copies_of_a_model(model):
 def test_models_are_not_kept_alive(model):
     part = copy.deepcopy(model)
     part(torch.randn(1, 3, 8, 8))
-    part.head(torch.randn(1, 4, 2, 2))
     gone = [weakref.ref(part), weakref.ref(part.head)]
     del part
     gc.collect()

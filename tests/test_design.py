@@ -64,7 +64,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_what_the_page_says_to_run_runs(folder):
     names = [name for name, _ in blocks(PAGE)]
-    assert names.count('') == 4 and len(set(names)) == 5
+    assert names.count('') == 5 and len(set(names)) == 6
     space = {'__name__': 'page'}
     for name, text in blocks(PAGE):
         if not name:

@@ -47,12 +47,16 @@ def save_artefact(
     Raises:
         PTQError: If it cannot be written.
     """
+    layers = quant_layers(model)
     manifest = dict(
         format=FORMAT,
         version=__version__,
         quant_cfg=settings,
         edits=[edit.to_dict() for edit in edits],
-        levels={n: m.levels for n, m in quant_layers(model).items()},
+        levels={n: m.levels for n, m in layers.items()},
+        heads=sorted(
+            {n.partition('.')[0] for n, m in layers.items() if m.by_head}
+        ),
         **plan_to_dict(plan),
     )
     tensors = named_tensors(model)
@@ -162,7 +166,7 @@ def _rebuild(model: nn.Module, saved: dict, manifest: dict) -> QuantPlan:
             f'config, which does not have these {len(missing)} layers: '
             f'{", ".join(missing[:8])}. Use the config it was made with.'
         )
-    attach(model, plan, manifest['levels'])
+    attach(model, plan, manifest['levels'], manifest.get('heads', ()))
     tensors = dict(saved['tensors'])
     for name in saved['codes']:
         # the decoded weight has to wait for the scale of its quantizer

@@ -1,7 +1,14 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Adapters: raw outputs of a detector, aligned row by row."""
 
-from .base import Adapter, RawAdapter, ReadsHead, find_adapter
+from .base import (
+    Adapter,
+    PredictionAdapter,
+    RawAdapter,
+    ReadsHead,
+    find_adapter,
+)
+from .choose import adapter_for, why_no_outputs
 from .dense import DenseAdapter, GFLAdapter, YOLOXAdapter
 from .query import QueryAdapter
 from .roi import RoIAdapter
@@ -10,10 +17,13 @@ __all__ = [
     'Adapter',
     'DenseAdapter',
     'GFLAdapter',
+    'PredictionAdapter',
     'QueryAdapter',
     'RawAdapter',
     'ReadsHead',
     'RoIAdapter',
     'YOLOXAdapter',
+    'adapter_for',
     'find_adapter',
+    'why_no_outputs',
 ]

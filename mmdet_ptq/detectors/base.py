@@ -150,6 +150,17 @@ def adapter_class(head: nn.Module) -> type[Adapter] | None:
     return found
 
 
+def has_adapter(model: nn.Module) -> bool:
+    """Whether a registered adapter covers the head of a detector."""
+    head = _head_of(model)
+    return head is not None and adapter_class(head) is not None
+
+
+def _head_of(model: nn.Module) -> nn.Module | None:
+    head = getattr(model, 'roi_head', None)
+    return head if head is not None else getattr(model, 'bbox_head', None)
+
+
 def find_adapter(model: nn.Module, mask: bool = False) -> Adapter:
     """Chooses the adapter of a detector by the classes of its heads.
 
@@ -163,8 +174,7 @@ def find_adapter(model: nn.Module, mask: bool = False) -> Adapter:
     Returns:
         Adapter: Ready to use; it holds no reference to the model.
     """
-    head = getattr(model, 'roi_head', None)
-    head = head if head is not None else getattr(model, 'bbox_head', None)
+    head = _head_of(model)
     cls = adapter_class(head) if head is not None else None
     if cls is None:
         name = type(model if head is None else head).__name__
@@ -224,6 +234,20 @@ class RawAdapter(Adapter):
         """
         with _proposals(model, anchor):
             return list(_tensors(model(**batch, mode='tensor')))
+
+
+class PredictionAdapter(Adapter):
+    """Runs predictions, for detectors that have nothing raw to compare.
+
+    It gives no outputs: it serves losses on the outputs of units.
+    """
+
+    def outputs(
+        self, model: nn.Module, batch: dict, anchor: dict[str, Tensor]
+    ) -> list[Tensor]:
+        """Predicts, and returns an empty list."""
+        model(**batch, mode='predict')
+        return []
 
 
 @contextmanager

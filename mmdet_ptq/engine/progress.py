@@ -48,7 +48,8 @@ def restore(session: Session, found: dict[str, Any]) -> None:
     session.plan = plan_of(found['plan'])
     session.notes[:] = found['notes']
     session.records[:] = map(record_of, found['records'])
-    attach(session.model, session.plan, session.graph.levels)
+    graph = session.graph
+    attach(session.model, session.plan, graph.levels, graph.heads)
     restore_tensors(session.model, found['tensors'])
     session.stats.load_state_dict(found['stats'], session.layers)
 

@@ -95,14 +95,14 @@ def prepare(
     check_globs(config, quantizable_names(model))
     seconds: dict[str, float] = {}
     with timed(seconds, 'survey'):
-        progress('survey', 'one forward', 0, 1)
+        progress('survey', 'two forwards', 0, 1)
         graph = survey_detector(model, example)
-    uncovered = {**refused, **uncovered_modules(model)}
+    uncovered = {**uncovered_modules(model, graph), **refused}
     plan = make_plan(config, graph, uncovered)
     if all(p.why_float for p in plan.layers.values()):
         raise PTQError('the rules quantize nothing: every layer is skipped')
     convert(model)
-    attach(model, plan, graph.levels)
+    attach(model, plan, graph.levels, graph.heads)
     session = Session(
         model,
         graph,

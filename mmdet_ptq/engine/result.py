@@ -28,6 +28,7 @@ from ..cost import cost_of, storage_mb
 from ..errors import PTQError
 from ..quant_cfg import QuantConfig
 from ..records import RangeRecord, Record, UnitRecord
+from ..structures import LayerGraph, QuantPlan
 from ..version import __version__
 
 
@@ -84,18 +85,7 @@ class Result:
     def add_session(self, session: Session) -> None:
         """Takes over layers, costs, times and notes of a quantization."""
         plans = session.plan.layers
-        left = [
-            dict(name=n, why=p.why_float)
-            for n, p in plans.items()
-            if p.why_float
-        ]
-        left += [
-            dict(name=n, why='not called in the survey')
-            for n in session.graph.uncalled
-        ]
-        left += [
-            dict(name=n, why=w) for n, w in session.plan.uncovered.items()
-        ]
+        left = left_float(session.plan, session.graph)
         full, packed = storage_mb(session.model)
         self.found.update(
             layers=dict(
@@ -180,6 +170,24 @@ class Result:
         notes = print_units(console, found['reconstruction'], found['notes'])
         for note in notes:
             console.print(f'note: {note}')
+
+
+def left_float(plan: QuantPlan, graph: LayerGraph) -> list[dict[str, str]]:
+    """What stays float, and why.
+
+    Args:
+        plan (QuantPlan): Of the quantized detector.
+        graph (LayerGraph): Its survey.
+
+    Returns:
+        list[dict[str, str]]: ``name`` and ``why`` of layers, of layers that
+        are never called, and of modules that multiply without a layer.
+    """
+    found = {n: p.why_float for n, p in plan.layers.items() if p.why_float}
+    for name in graph.uncalled:
+        found[name] = graph.borrowed.get(name, 'not called in the survey')
+    found.update(plan.uncovered)
+    return [dict(name=name, why=why) for name, why in found.items()]
 
 
 def _records(session: Session, kind: type[Record]) -> list[dict]:

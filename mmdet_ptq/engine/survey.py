@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The survey of a detector, and what of it no twin covers."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,41 +12,97 @@ from ..graph import survey
 from ..layers import is_leaf, ports_of
 from ..structures import LayerGraph
 
+#: the forwards that are surveyed
+MODES = ('tensor', 'predict')
+
 
 def survey_detector(model: nn.Module, example: dict) -> LayerGraph:
-    """Surveys one raw forward; falls back to a prediction.
+    """Surveys one raw forward and one prediction.
+
+    The raw forward shows what is a prediction; the prediction is what is
+    deployed. The graph is that of the raw forward if it calls every layer
+    that the prediction calls, else that of the prediction. How often layers
+    are called is what the prediction says, where it calls them.
 
     Args:
         model (nn.Module): A detector in eval mode.
         example (dict): One batch.
 
     Returns:
-        LayerGraph: With the mode that worked.
+        LayerGraph: With the modes that work.
 
     Raises:
         CalibrationError: If the float model fails in both modes.
+        PTQError: If it calls no layer that has a twin.
     """
+    graphs: dict[str, LayerGraph] = {}
     errors = []
-    for mode in ('tensor', 'predict'):
-        data = model.data_preprocessor(_shallow(example), False)
+    for mode in MODES:
         try:
-            with torch.no_grad():
-                graph = survey(
-                    model,
-                    lambda data=data, mode=mode: _forward(model, data, mode),
-                    is_leaf=is_leaf,
-                    ports=ports_of,
-                )
-            graph.mode = mode
-            return graph
+            graphs[mode] = _survey(model, example, mode)
         except PTQError:
             raise
         except Exception as error:
             # some detectors of MMDetection have no working raw mode
             errors.append(f'{mode}: {type(error).__name__}: {error}')
-    raise CalibrationError(
-        'the float model fails on the first calibration image. '
-        + ' '.join(errors)
+    if not graphs:
+        raise CalibrationError(
+            'the float model fails on the first calibration image. '
+            + ' '.join(errors)
+        )
+    useful = {mode: g for mode, g in graphs.items() if g.layers}
+    if not useful:
+        raise PTQError(
+            'this detector calls no layer that can be quantized, neither in '
+            'a raw forward nor in a prediction of the first calibration '
+            'image; register twins for its layers (mmdet_ptq.registry)'
+        )
+    return _joined(useful)
+
+
+def _survey(model: nn.Module, example: dict, mode: str) -> LayerGraph:
+    data = model.data_preprocessor(_shallow(example), False)
+    with torch.no_grad():
+        return survey(
+            model,
+            lambda: _forward(model, data, mode),
+            is_leaf=is_leaf,
+            ports=ports_of,
+        )
+
+
+def _joined(graphs: dict[str, LayerGraph]) -> LayerGraph:
+    """The graph of one mode, with what the other says of it."""
+    deployed = graphs.get('predict', graphs.get('tensor'))
+    mode = 'predict'
+    if 'tensor' in graphs and set(deployed.layers) <= set(
+        graphs['tensor'].layers
+    ):
+        mode = 'tensor'
+    graph = graphs[mode]
+    levels, heads = graph.levels, graph.heads
+    if graph is not deployed:
+        called = {name.partition('.')[0] for name in deployed.layers}
+        levels = {**levels, **deployed.levels}
+        others = [one for one in heads if one not in called]
+        heads = (*deployed.heads, *others)
+    products: dict[str, str] = {}
+    borrowed: dict[str, str] = {}
+    for one in graphs.values():
+        products.update(one.products)
+        borrowed.update(one.borrowed)
+    return replace(
+        graph,
+        mode=mode,
+        modes=tuple(graphs),
+        raw='tensor' in graphs and bool(graphs['tensor'].outputs),
+        predicted=frozenset(graphs['predict'].layers)
+        if 'predict' in graphs
+        else frozenset(),
+        levels=levels,
+        heads=heads,
+        products=products,
+        borrowed=borrowed,
     )
 
 
@@ -66,16 +123,22 @@ def quantizable_names(model: nn.Module) -> list[str]:
     return [n for n, m in model.named_modules() if is_leaf(m)]
 
 
-def uncovered_modules(model: nn.Module) -> dict[str, str]:
-    """Modules with a weight matrix of their own that have no twin.
+def uncovered_modules(
+    model: nn.Module, graph: LayerGraph | None = None
+) -> dict[str, str]:
+    """What multiplies and has no twin.
 
     Args:
         model (nn.Module): The detector.
+        graph (LayerGraph, optional): Its survey, which has seen the
+            products of modules without a weight of their own.
 
     Returns:
-        dict[str, str]: Name to reason.
+        dict[str, str]: Name of the module to reason.
     """
     found = {}
+    for name, why in (graph.products if graph else {}).items():
+        found[name or '(detector)'] = why
     for name, module in model.named_modules():
         weight = getattr(module, 'weight', None)
         if is_leaf(module) or not isinstance(weight, torch.Tensor):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..structures import LayerGraph, LayerNode
 from . import roles
 from .fold import find_bn_folds
+from .levels import find_levels
 from .links import norm_links, shared_ports
 from .record import Trace, tensors_in
 from .tracer import Recorder
@@ -46,6 +47,7 @@ def survey(
     record = trace(model, forward, images, is_leaf)
     walker = Walker(record, is_leaf)
     names = {n: ports(record.modules[n]) for n in walker.calls}
+    levels, heads = find_levels(walker)
     return LayerGraph(
         ops=record.ops,
         values=record.values,
@@ -60,6 +62,18 @@ def survey(
             if is_leaf(m) and n not in walker.calls
         ],
         outputs=record.outputs,
+        levels=levels,
+        heads=heads,
+        products={
+            name: f'multiplies outside of layers ({", ".join(functions)})'
+            for name, functions in record.products.items()
+        },
+        borrowed={
+            name: 'weight used without calling the layer'
+            + (f' (in {where})' if where else '')
+            for name, where in record.borrowed.items()
+            if name not in walker.calls
+        },
     )
 
 

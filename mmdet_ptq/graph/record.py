@@ -36,6 +36,10 @@ class Trace:
         spans (list[Span]): Calls of inner modules, in order of their end.
         outputs (tuple[int, ...]): Values that the forward returned.
         modules (dict[str, nn.Module]): Every module by its first name.
+        products (dict[str, list[str]]): Functions that multiply outside of
+            layers, by the innermost module that runs them.
+        borrowed (dict[str, str]): Layers whose parameters are read outside
+            of their calls, to the module that reads them.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -43,6 +47,8 @@ class Trace:
     spans: list[Span] = field(default_factory=list)
     outputs: tuple[int, ...] = ()
     modules: dict[str, nn.Module] = field(default_factory=dict)
+    products: dict[str, list[str]] = field(default_factory=dict)
+    borrowed: dict[str, str] = field(default_factory=dict)
 
 
 def tensors_in(item: Any, depth: int = 0) -> Iterator[Tensor]:

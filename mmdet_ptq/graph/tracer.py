@@ -1,17 +1,19 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Watches one real forward and writes down which op read which tensor."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..structures import Op, Value
+from .functions import extension_functions
+from .outside import Outside
 from .record import Span, Trace, tensors_in
 from .vocabulary import CONSTANT, canonical, torch_name
 
@@ -56,6 +58,8 @@ class Recorder(TorchFunctionMode):
         self._ids = WeakTensorKeyDictionary()
         self._frames = [_Frame(model, '', 0)]
         self._quiet = 0
+        self._in_layers = 0
+        self._outside = Outside(self.trace, is_leaf)
 
     # -- values ---------------------------------------------------------
     def mark_image(self, tensor: Tensor) -> None:
@@ -170,11 +174,19 @@ class Recorder(TorchFunctionMode):
         kwargs: dict | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self._quiet:
+        if self._in_layers:
             return func(*args, **kwargs)
-        seen = self.see(args, kwargs)
-        result = func(*args, **kwargs)
-        self.note(torch_name(func), seen, result)
+        if self._quiet:
+            # what a module without children is made of has no ids
+            result = func(*args, **kwargs)
+            live = True
+        else:
+            seen = self.see(args, kwargs)
+            result = func(*args, **kwargs)
+            live = any(self._live(i) for _, i, _ in seen)
+            self.note(torch_name(func), seen, result)
+        where = self._frames[-1].name
+        self._outside.note(func, (args, kwargs), result, where, live)
         return result
 
     # -- modules --------------------------------------------------------
@@ -186,9 +198,12 @@ class Recorder(TorchFunctionMode):
         self._quiet += 1
         if module is self._model:
             self._find_images(args, kwargs)
-        if alone or self._is_leaf(module):
+        if self._is_leaf(module) and kwargs:
+            frame.seen = self.see(_in_order(module, args, kwargs))
+        elif alone or self._is_leaf(module):
             frame.seen = self.see(args, kwargs)
         self._frames.append(frame)
+        self._in_layers += self._is_leaf(module)
         if frame.seen is None:
             self._quiet -= 1
 
@@ -198,6 +213,7 @@ class Recorder(TorchFunctionMode):
         """Forward hook of every module."""
         # called after an exception too, which the model may catch
         frame = self._frames.pop()
+        self._in_layers -= self._is_leaf(module)
         if frame.seen is not None:
             self._quiet -= 1
         if frame.seen is None:
@@ -245,30 +261,9 @@ class Recorder(TorchFunctionMode):
                     ),
                 ):
                     stack.callback(handle.remove)
-            stack.enter_context(self._watched_functions())
+            stack.enter_context(extension_functions(self._watched))
             stack.enter_context(self)
             yield
-
-    @contextmanager
-    def _watched_functions(self) -> Iterator[None]:
-        # autograd Functions of extensions (mmcv's ops) run below the torch
-        # function mode; often only `apply` is imported, but that looks up
-        # `forward` on the class when it is called
-        originals = [
-            (c, c.__dict__['forward'])
-            for c in _subclasses(torch.autograd.Function)
-            if isinstance(c.__dict__.get('forward'), staticmethod)
-            and not c.__module__.startswith('torch.')
-        ]
-        try:
-            for cls, original in originals:
-                cls.forward = staticmethod(
-                    self._watched(cls.__name__, original.__func__)
-                )
-            yield
-        finally:
-            for cls, original in originals:
-                cls.forward = original
 
     def _watched(self, name: str, forward: Callable) -> Callable:
 
@@ -287,9 +282,7 @@ class Recorder(TorchFunctionMode):
         return watched
 
 
-def _subclasses(cls: type) -> list[type]:
-    found: dict[type, None] = {}
-    for sub in cls.__subclasses__():
-        found[sub] = None
-        found.update(dict.fromkeys(_subclasses(sub)))
-    return list(found)
+def _in_order(module: nn.Module, args: tuple, kwargs: dict) -> list:
+    """Arguments in the order in which the module's forward names them."""
+    given = inspect.signature(module.forward).bind(*args, **kwargs)
+    return list(given.arguments.values())

@@ -85,6 +85,13 @@ MIXING_PARTS = (
 PRODUCTS = _words(
     'matmul bmm mm einsum baddbmm tensordot scaleddotproductattention'
 )
+#: whatever multiplies matrices, layers and cells included
+MULTIPLIES = PRODUCTS | _words(
+    'mv dot inner outer chainmatmul addmm addmv addbmm linear bilinear '
+    'conv1d conv2d conv3d convtranspose1d convtranspose2d convtranspose3d '
+    'multiheadattentionforward gru grucell lstm lstmcell rnntanh rnnrelu '
+    'rnntanhcell rnnrelucell'
+)
 NORMS = _words(
     'layernorm groupnorm batchnorm instancenorm rmsnorm localresponsenorm'
 )

@@ -7,6 +7,7 @@ reference to the module stay valid, so a convolution that several heads
 share stays one object.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..context import current
+from ..errors import PTQError
 from ..quantizers import BaseQuantizer
 from .changes import Changes
 
@@ -23,7 +25,13 @@ class CallKey:
 
     ``torch.export`` runs a shallow copy of a module that shares another one
     with a second, a new copy in every call.
+
+    Args:
+        name (str): Name of the layer, for messages.
     """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 class QuantLayer(Changes, nn.Module):
@@ -58,8 +66,10 @@ class QuantLayer(Changes, nn.Module):
             ``generator``.
         baked (bool): Whether the weight itself is the quantized one.
         call_key (CallKey): By which contexts count its calls.
-        levels (int): Calls in one forward of the detector; which of them a
-            call is, is known to :mod:`mmdet_ptq.context`.
+        levels (int): Calls in one forward of the detector, or of its head;
+            which of them a call is, is known to :mod:`mmdet_ptq.context`.
+        by_head (bool): Whether levels are counted from the call of the part
+            of the detector that holds the layer.
     """
 
     ports: ClassVar[tuple[str, ...]] = ('input',)
@@ -67,8 +77,12 @@ class QuantLayer(Changes, nn.Module):
     act_axis: ClassVar[int] = 1
     has_groups: ClassVar[bool] = False
 
-    def init_twin(self) -> None:
-        """Adds the state of a twin to a module that just became one."""
+    def init_twin(self, name: str = '') -> None:
+        """Adds the state of a twin to a module that just became one.
+
+        Args:
+            name (str): Its name in the model, for messages.
+        """
         self.weight_quantizer: BaseQuantizer | None = None
         # float mode is without these two
         self.register_buffer('rounded', None, persistent=False)
@@ -81,13 +95,16 @@ class QuantLayer(Changes, nn.Module):
         self.quantize_act = True
         self.baked = False
         self.levels = 1
-        self.call_key = CallKey()
+        self.by_head = False
+        self.call_key = CallKey(name)
         self._listeners: tuple = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the replaced class's forward on quantized operands."""
+        if kwargs:
+            args = self._positional(args, kwargs)
         shadows = self.float_branches(*args)
-        level = current().take_level(self.call_key, self.levels)
+        level = self._take_level()
         inputs = [
             self._input(port, level, x)
             for port, x in zip(self.ports, args, strict=False)
@@ -95,6 +112,42 @@ class QuantLayer(Changes, nn.Module):
         shadows.update(self.operands())
         return super(QuantLayer, self._behind(shadows)).forward(
             *inputs, *args[len(inputs) :], **kwargs
+        )
+
+    def _positional(self, args: tuple, kwargs: dict[str, Any]) -> tuple:
+        """``args`` with the inputs that were given by name, taken out."""
+        names = inspect.signature(super().forward).parameters
+        for name in list(names)[len(args) : len(self.ports)]:
+            if name not in kwargs:
+                break
+            args = (*args, kwargs.pop(name))
+        return args
+
+    def _take_level(self) -> int:
+        """Pyramid level of the call that starts now.
+
+        Raises:
+            PTQError: If it decides a range and is not known.
+        """
+        forward = current()
+        if (
+            self.quantize_act
+            and self.has_level_ranges()
+            and not forward.knows(self.call_key)
+        ):
+            raise PTQError(
+                f'{self.call_key.name}: it has ranges for {self.levels} '
+                'pyramid levels, and which of them this call is, is known '
+                'only inside a call of the detector or of its head; call one '
+                'of these (not its forward), or run one forward inside '
+                'mmdet_ptq.context.forward_context()'
+            )
+        return forward.take_level(self.call_key, self.levels)
+
+    def has_level_ranges(self) -> bool:
+        """Whether the pyramid level of a call decides a range."""
+        return self.levels > 1 and any(
+            q.per_level for q in self.act_quantizers.values()
         )
 
     def float_branches(self, *args: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Changes:
         weight: BaseQuantizer | None = None,
         acts: Mapping[str, BaseQuantizer] | None = None,
         levels: int = 1,
+        by_head: bool = False,
     ) -> None:
         """Gives the layer its quantizers; those there already go.
 
@@ -31,8 +32,11 @@ class Changes:
             weight (BaseQuantizer, optional): Of the weight.
             acts (Mapping[str, BaseQuantizer], optional): Of inputs, by
                 port.
-            levels (int): Calls in one forward of the detector. Defaults to
-                1.
+            levels (int): Calls in one forward of the detector, or of its
+                head. Defaults to 1.
+            by_head (bool): Whether levels are counted from the call of the
+                part of the detector that holds the layer. Defaults to
+                False: from that of the detector.
 
         Raises:
             ValueError: If the layer has no such tensor.
@@ -42,6 +46,7 @@ class Changes:
         for port, quantizer in (acts or {}).items():
             self.set_quantizer(port, quantizer)
         self.levels = levels
+        self.by_head = by_head
 
     def set_quantizer(
         self, tensor: str, quantizer: BaseQuantizer | None

@@ -5,6 +5,7 @@ from torch import nn
 
 from ..context import follow
 from ..registry import QUANT_LAYERS
+from .rounds import follow_rounds
 
 
 def convert(model: nn.Module) -> None:
@@ -12,9 +13,10 @@ def convert(model: nn.Module) -> None:
 
     The twins quantize nothing until quantizers are attached.
     """
-    for module in list(model.modules()):
+    for name, module in list(model.named_modules()):
         twin = QUANT_LAYERS.get(type(module))
         if twin is not None:
             module.__class__ = twin
-            module.init_twin()
+            module.init_twin(name)
     follow(model)
+    follow_rounds(model)

@@ -1,10 +1,12 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Statistics of activations from float calibration forwards."""
 
+import logging
 from typing import Any, ClassVar
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.logging import print_log
 from torch import Tensor
 
 from ..calibration import ChannelMeans, Session, Statistics, observing
@@ -81,16 +83,20 @@ class Observe(BasePass):
             session.feed.predict(done, after)
             merge_ranks(stats.observers, stats.means)
             self._reach_the_rest(session, taps)
-        for group in list(stats.groups):
-            if not stats.of(group[0]).seen:
-                stats.drop(group)
-                _leave_float(session, group)
+        unreached = [g for g in stats.groups if not stats.of(g[0]).seen]
+        if unreached:
+            line = unreached_line([name for g in unreached for name, _ in g])
+            session.notes.append(line)
+            print_log(line, 'current', logging.WARNING)
+        for group in unreached:
+            stats.drop(group)
+            _leave_float(session, group)
 
     def _reach_the_rest(self, session: Session, taps: '_Taps') -> None:
         """A prediction skips the mask head when nothing is found."""
         stats = session.stats
         unseen = [o for o in stats.observers if not o.seen]
-        if not unseen:
+        if not unseen or 'tensor' not in session.graph.modes:
             return
         means = stats.means.for_unseen() if stats.means else None
         taps.only(unseen, means)
@@ -109,6 +115,28 @@ def _check_weights(layers: dict[str, QuantLayer]) -> None:
             continue
         if not torch.isfinite(layer.weight).all():
             raise NumericError(f'{name}: the weight has NaN or Inf values')
+
+
+def unreached_line(layers: list[str]) -> str:
+    """One line for all layers that calibration did not reach.
+
+    Args:
+        layers (list[str]): Their names.
+
+    Returns:
+        str: Counts them for each head.
+    """
+    heads: dict[str, int] = {}
+    for name in dict.fromkeys(layers):
+        parts = name.split('.')
+        ends = [i for i, p in enumerate(parts) if p.endswith('head')]
+        head = '.'.join(parts[: ends[-1] + 1] if ends else parts[:1])
+        heads[head] = heads.get(head, 0) + 1
+    counts = ', '.join(f'{head} ({n})' for head, n in heads.items())
+    return (
+        f'no calibration image reached these layers, whose inputs stay '
+        f'float: {counts}; calibrate on images in which something is detected'
+    )
 
 
 def _leave_float(session: Session, group: list[Port]) -> None:
@@ -148,6 +176,8 @@ def merge_ranks(
 def readers(graph: LayerGraph, group: list[Port]) -> list[Port]:
     """Ports that together see every tensor of a group, few of them twice.
 
+    Those that a prediction calls come first: calibration predicts.
+
     Args:
         graph (LayerGraph): The surveyed forward.
         group (list[Port]): Ports that share a quantizer.
@@ -157,7 +187,7 @@ def readers(graph: LayerGraph, group: list[Port]) -> list[Port]:
     """
     seen: set[int] = set()
     found = []
-    for name, port in group:
+    for name, port in sorted(group, key=lambda p: p[0] not in graph.predicted):
         node = graph.layers[name]
         at = node.ports.index(port)
         values = {call.inputs[at] for call in node.calls}

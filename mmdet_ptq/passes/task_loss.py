@@ -12,7 +12,7 @@ from mmengine.dist import all_reduce, get_world_size
 
 from ..calibration import Images, Session, frozen
 from ..checks import whole
-from ..detectors import find_adapter
+from ..detectors import adapter_for, why_no_outputs
 from ..errors import QuantConfigError
 from ..layers import quantizing
 from ..losses import GlobalLoss, build_loss
@@ -90,6 +90,16 @@ class TaskPass(BasePass):
                     f'{one.observer["type"]!r}'
                 )
 
+    def prepare(self, session: Session) -> None:
+        """See :meth:`BasePass.prepare`; the loss needs outputs."""
+        why = why_no_outputs(session.model, session.graph)
+        if why:
+            raise QuantConfigError(
+                f"{type(self).__name__}: its loss compares the detector's "
+                f'outputs, but {why}; register an adapter (see '
+                'mmdet_ptq.detectors.Adapter), or leave this pass out'
+            )
+
     def run(self, session: Session) -> None:
         """See :meth:`BasePass.run`; float outputs are the target."""
         with session.stage('task ranges'), self._task(session) as task:
@@ -103,7 +113,7 @@ class TaskPass(BasePass):
     def _task(self, session: Session) -> Iterator[TaskLoss]:
         loss = build_loss(self.loss, type(self).__name__, GlobalLoss)
         with session.cache() as cache, frozen(session.model):
-            adapter = find_adapter(session.model, mask=True)
+            adapter = adapter_for(session.model, session.graph, True)
             images = Images(session, cache, adapter, [loss], limit=self.images)
             yield TaskLoss(session, images, loss)
 

@@ -1,6 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Quantizers onto twins, as a plan says."""
 
+from collections.abc import Collection
+
 from torch import nn
 
 from ..errors import QuantConfigError
@@ -10,7 +12,12 @@ from ..registry import QUANTIZERS, build_from
 from ..structures import QuantPlan, QuantSpec
 
 
-def attach(model: nn.Module, plan: QuantPlan, levels: dict[str, int]) -> None:
+def attach(
+    model: nn.Module,
+    plan: QuantPlan,
+    levels: dict[str, int],
+    heads: Collection[str] = (),
+) -> None:
     """Builds every quantizer of a plan and gives it to its layers.
 
     Args:
@@ -19,6 +26,8 @@ def attach(model: nn.Module, plan: QuantPlan, levels: dict[str, int]) -> None:
             group get one and the same quantizer. Quantizers there already
             go.
         levels (dict[str, int]): Calls of each layer in one forward.
+        heads (Collection[str]): Children of the model whose call begins the
+            count of levels anew.
     """
     layers = quant_layers(model)
     device = next(model.parameters()).device
@@ -37,7 +46,12 @@ def attach(model: nn.Module, plan: QuantPlan, levels: dict[str, int]) -> None:
         for name, port in group:
             acts[name][port] = quantizer
     for name, layer in layers.items():
-        layer.attach(weights.get(name), acts[name], levels.get(name, 1))
+        layer.attach(
+            weights.get(name),
+            acts[name],
+            levels.get(name, 1),
+            name.partition('.')[0] in heads,
+        )
 
 
 def build_quantizer(

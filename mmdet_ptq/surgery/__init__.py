@@ -5,6 +5,7 @@ from .attention import SplitMultiheadAttention, SplitWindowMSA
 from .decompose import Decomposable, decompose
 from .edits import AddedBias, Decomposed, Edit, FoldedNorm, edits_of
 from .fold import fold_batch_norm, out_channels
+from .products import RoutedProducts
 from .standardized import PlainConvAWS2d, PlainConvWS2d
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     'FoldedNorm',
     'PlainConvAWS2d',
     'PlainConvWS2d',
+    'RoutedProducts',
     'SplitMultiheadAttention',
     'SplitWindowMSA',
     'decompose',

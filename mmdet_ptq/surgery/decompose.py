@@ -5,8 +5,8 @@ from abc import abstractmethod
 
 from torch import nn
 
-from ..registry import DECOMPOSED
 from .edits import Decomposed
+from .parts import part_for
 
 
 class Decomposable(nn.Module):
@@ -34,7 +34,7 @@ def decompose(model: nn.Module) -> tuple[list[Decomposed], dict[str, str]]:
     """
     made, refused = [], {}
     for name, module in list(model.named_modules()):
-        part = DECOMPOSED.get(type(module))
+        part = part_for(module)
         if part is None:
             continue
         why_not = part.why_not(module)

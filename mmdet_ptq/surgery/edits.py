@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import PTQError
-from ..registry import DECOMPOSED, EDITS, build_from
+from ..registry import EDITS, build_from
 from .fold import ensure_bias, fold_batch_norm, out_channels, remove_norm
+from .parts import part_for
 
 
 class Edit(ABC):
@@ -65,7 +66,7 @@ class Decomposed(Edit):
     def apply(self, model: nn.Module) -> None:
         """See :meth:`Edit.apply`."""
         module = _module(model, self.module)
-        part = DECOMPOSED.get(type(module))
+        part = part_for(module)
         if part is None:
             raise PTQError(
                 f'cannot take {self.module!r} apart: nothing is registered '

@@ -3,6 +3,10 @@
 
 import pytest
 import torch
+from mmdet.models.layers.transformer.utils import ConditionalAttention
+from mmengine.model import BaseModel
+from torch import nn
+from two_levels import PASSES, batches
 
 from mmdet_ptq.apis import load_quantized, quantize_detector, save_quantized
 from mmdet_ptq.errors import CheckpointError
@@ -97,3 +101,63 @@ def test_a_weight_off_its_grid_is_saved_in_full(tiny, tmp_path):
     again = load_quantized(random_detector(tiny.config['retinanet']), path)
     for key, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], tensor), key
+
+
+class Attending(BaseModel):
+    """Routed products, and a head that counts its own pyramid levels."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Conv2d(3, 16, 1)
+        self.neck = ConditionalAttention(16, 4)
+        self.bbox_head = Head()
+
+    def predict(self, inputs):
+        x = self.backbone(torch.stack(list(inputs)))
+        rows = x.flatten(2).mT
+        x = self.neck(rows, rows, rows)[0].mT.reshape(x.shape)
+        return self.bbox_head([x, 0.1 * x[..., ::2, ::2]])
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if mode == 'predict':
+            return self.predict(inputs)
+        self.bbox_head.forward([self.backbone(torch.stack(list(inputs)))] * 3)
+        return self.predict(inputs)
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tower = nn.Conv2d(16, 4, 1)
+
+    def forward(self, maps):
+        return [self.tower(x) for x in maps]
+
+
+@torch.no_grad()
+def test_products_and_levels_are_there_again(tmp_path):
+    rule = dict(match='*', weight={}, act=dict(per_level=True))
+    model, data = Attending().eval(), batches()
+    session = quantize_detector(
+        model, data, dict(bits='w4a4', rules=[rule], passes=PASSES)
+    )
+    layers = session.layers
+    for name in ('neck.matmul_qk', 'neck.matmul_pv'):
+        assert set(layers[name].act_quantizers) == {'a', 'b'}
+    assert layers['bbox_head.tower'].levels == 2
+    path = tmp_path / 'quantized.pth'
+    save_quantized(session, path)
+    assert 'bbox_head' in torch.load(path)['mmdet_ptq']['heads']
+    again = load_quantized(Attending().eval(), path)
+    found = []
+    for one in (model, again, model, again):
+        with pytest.warns(UserWarning, match='tower: it was not called'):
+            one.bbox_head([torch.zeros(1, 16, 1, 1)])
+        found.append(one.predict(data[0]['inputs']))
+    for other in found[1:]:
+        for a, b in zip(other, found[0], strict=True):
+            assert torch.equal(a, b)
+    # and they are those of a whole call of the detector
+    for a, b in zip(model(**data[0], mode='predict'), found[0], strict=True):
+        assert torch.equal(a, b)

@@ -19,6 +19,7 @@ from mmdet_ptq.calibration import (
     observing,
     split_by_memory,
 )
+from mmdet_ptq.context import forward_context
 from mmdet_ptq.errors import NumericError, QuantConfigError
 from mmdet_ptq.layers import MatMul, convert
 from mmdet_ptq.quantizers import UniformQuantizer
@@ -191,10 +192,13 @@ def test_float_and_quantized_inputs():
     a, b = (torch.randn(1, 6, 5, 5) for _ in range(2))
     for quantized in (False, True):
         moments = SecondMoments(layers)
-        with observing(
-            layers,
-            lambda name, _, __, x, to=moments: to.observe(name, x),
-            quantized=quantized,
+        with (
+            forward_context(),
+            observing(
+                layers,
+                lambda name, _, __, x, to=moments: to.observe(name, x),
+                quantized=quantized,
+            ),
         ):
             model[0](a)
             model[0](b)

@@ -3,7 +3,9 @@
 
 import json
 
-from mmdet_ptq.engine.result import float_part, row_of
+from plan_kit import BOTH, graph, node, plan
+
+from mmdet_ptq.engine.result import float_part, left_float, row_of
 
 
 def test_rows_of_the_table():
@@ -26,3 +28,21 @@ def test_float_metrics_of_an_earlier_run(tmp_path):
         assert float_part(path, 'a') is None
     path.write_text('{')
     assert float_part(path, 'a') is None
+
+
+def test_everything_that_stays_float_has_a_reason():
+    found = graph(node('a', [(0,)]), node('b', [(1,)]))
+    found.uncalled = ['c', 'd']
+    found.borrowed = dict(c='weight used without calling the layer')
+    made = plan(
+        found,
+        BOTH,
+        dict(match='b', skip=True),
+        uncovered=dict(e='multiplies outside of layers (einsum)'),
+    )
+    assert left_float(made, found) == [
+        dict(name='b', why='rule b: skip'),
+        dict(name='c', why='weight used without calling the layer'),
+        dict(name='d', why='not called in the survey'),
+        dict(name='e', why='multiplies outside of layers (einsum)'),
+    ]

@@ -60,6 +60,23 @@ def test_uncalled_and_called_twice(kit):
     assert graph.uncalled == ['conv2']
 
 
+def test_inputs_given_by_name_are_in_their_order(kit):
+
+    class Products(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.matmul = nn.Conv2d(3, 4, 1), kit.MatMul()
+
+        def forward(self, x):
+            y = self.conv(input=x)
+            return self.matmul(b=y.transpose(-2, -1), a=y)
+
+    graph = kit.look(Products())
+    conv, turned, product = graph.ops
+    assert graph.values[conv.inputs[0]].is_input
+    assert product.inputs == (*conv.outputs, *turned.outputs)
+
+
 def test_inplace_relu_makes_a_new_value(kit):
 
     def body(net, x):

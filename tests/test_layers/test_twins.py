@@ -2,15 +2,16 @@
 """Every twin beside the layer that it replaces."""
 
 import copy
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
 import torch
 from torch import nn
-from twin_kit import LAYERS, attach, twin_of
+from twin_kit import LAYERS, attach, quantizer, twin_of
 
-from mmdet_ptq.layers import QuantLayer, float_mode
+from mmdet_ptq.layers import MatMul, QuantLayer, float_mode
 
 
 @pytest.mark.parametrize('name', LAYERS)
@@ -49,6 +50,32 @@ def test_quantized_twin_is_layer_on_quantized_operands(name):
     with pytest.raises(RuntimeError, match='baked'), float_mode(twin):
         pass
     assert torch.equal(twin(*inputs), expected)
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_inputs_given_by_name_are_quantized(name):
+    layer, inputs = LAYERS[name]
+    twin = twin_of(layer)
+    attach(twin, inputs[0])
+    expected = twin(*inputs)
+    names = list(inspect.signature(layer.forward).parameters)
+    given = dict(zip(names, inputs, strict=False))
+    assert torch.equal(twin(**dict(reversed(given.items()))), expected)
+    heard = []
+    with twin.listening(lambda port, level, x: heard.append(x)):
+        twin(inputs[0], **dict(list(given.items())[1:]))
+        twin(**given)
+    assert len(heard) == 2 and all(x is inputs[0] for x in heard)
+
+
+def test_products_given_by_name():
+    twin = twin_of(MatMul())
+    a, b = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 5, 4)
+    twin.attach(acts={p: quantizer('act', a, 1, 2) for p in 'ab'})
+    expected = twin(a, b)
+    assert not torch.equal(expected, a @ b)
+    assert torch.equal(twin(a, b=b), expected)
+    assert torch.equal(twin(b=b, a=a), expected)
 
 
 def test_weights_only_and_activations_only():

@@ -11,7 +11,7 @@ from mmdet_ptq.apis import quantize_detector
 from mmdet_ptq.calibration.moments import ChannelMeans
 from mmdet_ptq.errors import NumericError
 from mmdet_ptq.passes import observe
-from mmdet_ptq.passes.observe import readers
+from mmdet_ptq.passes.observe import readers, unreached_line
 
 
 def test_layer_that_prediction_skips_gets_data_from_the_raw_mode():
@@ -95,6 +95,68 @@ def test_port_that_no_data_reaches_stays_float(weight):
     assert torch.isfinite(model(**batches()[0])[0]).all()
 
 
+def test_one_line_for_heads_that_no_data_reaches():
+    line = unreached_line(
+        [
+            'roi_head.mask_head.convs.0.conv',
+            'roi_head.mask_head.upsample',
+            'roi_head.mask_head.upsample',
+            'bbox_head',
+            'neck.lateral',
+        ]
+    )
+    assert 'roi_head.mask_head (2), bbox_head (1), neck (1);' in line
+
+
+def test_a_detector_without_raw_mode_and_an_unreached_layer():
+    class Picky(Tiny):
+        """The side branch runs in the first prediction alone."""
+
+        calls = 0
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            if mode == 'tensor':
+                raise NotImplementedError
+            x = self.backbone(torch.stack(list(inputs)).float())
+            self.calls += 1
+            if self.calls == 1:
+                self.side(x.relu())
+            return self.bbox_head(x)
+
+    model = Picky().eval()
+    session = quantize_detector(
+        model, batches(), dict(bits='w8a8', rules=RULES, passes=PASSES)
+    )
+    lines = [n for n in session.notes if n.startswith('no calibration image')]
+    assert len(lines) == 1 and 'float: side (1);' in lines[0]
+    assert not model.side.act_quantizers
+
+
+def test_a_layer_of_the_raw_mode_hides_no_other():
+    class Aside(Tiny):
+        """The side branch, which predictions skip, reads first."""
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            x = self.backbone(torch.stack(list(inputs)).float())
+            if mode == 'tensor':
+                return self.side(x), self.bbox_head(x)
+            return self.bbox_head(x)
+
+    data, model = batches(), Aside().eval()
+    data[1]['inputs'][0].mul_(3)
+    seen = inputs_of(Aside().eval(), 'bbox_head.0', data, 'predict')
+    x = torch.cat([t.flatten() for t in seen])
+    rules = [*RULES, dict(match='*', act=dict(per_level=False))]
+    quantize_detector(
+        model, data, dict(bits='w8a8', rules=rules, passes=PASSES)
+    )
+    first = model.bbox_head[0].act_quantizers['input']
+    assert first is model.side.act_quantizers['input']
+    # of all images, not of the one that the raw mode is run on
+    scale = first.scale.reshape(())
+    torch.testing.assert_close(scale, (x.max() - x.min()) / 255)
+
+
 def test_readers_see_every_tensor_once():
     def node(*values):
         calls = [SimpleNamespace(inputs=(v,)) for v in values]
@@ -102,8 +164,10 @@ def test_readers_see_every_tensor_once():
 
     layers = dict(a=node(1), b=node(1, 2), c=node(2), d=node(3))
     group = [(n, 'input') for n in layers]
-    found = readers(SimpleNamespace(layers=layers), group)
-    assert found == [(n, 'input') for n in 'abd']
+    graph = SimpleNamespace(layers=layers, predicted=frozenset())
+    assert readers(graph, group) == [(n, 'input') for n in 'abd']
+    graph.predicted = frozenset('cbd')
+    assert readers(graph, group) == [(n, 'input') for n in 'bd']
 
 
 def test_states_of_other_ranks_are_added_once(monkeypatch):

@@ -13,8 +13,9 @@ from ...calibration import (
     frozen,
 )
 from ...checks import number, one_of, whole
-from ...detectors import find_adapter
-from ...losses import GlobalLoss, GradientWeighted, build_loss
+from ...detectors import adapter_for, why_no_outputs
+from ...errors import QuantConfigError
+from ...losses import GlobalLoss, GradientWeighted, Loss, build_loss
 from ...registry import PASSES
 from ...structures import Unit
 from ..base import BasePass
@@ -132,18 +133,39 @@ class Reconstruct(BasePass):
             )
         check_settings(self)
 
-    def run(self, session: Session) -> None:
-        """Visits every unit; can be resumed after each."""
-        if self.iters == 0:
+    def prepare(self, session: Session) -> None:
+        """See :meth:`BasePass.prepare`; losses need outputs to compare."""
+        why = why_no_outputs(session.model, session.graph)
+        if not why or self.iters == 0:
             return
-        units = self.units(session)
-        done = resume(session)
+        losses, fisher = self._built_losses()
+        for loss in (*losses, *fisher):
+            if isinstance(loss, GlobalLoss):
+                raise QuantConfigError(
+                    f'Reconstruct.losses: {type(loss).__name__} compares the '
+                    f"detector's outputs, but {why}; register an adapter "
+                    '(see mmdet_ptq.detectors.Adapter), or use losses on the '
+                    "units' outputs alone, e.g. dict(type='L2Loss')"
+                )
+        session.notes.append(f'Reconstruct: units see predictions, as {why}')
+
+    def _built_losses(self) -> tuple[list[Loss], list[GlobalLoss]]:
+        """All losses, and those whose gradient weighs errors."""
         losses = [build_loss(cfg, 'Reconstruct') for cfg in self.losses]
         fisher = [
             loss.build_of('Reconstruct')
             for loss in losses
             if isinstance(loss, GradientWeighted)
         ]
+        return losses, fisher
+
+    def run(self, session: Session) -> None:
+        """Visits every unit; can be resumed after each."""
+        if self.iters == 0:
+            return
+        units = self.units(session)
+        done = resume(session)
+        losses, fisher = self._built_losses()
         on_outputs = [one for one in losses if isinstance(one, GlobalLoss)]
         with (
             session.resumable(partial(export, session)),
@@ -151,7 +173,9 @@ class Reconstruct(BasePass):
             frozen(session.model),
             session.stage('reconstruction'),
         ):
-            adapter = find_adapter(session.model, mask=True)
+            adapter = adapter_for(
+                session.model, session.graph, bool(on_outputs or fisher)
+            )
             images = Images(session, cache, adapter, [*on_outputs, *fisher])
             visit = self.visit(self, session, images, units, losses, fisher)
             early = self._early(session, images, units[done:])
