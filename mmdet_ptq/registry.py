@@ -8,12 +8,13 @@ them with :func:`build_from`, which pins the scope and explains mistakes.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from mmengine.registry import Registry
 from torch import nn
 
-from .errors import QuantConfigError, unknown
+from .checks import annotated
+from .errors import RENAMED, QuantConfigError, unknown
 
 _SCOPE = 'mmdet_ptq'
 
@@ -53,31 +54,44 @@ def find_class(registry: Registry, name: object) -> type:
     registry.import_from_location()
     if name not in registry.module_dict:
         raise QuantConfigError(
-            unknown(registry.name, name, registry.module_dict)
+            unknown(registry.name, name, registry.module_dict, RENAMED)
         )
     return registry.module_dict[name]
 
 
-def allowed_arguments(cls: type) -> list[str]:
-    """Names of the keyword arguments that a class takes in a config."""
-    names = []
+def arguments_of(cls: type) -> dict[str, inspect.Parameter]:
+    """The keyword arguments that a class takes in a config.
+
+    Args:
+        cls (type): Bases count where it hands on what it does not know.
+
+    Returns:
+        dict[str, inspect.Parameter]: By name, with default and annotation.
+    """
+    found: dict[str, inspect.Parameter] = {}
     for klass in cls.__mro__:
         init = klass.__dict__.get('__init__')
         if init is None:
             continue
         params = list(inspect.signature(init).parameters.values())[1:]
-        names += [
-            p.name
-            for p in params
-            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        ]
+        try:
+            hints = get_type_hints(init)
+        except NameError:  # a name that only type checkers import
+            hints = {}
+        for p in params:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+                hint = hints.get(p.name, Any)
+                found.setdefault(p.name, p.replace(annotation=hint))
         if not any(p.kind is p.VAR_KEYWORD for p in params):
             break
-    return names
+    return found
 
 
 def check_arguments(registry: Registry, cfg: dict, where: str) -> type:
-    """Checks ``type`` and the argument names of a config dict.
+    """Checks ``type`` and the arguments of a config dict.
+
+    Their names are those of the class, their types those of its
+    annotations.
 
     Args:
         registry (Registry): Where ``cfg['type']`` is looked up.
@@ -88,7 +102,8 @@ def check_arguments(registry: Registry, cfg: dict, where: str) -> type:
         type: The class that ``cfg['type']`` names.
 
     Raises:
-        QuantConfigError: On an unknown type or argument.
+        QuantConfigError: On an unknown type or argument, or a value of
+            another type.
     """
     if not isinstance(cfg, dict) or 'type' not in cfg:
         raise QuantConfigError(
@@ -98,13 +113,21 @@ def check_arguments(registry: Registry, cfg: dict, where: str) -> type:
         cls = find_class(registry, cfg['type'])
     except QuantConfigError as error:
         raise QuantConfigError(f'{where}: {error}') from None
-    allowed = allowed_arguments(cls)
-    for key in cfg:
-        if key != 'type' and key not in allowed:
+    allowed = arguments_of(cls)
+    for key, value in cfg.items():
+        if key == 'type':
+            continue
+        if key not in allowed:
             raise QuantConfigError(
                 f'{where}: '
-                + unknown(f'argument of {cfg["type"]}', key, allowed)
+                + unknown(f'argument of {cfg["type"]}', key, allowed, RENAMED)
             )
+        try:
+            annotated(key, value, allowed[key].annotation)
+        except ValueError as error:
+            raise QuantConfigError(
+                f'{where}: {cfg["type"]}: {error}'
+            ) from None
     return cls
 
 

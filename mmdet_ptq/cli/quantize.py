@@ -37,6 +37,12 @@ def parse_args(
         'activations, attention softmax; default w8a8',
     )
     parser.add_argument(
+        '--iters',
+        type=int,
+        help='steps of a reconstruction for each unit; default: as the '
+        'recipe says',
+    )
+    parser.add_argument(
         '--work-dir',
         help='where artefact, result and logs '
         'go; default ./work_dirs/<config name>',
@@ -66,7 +72,8 @@ def parse_args(
     parser.add_argument(
         '--print-recipe',
         action='store_true',
-        help='print the spelled-out quant_cfg and exit',
+        help='print the quant_cfg with every default and exit; saved as a '
+        'file it is a recipe',
     )
     parser.add_argument(
         '--trust-checkpoint',
@@ -112,10 +119,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         cfg = load_config(args)
         quant = parse_quant_cfg(cfg.quant_cfg.to_dict())
         if args.print_recipe:
-            print(
-                'quant_cfg = '
-                + pprint.pformat(quant.to_dict(), sort_dicts=False, width=79)
-            )
+            found = quant.spelled_out()
+            text = pprint.pformat(found, sort_dicts=False, width=79)
+            print(f'quant_cfg = {text}')
             return 0
         if args.checkpoint is None:
             raise QuantConfigError('no checkpoint: give it after CONFIG')

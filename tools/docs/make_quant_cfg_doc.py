@@ -9,8 +9,7 @@ from pathlib import Path
 from mmengine.registry import Registry
 
 from mmdet_ptq.quant_cfg import Calibration, load_recipe, recipe_names
-from mmdet_ptq.quant_cfg.config import KEYS
-from mmdet_ptq.quant_cfg.recipes import RECIPE_DIR
+from mmdet_ptq.quant_cfg.recipes import KEYS, RECIPE_DIR
 from mmdet_ptq.quant_cfg.rules import ROLES, RULE_KEYS
 from mmdet_ptq.registry import (
     LEARNERS,

@@ -482,7 +482,7 @@ def test_recipe_has_it():
                 pass_args=dict(Reconstruct=changes),
             )
         )
-        return vars(config.build_passes()[-1].correction or object)
+        return vars(config.built_passes[-1].correction or object)
 
     assert arguments() == dict(iters=500, lr=1e-3, lambda_c=0.02)
     changed = arguments(distribution_correction=dict(iters=7))
