@@ -88,10 +88,7 @@ def arguments_of(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def check_arguments(registry: Registry, cfg: dict, where: str) -> type:
-    """Checks ``type`` and the arguments of a config dict.
-
-    Their names are those of the class, their types those of its
-    annotations.
+    """Checks ``type`` and the argument names of a config dict.
 
     Args:
         registry (Registry): Where ``cfg['type']`` is looked up.
@@ -102,8 +99,7 @@ def check_arguments(registry: Registry, cfg: dict, where: str) -> type:
         type: The class that ``cfg['type']`` names.
 
     Raises:
-        QuantConfigError: On an unknown type or argument, or a value of
-            another type.
+        QuantConfigError: On an unknown type or argument.
     """
     if not isinstance(cfg, dict) or 'type' not in cfg:
         raise QuantConfigError(
@@ -114,20 +110,12 @@ def check_arguments(registry: Registry, cfg: dict, where: str) -> type:
     except QuantConfigError as error:
         raise QuantConfigError(f'{where}: {error}') from None
     allowed = arguments_of(cls)
-    for key, value in cfg.items():
-        if key == 'type':
-            continue
-        if key not in allowed:
+    for key in cfg:
+        if key != 'type' and key not in allowed:
+            what = f'argument of {cfg["type"]}'
             raise QuantConfigError(
-                f'{where}: '
-                + unknown(f'argument of {cfg["type"]}', key, allowed, RENAMED)
+                f'{where}: ' + unknown(what, key, allowed, RENAMED)
             )
-        try:
-            annotated(key, value, allowed[key].annotation)
-        except ValueError as error:
-            raise QuantConfigError(
-                f'{where}: {cfg["type"]}: {error}'
-            ) from None
     return cls
 
 
@@ -148,15 +136,28 @@ def build_from(
 
     Raises:
         QuantConfigError: On an unknown type or argument, or a value that
-            the class refuses.
+            the class refuses or that is not of the annotated type.
     """
     where = where or registry.name
     cls = check_arguments(registry, cfg, where)
     args = {**defaults, **{k: v for k, v in cfg.items() if k != 'type'}}
     try:
-        return cls(**args)
+        try:
+            built = cls(**args)
+        except TypeError:
+            _check_types(cls, cfg)
+            raise
+        _check_types(cls, cfg)
     except (TypeError, ValueError) as error:
         raise QuantConfigError(f'{where}: {cfg["type"]}: {error}') from error
+    return built
+
+
+def _check_types(cls: type, cfg: dict) -> None:
+    """What a class does not check itself: values of another type."""
+    for name, parameter in arguments_of(cls).items():
+        if name in cfg:
+            annotated(name, cfg[name], parameter.annotation)
 
 
 class TwinRegistry:

@@ -29,6 +29,7 @@ from ..errors import PTQError
 from ..quant_cfg import QuantConfig
 from ..records import RangeRecord, Record, UnitRecord
 from ..version import __version__
+from .range_table import print_ranges
 
 
 class Result:
@@ -177,6 +178,7 @@ class Result:
             for layer in found['layers']['float']:
                 left.add_row(layer['name'], layer['why'])
             console.print(left)
+        print_ranges(console, found['ranges'])
         notes = print_units(console, found['reconstruction'], found['notes'])
         for note in notes:
             console.print(f'note: {note}')

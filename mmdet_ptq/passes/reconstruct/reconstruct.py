@@ -154,12 +154,10 @@ class Reconstruct(BasePass):
             images = Images(session, cache, adapter, [*on_outputs, *fisher])
             visit = self.visit(self, session, images, units, losses, fisher)
             early = self._early(session, images, units[done:])
-            for k, unit in enumerate(units):
-                session.progress('reconstruction', unit.name, k, len(units))
-                if k >= done:
-                    visit(k, early.pop(unit.name, None))
-                    session.state['units'] = k + 1
-                    session.save()
+            for k, unit in enumerate(units[done:], done):
+                visit(k, early.pop(unit.name, None))
+                session.state['units'] = k + 1
+                session.save()
 
     def units(self, session: Session) -> list[Unit]:
         """Units that have something to learn, in execution order.

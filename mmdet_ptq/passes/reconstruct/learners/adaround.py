@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....checks import below_one, number, one_of
+from ....checks import annotated, below_one, number, one_of
 from ....errors import QuantConfigError
 from ....layers import QuantLayer
 from ....quantizers import BaseQuantizer, SoftRounding
@@ -56,6 +56,7 @@ class AdaRound(Learner):
         self.lr = lr if lr is None else number('lr', lr, above=True)
         self.reg = number('reg', reg)
         self.warmup = below_one('warmup', warmup)
+        annotated('beta', beta, tuple[float, float])
         first, last = beta
         self.beta = (
             number('beta', first, above=True),

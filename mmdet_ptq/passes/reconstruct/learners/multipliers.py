@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....checks import below_one, number
+from ....checks import annotated, below_one, number
 from ....layers import QuantLayer
 from ....quantizers import BaseQuantizer, LearnsStep
 from ....registry import LEARNERS
@@ -43,6 +43,7 @@ class SubsetMultipliers(Learner):
         warmup: float = 0.2,
     ) -> None:
         self.lr = number('lr', lr, above=True)
+        annotated('distance', distance, tuple[float, float])
         first, last = distance
         self.distance = (number('distance', first), number('distance', last))
         self.warmup = below_one('warmup', warmup)
