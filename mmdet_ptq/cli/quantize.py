@@ -11,7 +11,7 @@ from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 
 from ..errors import PTQError, QuantConfigError
-from ..quant_cfg import parse_quant_cfg, recipe_names
+from ..quant_cfg import parse_quant_cfg, recipe_names, replaced_rules
 from .config import load_config
 
 
@@ -118,6 +118,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     try:
         cfg = load_config(args)
         quant = parse_quant_cfg(cfg.quant_cfg.to_dict())
+        for note in replaced_rules(args.config):
+            print(f'note: {note}', file=sys.stderr)
         if args.print_recipe:
             found = quant.spelled_out()
             text = pprint.pformat(found, sort_dicts=False, width=79)

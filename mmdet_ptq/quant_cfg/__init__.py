@@ -4,6 +4,7 @@
 from .bits import Bits, parse_bits
 from .calibration import Calibration
 from .config import QuantConfig, parse_quant_cfg
+from .inherit import replaced_rules
 from .recipes import checked_keys, load_recipe, recipe_names
 from .rules import DEFAULT_QUANTIZER, PORT_ROLES, check_width, patterns_of
 
@@ -20,4 +21,5 @@ __all__ = [
     'parse_quant_cfg',
     'patterns_of',
     'recipe_names',
+    'replaced_rules',
 ]

@@ -92,3 +92,18 @@ def test_printed_recipe_says_what_acts(tmp_path, capsys):
         "'search': 'auto'",
     ):
         assert part in said
+
+
+def test_rules_of_a_base_are_not_lost_in_silence(tmp_path, capsys):
+    rules = "rules=[dict(match='{}', skip=True)]"
+    (tmp_path / 'base.py').write_text(
+        f"quant_cfg = dict(recipe='minmax', {rules.format('@head')})\n"
+    )
+    own = tmp_path / 'own.py'
+    own.write_text(
+        f"_base_ = 'base.py'\nquant_cfg = dict({rules.format('@mask')})\n"
+    )
+    assert main([str(own), '--print-recipe']) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith(f'note: {own}: ') and "'@head'" in said.err
+    assert "'@head'" not in said.out

@@ -31,7 +31,7 @@ class Pace:
         self.session = session
         self.units = units
         self.iters = iters
-        self._began: float | None = None
+        self._began = 0.0
         self._warm = 0.0
         self._told = False
 
@@ -60,7 +60,7 @@ class Pace:
     def _tell(self, k: int, step: float) -> None:
         """One line, if the units from ``k`` on will take long."""
         count = len(self.units) - k
-        before = self._warm - (self._began or self._warm)
+        before = self._warm - self._began
         total = count * (before + step * self.iters)
         if total < LONG:
             return
