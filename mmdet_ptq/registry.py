@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, get_type_hints
 
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry
 from torch import nn
 
@@ -17,6 +18,10 @@ from .checks import annotated
 from .errors import RENAMED, QuantConfigError, unknown
 
 _SCOPE = 'mmdet_ptq'
+# So that a config may inherit by _base_ = 'mmdet_ptq::...'. MMEngine asks
+# pip where a package lies, which an editable install does not know; where a
+# module lies Python knows.
+MODULE2PACKAGE[_SCOPE] = 'mmdet_ptq.version'
 
 QUANTIZERS = Registry(
     'quantizer', scope=_SCOPE, locations=['mmdet_ptq.quantizers']

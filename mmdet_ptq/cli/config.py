@@ -3,6 +3,7 @@
 
 import argparse
 import os.path as osp
+from typing import Any
 
 from mmengine.config import Config
 
@@ -88,6 +89,21 @@ def _with_iters(quant_cfg: dict, iters: int) -> dict:
     return args | {k: {**args.get(k, {}), 'iters': iters} for k in kinds}
 
 
+def _leave_scope(cfg: Any) -> None:
+    """Parts of a config of this package are those of MMDetection.
+
+    MMEngine notes of each part in which package its config lies, to look
+    its type up there; this package registers no datasets, models or metrics.
+    """
+    if isinstance(cfg, dict):
+        if cfg.get('_scope_') == 'mmdet_ptq':
+            del cfg['_scope_']
+        cfg = list(cfg.values())
+    if isinstance(cfg, list | tuple):
+        for one in cfg:
+            _leave_scope(one)
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """The detector's config, made into one that PTQRunner runs."""
     if not osp.isfile(args.config):
@@ -100,6 +116,7 @@ def load_config(args: argparse.Namespace) -> Config:
             f'config {args.config} cannot be loaded: {type(error).__name__}: '
             f'{error}'
         ) from error
+    _leave_scope(list(cfg.values()))
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     cfg.quant_cfg = quant_cfg_of(cfg, args)

@@ -14,3 +14,9 @@ def test_a_deep_copy_of_plain_types():
     assert type(found['a']['b'][1][1]) is dict
     found['a']['b'][1][1]['c'] = 3
     assert given.a.b[1][1].c is None
+
+
+def test_scopes_of_inherited_parts_are_left_out():
+    assert plain([dict(type='Observe', _scope_='mmdet_ptq')]) == [
+        dict(type='Observe')
+    ]
