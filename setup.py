@@ -11,13 +11,18 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 # of tools only what a user runs
-MIM_ITEMS = (
-    'configs',
-    'model-index.yml',
-    'tools/dist_ptq.sh',
-    'tools/ptq.py',
-    'tools/slurm_ptq.sh',
-)
+MIM_ITEMS = {
+    name: name
+    for name in (
+        *(f'configs/{p.name}' for p in (ROOT / 'configs').iterdir()),
+        'model-index.yml',
+        'tools/dist_ptq.sh',
+        'tools/ptq.py',
+        'tools/slurm_ptq.sh',
+    )
+}
+# where _base_ = 'mmdet_ptq::recipes/NAME.py' looks for it
+MIM_ITEMS['mmdet_ptq/recipes'] = 'configs/recipes'
 
 
 def read(name: str) -> str:
@@ -48,13 +53,12 @@ class BuildWithMim(build_py):
         mim = base / 'mmdet_ptq' / '.mim'
         shutil.rmtree(mim, ignore_errors=True)
         mim.mkdir(parents=True)
-        for item in MIM_ITEMS:
+        for item, place in MIM_ITEMS.items():
             if (ROOT / item).exists():
-                self._place(item, mim, editable)
+                self._place(ROOT / item, mim / place, editable)
 
     @staticmethod
-    def _place(item: str, mim: Path, link: bool) -> None:
-        source, target = ROOT / item, mim / item
+    def _place(source: Path, target: Path, link: bool) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if link:
             try:

@@ -7,9 +7,22 @@ was given; :func:`mmdet_ptq.registry.build_from` adds the place in
 """
 
 import math
-from collections.abc import Iterable
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from .errors import unknown
+
+_LISTS = (list, tuple, Sequence)
+#: of one, and of several
+_NAMES = {
+    bool: ('True or False', 'True or False'),
+    int: ('a whole number', 'whole numbers'),
+    float: ('a number', 'numbers'),
+    str: ('a string', 'strings'),
+    dict: ('a dict', 'dicts'),
+}
 
 
 def whole(name: str, value: object, low: int = 0) -> int:
@@ -59,6 +72,17 @@ def number(
     raise ValueError(f'{name} must be a number {limits}, got {value!r}')
 
 
+def below_one(name: str, value: object) -> float:
+    """Returns ``value`` if it is a number from 0 to below 1.
+
+    Raises:
+        ValueError: If not.
+    """
+    if number(name, value, 0, 1) == 1:
+        raise ValueError(f'{name} must be below 1, got {value!r}')
+    return value  # type: ignore[return-value]
+
+
 def one_of(name: str, value: object, allowed: Iterable[str]) -> str:
     """Returns ``value`` if it is among the allowed names.
 
@@ -69,3 +93,64 @@ def one_of(name: str, value: object, allowed: Iterable[str]) -> str:
     if value not in names:
         raise ValueError(unknown(name, value, names))
     return value  # type: ignore[return-value]
+
+
+def annotated(name: str, value: object, hint: Any) -> None:
+    """Refuses a value that is not of an annotated type.
+
+    A bool is no number and a string no list. A whole number is a number,
+    and a tuple a list and the other way round, as configs have it.
+
+    Args:
+        name (str): Name of the argument.
+        value (object): What was given.
+        hint (Any): Its annotation; ``Any`` allows everything.
+
+    Raises:
+        ValueError: If it does not fit.
+    """
+    if not _fits(value, hint):
+        raise ValueError(f'{name} must be {_words(hint)}, got {value!r}')
+
+
+def _fits(value: object, hint: Any) -> bool:
+    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind is Any:
+        return True
+    if kind in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if kind is int:
+        return type(value) is int
+    if kind is float:
+        real = type(value) is int or type(value) is float
+        return real and math.isfinite(value)  # type: ignore[arg-type]
+    if kind in _LISTS:
+        fixed = _length(kind, inner)
+        return (
+            isinstance(value, list | tuple)
+            and fixed in (None, len(value))
+            and all(_fits(one, inner[0]) for one in value if inner)
+        )
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _length(kind: Any, inner: tuple) -> int | None:
+    """How many items a list has; those of a tuple are all of one type."""
+    return (
+        len(inner)
+        if kind is tuple and inner and inner[-1] is not ...
+        else None
+    )
+
+
+def _words(hint: Any) -> str:
+    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return ' or '.join(map(_words, inner))
+    if kind is types.NoneType:
+        return 'None'
+    if kind in _LISTS:
+        many = _length(kind, inner)
+        items = _NAMES.get(inner[0] if inner else None, ('', 'values'))[1]
+        return f'a list of {f"{many} " if many else ""}{items}'
+    return _NAMES[kind][0] if kind in _NAMES else f'a {kind.__name__}'

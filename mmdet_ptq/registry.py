@@ -8,14 +8,20 @@ them with :func:`build_from`, which pins the scope and explains mistakes.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry
 from torch import nn
 
-from .errors import QuantConfigError, unknown
+from .checks import annotated
+from .errors import RENAMED, QuantConfigError, unknown
 
 _SCOPE = 'mmdet_ptq'
+# So that a config may inherit by _base_ = 'mmdet_ptq::...'. MMEngine asks
+# pip where a package lies, which an editable install does not know; where a
+# module lies Python knows.
+MODULE2PACKAGE[_SCOPE] = 'mmdet_ptq.version'
 
 QUANTIZERS = Registry(
     'quantizer', scope=_SCOPE, locations=['mmdet_ptq.quantizers']
@@ -53,27 +59,37 @@ def find_class(registry: Registry, name: object) -> type:
     registry.import_from_location()
     if name not in registry.module_dict:
         raise QuantConfigError(
-            unknown(registry.name, name, registry.module_dict)
+            unknown(registry.name, name, registry.module_dict, RENAMED)
         )
     return registry.module_dict[name]
 
 
-def allowed_arguments(cls: type) -> list[str]:
-    """Names of the keyword arguments that a class takes in a config."""
-    names = []
+def arguments_of(cls: type) -> dict[str, inspect.Parameter]:
+    """The keyword arguments that a class takes in a config.
+
+    Args:
+        cls (type): Bases count where it hands on what it does not know.
+
+    Returns:
+        dict[str, inspect.Parameter]: By name, with default and annotation.
+    """
+    found: dict[str, inspect.Parameter] = {}
     for klass in cls.__mro__:
         init = klass.__dict__.get('__init__')
         if init is None:
             continue
         params = list(inspect.signature(init).parameters.values())[1:]
-        names += [
-            p.name
-            for p in params
-            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        ]
+        try:
+            hints = get_type_hints(init)
+        except NameError:  # a name that only type checkers import
+            hints = {}
+        for p in params:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+                hint = hints.get(p.name, Any)
+                found.setdefault(p.name, p.replace(annotation=hint))
         if not any(p.kind is p.VAR_KEYWORD for p in params):
             break
-    return names
+    return found
 
 
 def check_arguments(registry: Registry, cfg: dict, where: str) -> type:
@@ -98,12 +114,12 @@ def check_arguments(registry: Registry, cfg: dict, where: str) -> type:
         cls = find_class(registry, cfg['type'])
     except QuantConfigError as error:
         raise QuantConfigError(f'{where}: {error}') from None
-    allowed = allowed_arguments(cls)
+    allowed = arguments_of(cls)
     for key in cfg:
         if key != 'type' and key not in allowed:
+            what = f'argument of {cfg["type"]}'
             raise QuantConfigError(
-                f'{where}: '
-                + unknown(f'argument of {cfg["type"]}', key, allowed)
+                f'{where}: ' + unknown(what, key, allowed, RENAMED)
             )
     return cls
 
@@ -125,15 +141,28 @@ def build_from(
 
     Raises:
         QuantConfigError: On an unknown type or argument, or a value that
-            the class refuses.
+            the class refuses or that is not of the annotated type.
     """
     where = where or registry.name
     cls = check_arguments(registry, cfg, where)
     args = {**defaults, **{k: v for k, v in cfg.items() if k != 'type'}}
     try:
-        return cls(**args)
+        try:
+            built = cls(**args)
+        except TypeError:
+            _check_types(cls, cfg)
+            raise
+        _check_types(cls, cfg)
     except (TypeError, ValueError) as error:
         raise QuantConfigError(f'{where}: {cfg["type"]}: {error}') from error
+    return built
+
+
+def _check_types(cls: type, cfg: dict) -> None:
+    """What a class does not check itself: values of another type."""
+    for name, parameter in arguments_of(cls).items():
+        if name in cfg:
+            annotated(name, cfg[name], parameter.annotation)
 
 
 class TwinRegistry:

@@ -17,10 +17,10 @@ FLOORS = (
     (
         'version',
         'errors',
+        'checks',
         'registry',
         'structures',
         'records',
-        'checks',
         'context',
     ),
     ('quantizers', 'solvers'),

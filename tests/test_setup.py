@@ -11,6 +11,7 @@ from zipfile import ZipFile
 import pytest
 
 ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / 'mmdet_ptq' / 'recipes'
 TOOLS = {f'tools/{name}' for name in ('dist_ptq.sh', 'ptq.py', 'slurm_ptq.sh')}
 PARTS = (
     *('configs', 'mmdet_ptq', 'requirements', 'tools'),
@@ -62,7 +63,11 @@ def test_wheel_brings_what_a_user_runs(build):
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / 'configs').rglob('*.py')
     }
-    assert extra == {'model-index.yml', *TOOLS, *configs}
+    recipes = {
+        f'configs/recipes/{path.relative_to(RECIPES).as_posix()}'
+        for path in RECIPES.rglob('*.py')
+    }
+    assert extra == {'model-index.yml', *TOOLS, *configs, *recipes}
     modules = {
         path.relative_to(tree).as_posix()
         for path in (tree / 'mmdet_ptq').rglob('*.py')
@@ -73,7 +78,47 @@ def test_wheel_brings_what_a_user_runs(build):
 def test_editable_install_links_them(build):
     tree, _ = build('build_editable')
     mim = tree / 'mmdet_ptq' / '.mim'
-    for name in ('configs', 'model-index.yml', *TOOLS):
+    for name in ('configs/ptq', 'model-index.yml', *TOOLS):
         assert (mim / name).is_symlink()
         assert (mim / name).resolve() == tree / name
+    recipes = mim / 'configs' / 'recipes'
+    assert recipes.is_symlink()
+    assert recipes.resolve() == tree / 'mmdet_ptq' / 'recipes'
     assert set(os.listdir(mim / 'tools')) == {Path(n).name for n in TOOLS}
+
+
+INHERIT = """
+import sys
+from mmdet_ptq.cli import main
+open('mine.py', 'w').write(
+    "_base_ = 'mmdet_ptq::recipes/qdrop.py'\\n"
+    "passes = [*_base_.passes[:-1], dict(_base_.passes[-1], iters=7)]\\n")
+open('config.py', 'w').write(
+    "_base_ = 'mmdet_ptq::digits/retinanet_digits.py'\\n")
+words = 'config.py --recipe mine.py --bits w4a4 --print-recipe'
+assert main(['quantize', *words.split()]) == 0
+from mmdet_ptq.cli.config import load_config
+from mmdet_ptq.cli.quantize import parse_args
+cfg = load_config(parse_args(['config.py']))
+assert '_scope_' not in cfg.test_dataloader.dataset, cfg.test_dataloader
+assert cfg.model.type == 'RetinaNet'
+"""
+
+
+@pytest.mark.parametrize('hook', ['build_wheel', 'build_editable'])
+def test_configs_and_recipes_are_inherited_by_name(build, tmp_path, hook):
+    """From wherever the package lies."""
+    where, wheel = build(hook)
+    if hook == 'build_wheel':
+        where = tmp_path / 'site'
+        with ZipFile(wheel) as opened:
+            opened.extractall(where)
+    done = subprocess.run(
+        [sys.executable, '-c', INHERIT],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(where)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'iters': 7" in done.stdout

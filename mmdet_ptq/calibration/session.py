@@ -22,8 +22,8 @@ from .cache import ActivationCache
 from .feed import Feed
 from .statistics import Statistics
 
-Progress = Callable[[str, str, int, int], None]
-"""``progress(stage, item, done, total)``"""
+Progress = Callable[[str, str, float, int], None]
+"""``progress(stage, item, done, total)``; the item has begun by a share"""
 
 
 @dataclass

@@ -3,37 +3,105 @@
 
 import argparse
 import os.path as osp
+from typing import Any
 
 from mmengine.config import Config
 
 from ..errors import QuantConfigError
+from ..quant_cfg import checked_keys, load_recipe, parse_quant_cfg
+from ..registry import PASSES, arguments_of, find_class
 
 
 def quant_cfg_of(cfg: Config, args: argparse.Namespace) -> dict:
-    """The config's ``quant_cfg`` with the command line over it."""
+    """The config's ``quant_cfg`` with the command line over it.
+
+    A recipe of the command line takes the place of the config's; rules and
+    arguments of passes that the config has hold for it as well.
+
+    Args:
+        cfg (Config): The detector's config, ``--cfg-options`` in it.
+        args (Namespace): The command line.
+
+    Returns:
+        dict: Not yet parsed.
+
+    Raises:
+        QuantConfigError: If command line and config speak against each
+            other.
+    """
     found = cfg.get('quant_cfg')
-    if found is not None and not isinstance(found, dict):
-        raise QuantConfigError(f'quant_cfg: expected a dict, got {found!r}')
-    quant_cfg = found.to_dict() if found is not None else {}
-    if args.recipe is not None:
-        quant_cfg = {
-            k: v for k, v in quant_cfg.items() if k in ('bits', 'calibration')
-        }
-        quant_cfg['recipe'] = args.recipe
-    elif not quant_cfg:
-        quant_cfg['recipe'] = 'uniform'
+    quant_cfg = {} if found is None else checked_keys(found)
+    recipe = args.recipe
+    if recipe is None and not quant_cfg:
+        recipe = 'uniform'
+    if recipe is not None:
+        own = load_recipe(recipe).get('bits')
+        _check_agree(quant_cfg, recipe, own, args.bits)
+        quant_cfg['recipe'] = recipe
+        if found is None and own is None:
+            quant_cfg['bits'] = 'w8a8'
     if args.bits is not None:
         quant_cfg['bits'] = args.bits
-    elif found is None:
-        quant_cfg.setdefault('bits', 'w8a8')
     given = dict(num_samples=args.calib_num, source=args.calib_source)
     given = {k: v for k, v in given.items() if v is not None}
     if given:
         quant_cfg['calibration'] = {
-            **(quant_cfg.get('calibration') or {}),
+            **quant_cfg.get('calibration', {}),
             **given,
         }
+    if args.iters is not None:
+        quant_cfg['pass_args'] = _with_iters(quant_cfg, args.iters)
     return quant_cfg
+
+
+def _check_agree(
+    quant_cfg: dict, recipe: str, own: str | None, bits: str | None
+) -> None:
+    """Refuses what a recipe of the command line would silently drop."""
+    if 'passes' in quant_cfg:
+        raise QuantConfigError(
+            f"--recipe {recipe}: the config's quant_cfg has passes of its "
+            "own, which would replace the recipe's; leave --recipe out, or "
+            'add --cfg-options quant_cfg.passes=None'
+        )
+    written = quant_cfg.get('bits', own)
+    if bits is None and own is not None and written != own:
+        raise QuantConfigError(
+            f'--recipe {recipe}: it has bits {own!r} and the quant_cfg of '
+            f'the config {written!r}; say which by --bits'
+        )
+
+
+def _with_iters(quant_cfg: dict, iters: int) -> dict:
+    """``pass_args`` with these steps for every pass that has any."""
+    kinds = [p['type'] for p in parse_quant_cfg(quant_cfg).passes]
+    kinds = [
+        kind
+        for kind in dict.fromkeys(kinds)
+        if 'iters' in arguments_of(find_class(PASSES, kind))
+    ]
+    if not kinds:
+        raise QuantConfigError(
+            f'--iters {iters}: no pass of this recipe learns in steps; leave '
+            'it out, or take a recipe with Reconstruct, e.g. qdrop'
+        )
+    args = quant_cfg.get('pass_args', {})
+    return args | {k: {**args.get(k, {}), 'iters': iters} for k in kinds}
+
+
+def _leave_scope(cfg: Any) -> None:
+    """Parts of a config of this package are those of MMDetection.
+
+    MMEngine notes of each part in which package its config lies, to look
+    its type up there; this package registers no datasets, models or metrics.
+    """
+    if isinstance(cfg, dict):
+        if cfg.get('_scope_') == 'mmdet_ptq':
+            del cfg['_scope_']
+        cfg = list(cfg.values())
+    if isinstance(cfg, list | tuple):
+        for one in cfg:
+            _leave_scope(one)
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -48,6 +116,7 @@ def load_config(args: argparse.Namespace) -> Config:
             f'config {args.config} cannot be loaded: {type(error).__name__}: '
             f'{error}'
         ) from error
+    _leave_scope(list(cfg.values()))
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     cfg.quant_cfg = quant_cfg_of(cfg, args)

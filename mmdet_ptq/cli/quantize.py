@@ -11,7 +11,7 @@ from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 
 from ..errors import PTQError, QuantConfigError
-from ..quant_cfg import parse_quant_cfg, recipe_names
+from ..quant_cfg import parse_quant_cfg, recipe_names, replaced_rules
 from .config import load_config
 
 
@@ -35,6 +35,12 @@ def parse_args(
         '--bits',
         help='w<bits>a<bits>[s<bits>], 2 to 8: weights, '
         'activations, attention softmax; default w8a8',
+    )
+    parser.add_argument(
+        '--iters',
+        type=int,
+        help='steps of a reconstruction for each unit; default: as the '
+        'recipe says',
     )
     parser.add_argument(
         '--work-dir',
@@ -66,7 +72,8 @@ def parse_args(
     parser.add_argument(
         '--print-recipe',
         action='store_true',
-        help='print the spelled-out quant_cfg and exit',
+        help='print the quant_cfg with every default and exit; saved as a '
+        'file it is a recipe',
     )
     parser.add_argument(
         '--trust-checkpoint',
@@ -111,11 +118,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     try:
         cfg = load_config(args)
         quant = parse_quant_cfg(cfg.quant_cfg.to_dict())
+        for note in replaced_rules(args.config):
+            print(f'note: {note}', file=sys.stderr)
         if args.print_recipe:
-            print(
-                'quant_cfg = '
-                + pprint.pformat(quant.to_dict(), sort_dicts=False, width=79)
-            )
+            found = quant.spelled_out()
+            text = pprint.pformat(found, sort_dicts=False, width=79)
+            print(f'quant_cfg = {text}')
             return 0
         if args.checkpoint is None:
             raise QuantConfigError('no checkpoint: give it after CONFIG')

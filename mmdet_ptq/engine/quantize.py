@@ -50,7 +50,7 @@ def run_quantization(
     """
     session = prepare(model, config, example, feed, progress, work_dir)
     on_session(session)
-    _run_passes(session, config.build_passes(), store, resume)
+    _run_passes(session, config.built_passes, store, resume)
     _check_ranges(session)
     with session.stage('freeze'):
         for layer in quant_layers(model).values():
@@ -84,7 +84,7 @@ def prepare(
     Raises:
         PTQError: One of its subclasses, on whatever is wrong.
     """
-    passes = checked(config.build_passes())
+    passes = checked(config.built_passes)
     if quant_layers(model):
         raise PTQError(
             'this detector is quantized already; build it anew from its '

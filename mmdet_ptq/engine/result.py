@@ -30,6 +30,7 @@ from ..quant_cfg import QuantConfig
 from ..records import RangeRecord, Record, UnitRecord
 from ..structures import LayerGraph, QuantPlan
 from ..version import __version__
+from .range_table import print_ranges
 
 
 class Result:
@@ -167,6 +168,7 @@ class Result:
             for layer in found['layers']['float']:
                 left.add_row(layer['name'], layer['why'])
             console.print(left)
+        print_ranges(console, found['ranges'])
         notes = print_units(console, found['reconstruction'], found['notes'])
         for note in notes:
             console.print(f'note: {note}')

@@ -71,7 +71,7 @@ class PTQRunner(Runner):
         self.options = {**_OPTIONS, **given}
         self.quant_config: QuantConfig | None = None
         if cfg.get('quant_cfg') is not None:
-            self.quant_config = parse_quant_cfg(cfg.quant_cfg.to_dict())
+            self.quant_config = parse_quant_cfg(cfg.quant_cfg)
         self.session: Session | None = None
         check_writable(kwargs['work_dir'])
         super().__init__(*args, **kwargs)

@@ -14,6 +14,8 @@ from ..structures import DetectionOutputs
 
 Target = dict[str, Tensor]
 Outputs = Sequence[DetectionOutputs | Tensor]
+#: what a gradient is taken of
+OF = dict(type='DetectionLoss')
 
 
 class Loss(ABC):
@@ -70,7 +72,7 @@ class GradientWeighted(LocalLoss):
     optimised.
 
     Args:
-        of (dict, optional): The global loss that is differentiated.
+        of (dict): The global loss that is differentiated.
             Defaults to ``dict(type='DetectionLoss')``.
         weight (float): Factor of the loss, not negative. Defaults to 1.
 
@@ -78,9 +80,9 @@ class GradientWeighted(LocalLoss):
         ValueError: If ``weight`` is negative or no number.
     """
 
-    def __init__(self, of: dict | None = None, weight: float = 1.0) -> None:
+    def __init__(self, of: dict = OF, weight: float = 1.0) -> None:
         super().__init__(weight)
-        self.of = of or dict(type='DetectionLoss')
+        self.of = of
 
     def build_of(self, where: str) -> 'GlobalLoss':
         """A new object of the loss that is differentiated.

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..checks import number, one_of
 from ..registry import LOSSES
-from .base import GradientWeighted, LocalLoss
+from .base import OF, GradientWeighted, LocalLoss
 
 FORMS = ('normalized', 'brecq', 'raw')
 
@@ -89,7 +89,7 @@ class FisherLoss(GradientWeighted):
             ``'raw'``. Defaults to ``'normalized'``.
         damping (float): ``w <- (1 - d) w + d``, from 0 to 1. Defaults
             to 0.
-        of (dict, optional): The loss that is differentiated. Defaults to
+        of (dict): The loss that is differentiated. Defaults to
             ``dict(type='DetectionLoss')``.
         weight (float): Factor of the loss. Defaults to 1.
 
@@ -101,7 +101,7 @@ class FisherLoss(GradientWeighted):
         self,
         form: str = 'normalized',
         damping: float = 0.0,
-        of: dict | None = None,
+        of: dict = OF,
         weight: float = 1.0,
     ) -> None:
         super().__init__(of, weight)

@@ -6,6 +6,7 @@ import copy
 import torch
 from torch import Tensor
 
+from ..checks import number, one_of, whole
 from ..quantizers import BaseQuantizer, Searchable
 from ..registry import OBSERVERS
 from .histogram import HistogramObserver, coarsen, power_of_two
@@ -25,10 +26,8 @@ WEIGHT_SAMPLE = 510
 
 
 def _check(p: float, steps: int) -> None:
-    if not p > 0:
-        raise ValueError(f'p must be positive, got {p!r}')
-    if type(steps) is not int or steps < 2:
-        raise ValueError(f'steps must be an int of at least 2, got {steps!r}')
+    number('p', p, above=True)
+    whole('steps', steps, 2)
 
 
 @OBSERVERS.register_module()
@@ -54,11 +53,8 @@ class LpObserver(HistogramObserver):
         self, p: float = 2.4, search: str = 'auto', steps: int = 100
     ) -> None:
         _check(p, steps)
-        if search not in SEARCHES:
-            raise ValueError(
-                f'search must be one of {", ".join(SEARCHES)}, got {search!r}'
-            )
-        self.p, self.search, self.steps = p, search, steps
+        self.search = one_of('search', search, SEARCHES)
+        self.p, self.steps = p, steps
         super().__init__()
 
     def why_not(self, quantizer: BaseQuantizer) -> str:

@@ -8,7 +8,13 @@ import numpy as np
 from ..calibration import Session
 from ..records import RangeRecord
 from ..registry import PASSES
-from .task_loss import TaskLoss, TaskPass, check_exponents, set_exponent
+from .task_loss import (
+    TASK_LOSS,
+    TaskLoss,
+    TaskPass,
+    check_exponents,
+    set_exponent,
+)
 
 
 @PASSES.register_module()
@@ -24,7 +30,7 @@ class ChooseExponents(TaskPass):
         exponents (Sequence[float]): Exponents to try.
         images (int): How many calibration images the loss is taken on, of
             each rank. Defaults to 8.
-        loss (dict, optional): Loss on the detector's outputs. Defaults to
+        loss (dict): Loss on the detector's outputs. Defaults to
             ``dict(type='DetectionLoss')``.
 
     Raises:
@@ -35,7 +41,7 @@ class ChooseExponents(TaskPass):
         self,
         exponents: Sequence[float] = (1.0, 1.5, 2.0, 2.4, 3.0, 3.5, 4.0),
         images: int = 8,
-        loss: dict | None = None,
+        loss: dict = TASK_LOSS,
     ) -> None:
         super().__init__(images, loss)
         self.exponents = check_exponents(exponents, 1)

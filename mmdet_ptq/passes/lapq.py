@@ -11,7 +11,13 @@ from ..checks import number, whole
 from ..quantizers import HasRange
 from ..records import RangeRecord
 from ..registry import PASSES
-from .task_loss import TaskLoss, TaskPass, check_exponents, set_exponent
+from .task_loss import (
+    TASK_LOSS,
+    TaskLoss,
+    TaskPass,
+    check_exponents,
+    set_exponent,
+)
 
 
 @PASSES.register_module()
@@ -31,7 +37,7 @@ class LAPQ(TaskPass):
         width (float): How far a factor may go from 1. Defaults to 0.3.
         images (int): How many calibration images the loss is taken on, of
             each rank. Defaults to 8.
-        loss (dict, optional): Loss on the detector's outputs. Defaults to
+        loss (dict): Loss on the detector's outputs. Defaults to
             ``dict(type='DetectionLoss')``.
 
     Raises:
@@ -44,7 +50,7 @@ class LAPQ(TaskPass):
         powell_iters: int = 1,
         width: float = 0.3,
         images: int = 8,
-        loss: dict | None = None,
+        loss: dict = TASK_LOSS,
     ) -> None:
         super().__init__(images, loss)
         self.exponents = check_exponents(exponents, 3)

@@ -17,6 +17,8 @@ from ..registry import OBSERVERS, PASSES, build_from
 from ..structures import LayerGraph, Port
 from .base import BasePass
 
+ACT_OBSERVER = dict(type='LpObserver', p=2.4)
+
 
 @PASSES.register_module()
 class Observe(BasePass):
@@ -35,8 +37,8 @@ class Observe(BasePass):
     gives: ClassVar[frozenset[str]] = frozenset({'observers', 'means'})
     refuses: ClassVar[frozenset[str]] = frozenset({'learned'})
 
-    def __init__(self, observer: dict | None = None) -> None:
-        self.observer = observer or dict(type='LpObserver', p=2.4)
+    def __init__(self, observer: dict = ACT_OBSERVER) -> None:
+        self.observer = observer
         build_from(OBSERVERS, self.observer, 'Observe.observer')
 
     def prepare(self, session: Session) -> None:

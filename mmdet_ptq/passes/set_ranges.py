@@ -13,6 +13,8 @@ from ..quantizers import BaseQuantizer, FitsTensor
 from ..registry import OBSERVERS, PASSES, build_from
 from .base import BasePass
 
+WEIGHT_OBSERVER = dict(type='LpObserver', p=2.0)
+
 
 @PASSES.register_module()
 class SetRanges(BasePass):
@@ -30,10 +32,8 @@ class SetRanges(BasePass):
         {'chosen', 'corrected', 'learned'}
     )
 
-    def __init__(self, weight_observer: dict | None = None) -> None:
-        self.weight_observer = weight_observer or dict(
-            type='LpObserver', p=2.0
-        )
+    def __init__(self, weight_observer: dict = WEIGHT_OBSERVER) -> None:
+        self.weight_observer = weight_observer
         build_from(
             OBSERVERS, self.weight_observer, 'SetRanges.weight_observer'
         )

@@ -11,7 +11,7 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 
 from ..calibration import Images, Session, frozen
-from ..checks import whole
+from ..checks import number, whole
 from ..detectors import adapter_for, why_no_outputs
 from ..errors import QuantConfigError
 from ..layers import quantizing
@@ -21,6 +21,8 @@ from ..quantizers import FitsTensor
 from ..registry import OBSERVERS, build_from
 from .base import BasePass
 from .observe import Observe
+
+TASK_LOSS = dict(type='DetectionLoss')
 
 
 class TaskLoss:
@@ -59,7 +61,7 @@ class TaskPass(BasePass):
     Args:
         images (int): How many calibration images the loss is taken on, of
             each rank. Defaults to 8.
-        loss (dict, optional): Loss on the detector's outputs. Defaults to
+        loss (dict): Loss on the detector's outputs. Defaults to
             ``dict(type='DetectionLoss')``.
 
     Raises:
@@ -72,9 +74,9 @@ class TaskPass(BasePass):
         {'chosen', 'corrected', 'learned'}
     )
 
-    def __init__(self, images: int = 8, loss: dict | None = None) -> None:
+    def __init__(self, images: int = 8, loss: dict = TASK_LOSS) -> None:
         self.images = whole('images', images, 1)
-        self.loss = loss or dict(type='DetectionLoss')
+        self.loss = loss
         build_loss(self.loss, f'{type(self).__name__}.loss', GlobalLoss)
 
     def check(self, earlier: Sequence[BasePass]) -> None:
@@ -159,9 +161,9 @@ def check_exponents(exponents: Sequence[float], least: int) -> tuple:
     Raises:
         ValueError: If there are less than ``least``, or one is not above 0.
     """
-    if len(exponents) < least or not all(p > 0 for p in exponents):
+    if len(exponents) < least:
         raise ValueError(
             f'exponents must be {least} or more numbers above 0, got '
             f'{exponents!r}'
         )
-    return tuple(exponents)
+    return tuple(number('exponents', p, above=True) for p in exponents)

@@ -41,8 +41,20 @@ def check_globs(config: QuantConfig, names: Iterable[str]) -> None:
             ):
                 raise QuantConfigError(
                     f'{config.place(i)}: the glob matches no quantizable '
-                    'layer: ' + unknown('layer', pattern, names)
+                    'layer: ' + _near(pattern, names)
                 )
+
+
+def _near(pattern: str, names: list[str]) -> str:
+    """What may have been meant by a glob that matches nothing."""
+    inside = f'{pattern.rstrip(".")}.*'
+    count = sum(fnmatchcase(n, inside) for n in names)
+    if count:
+        return (
+            f'{pattern!r} is the name of a part; {inside!r} matches the '
+            f'{count} layers in it'
+        )
+    return unknown('layer', pattern, names)
 
 
 def unmatched_rules(config: QuantConfig, graph: LayerGraph) -> list[str]:

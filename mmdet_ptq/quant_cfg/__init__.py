@@ -4,7 +4,8 @@
 from .bits import Bits, parse_bits
 from .calibration import Calibration
 from .config import QuantConfig, parse_quant_cfg
-from .recipes import load_recipe, recipe_names
+from .inherit import replaced_rules
+from .recipes import checked_keys, load_recipe, recipe_names
 from .rules import DEFAULT_QUANTIZER, PORT_ROLES, check_width, patterns_of
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     'Calibration',
     'QuantConfig',
     'check_width',
+    'checked_keys',
     'load_recipe',
     'parse_bits',
     'parse_quant_cfg',
     'patterns_of',
     'recipe_names',
+    'replaced_rules',
 ]

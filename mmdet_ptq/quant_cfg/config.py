@@ -2,6 +2,7 @@
 """The grammar of ``quant_cfg``: everything is checked before a forward."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,16 @@ from ..errors import QuantConfigError, unknown
 from ..registry import PASSES, build_from
 from .bits import Bits, parse_bits
 from .calibration import Calibration
+from .defaults import with_defaults
+from .plain import plain
 from .recipes import (
-    RECIPE_KEYS,
+    checked_keys,
+    joined,
     load_recipe,
     pass_args,
-    plain,
     recipe_names,
 )
 from .rules import check_default_widths, check_rule
-
-#: keys of ``quant_cfg``
-KEYS = ('recipe', *RECIPE_KEYS)
 
 
 @dataclass
@@ -55,8 +55,9 @@ class QuantConfig:
             return f'rules[{i - first}]'
         return f'recipe {self.recipe}: rules[{i}]'
 
-    def build_passes(self) -> list[Any]:
-        """New pass objects, in order."""
+    @cached_property
+    def built_passes(self) -> list[Any]:
+        """The pass objects, in order; they hold settings and no state."""
         return [
             build_from(PASSES, cfg, f'passes[{i}]')
             for i, cfg in enumerate(self.passes)
@@ -72,6 +73,10 @@ class QuantConfig:
         if self.bits is not None:
             out = dict(bits=str(self.bits), **out)
         return plain(out)
+
+    def spelled_out(self) -> dict:
+        """:meth:`to_dict` with the defaults of every pass and its parts."""
+        return dict(self.to_dict(), passes=with_defaults(self.passes))
 
 
 def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
@@ -93,21 +98,18 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
     Raises:
         QuantConfigError: Names the key, the value and what is allowed.
     """
-    cfg = _checked_keys(quant_cfg)
-    recipe = cfg.get('recipe')
-    base = load_recipe(recipe) if recipe is not None else {}
-    user_rules = cfg.get('rules', [])
-    passes = cfg.get('passes', base.get('passes', []))
-    bits = cfg.get('bits', base.get('bits'))
+    cfg = checked_keys(quant_cfg)
+    recipe = cfg.pop('recipe', None)
+    user_rules = len(cfg.get('rules', []))
+    cfg = joined(load_recipe(recipe) if recipe is not None else {}, cfg)
+    bits = cfg.get('bits')
     config = QuantConfig(
         recipe=Path(recipe).stem if recipe is not None else 'custom',
         bits=parse_bits(bits) if bits is not None else None,
-        rules=[*base.get('rules', []), *user_rules],
-        passes=pass_args(passes, cfg.get('pass_args', {})),
-        calibration=_calibration(
-            {**base.get('calibration', {}), **cfg.get('calibration', {})}
-        ),
-        user_rules=len(user_rules),
+        rules=cfg['rules'],
+        passes=pass_args(cfg.get('passes', []), cfg.get('pass_args', {})),
+        calibration=_calibration(cfg.get('calibration', {})),
+        user_rules=user_rules,
     )
     if not config.rules or not config.passes:
         raise QuantConfigError(
@@ -119,29 +121,8 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
         check_rule(rule, config.place(i), config.rules[:i])
     if config.bits is not None:
         check_default_widths(config.rules, config.bits, config.place)
-    config.build_passes()
+    _ = config.built_passes
     return config
-
-
-def _checked_keys(quant_cfg: dict) -> dict:
-    """A plain copy without the keys that are None."""
-    if not isinstance(quant_cfg, dict):
-        raise QuantConfigError(
-            f'quant_cfg: expected a dict, got {quant_cfg!r}'
-        )
-    cfg = {k: v for k, v in plain(quant_cfg).items() if v is not None}
-    kinds = dict(
-        recipe=str, rules=list, passes=list, pass_args=dict, calibration=dict
-    )
-    for key, value in cfg.items():
-        if key not in KEYS:
-            raise QuantConfigError('quant_cfg: ' + unknown('key', key, KEYS))
-        if not isinstance(value, kinds.get(key, object)):
-            raise QuantConfigError(
-                f'quant_cfg.{key}: expected a {kinds[key].__name__}, '
-                f'got {value!r}'
-            )
-    return cfg
 
 
 def _calibration(cfg: dict) -> Calibration:

@@ -1,17 +1,17 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Recipes by name or file."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from ..errors import QuantConfigError, unknown
+from ..errors import RENAMED, QuantConfigError, unknown
+from .plain import plain
 
 RECIPE_DIR = Path(__file__).parent.parent / 'recipes'
-#: keys of a recipe file
-RECIPE_KEYS = ('bits', 'rules', 'passes', 'pass_args', 'calibration')
+#: keys of a recipe file and of ``quant_cfg``
+KEYS = ('recipe', 'bits', 'rules', 'passes', 'pass_args', 'calibration')
 
 
 def recipe_names() -> list[str]:
@@ -19,49 +19,120 @@ def recipe_names() -> list[str]:
     return sorted(p.stem for p in RECIPE_DIR.glob('[a-z]*.py'))
 
 
-def load_recipe(recipe: str) -> dict:
+def load_recipe(recipe: str, inside: tuple[Path, ...] = ()) -> dict:
     """Reads a recipe, by name or as a config file.
 
     Args:
         recipe (str): One of :func:`recipe_names`, or a path to a file with
-            ``rules`` and ``passes``. It may inherit by ``_base_``: other
-            keys replace those of the base, ``pass_args`` changes single
-            arguments of its passes, and ``[*_base_.passes, ...]`` goes on
-            from them.
+            the keys of ``quant_cfg``, or with a ``quant_cfg`` and nothing
+            else. It may start from another by ``recipe``, whose rules come
+            before its own, or inherit by ``_base_``: other keys replace
+            those of the base then, and ``[*_base_.passes, ...]`` goes on
+            from them. Names that begin with ``_`` are its own.
+        inside (tuple[Path, ...]): Files that start from this one; a path is
+            taken from the folder of the last.
 
     Returns:
         dict: Its ``rules``, its ``passes`` with its ``pass_args`` put in
         and, if set, ``bits`` and ``calibration``.
 
     Raises:
-        QuantConfigError: If there is no such recipe, it cannot be read, or
-            keys are wrong.
+        QuantConfigError: If there is no such recipe, it cannot be read,
+            starts from itself, or keys are wrong.
     """
-    path = RECIPE_DIR / f'{recipe}.py'
-    if not path.is_file() or '/' in str(recipe):
-        path = Path(recipe)
-        if path.suffix not in ('.py', '.json', '.yaml', '.yml') or (
-            not path.is_file()
-        ):
-            raise QuantConfigError(
-                unknown('recipe', recipe, recipe_names())
-                + ' Or give the path of a recipe file.'
-            )
+    path = _path_of(recipe, inside)
+    if path in inside:
+        raise QuantConfigError(f'recipe {path}: it starts from itself')
     try:
         found = plain(Config.fromfile(str(path)).to_dict())
     except Exception as error:  # it runs what the user wrote
         raise QuantConfigError(
             f'recipe {path}: {type(error).__name__}: {error}'
         ) from error
-    for key in found:
-        if key not in RECIPE_KEYS:
-            raise QuantConfigError(
-                f'recipe {path.name}: ' + unknown('key', key, RECIPE_KEYS)
-            )
+    found = {k: v for k, v in found.items() if not k.startswith('_')}
+    if list(found) == ['quant_cfg']:  # as --print-recipe prints it
+        found = found['quant_cfg']
+    found = checked_keys(found, f'recipe {path.name}')
+    base = found.pop('recipe', None)
+    if base is not None:
+        found = joined(load_recipe(base, (*inside, path)), found)
     changes = found.pop('pass_args', {})
     if changes:
         found['passes'] = pass_args(found.get('passes', []), changes)
     return found
+
+
+def _path_of(recipe: str, inside: tuple[Path, ...]) -> Path:
+    path = RECIPE_DIR / f'{recipe}.py'
+    if path.is_file() and '/' not in str(recipe):
+        return path
+    path = Path(recipe)
+    if inside:
+        path = inside[-1].parent / path
+    if path.suffix not in ('.py', '.json', '.yaml', '.yml') or (
+        not path.is_file()
+    ):
+        raise QuantConfigError(
+            unknown('recipe', recipe, recipe_names())
+            + ' Or give the path of a recipe file.'
+        )
+    return path.resolve()
+
+
+def checked_keys(cfg: Any, where: str = 'quant_cfg') -> dict:
+    """A plain copy of a ``quant_cfg`` without the keys that are None.
+
+    Args:
+        cfg (Any): As the user wrote it.
+        where (str): What it is, for messages.
+
+    Returns:
+        dict: Its keys are known, its values of the right type.
+
+    Raises:
+        QuantConfigError: If it is no dict, or a key or a type is wrong.
+    """
+    if not isinstance(cfg, dict):
+        example = cfg if isinstance(cfg, str) and cfg else 'uniform'
+        raise QuantConfigError(
+            f'{where}: expected a dict, got {cfg!r}; write e.g. '
+            f"dict(recipe={example!r}, bits='w8a8')"
+        )
+    cfg = {k: v for k, v in plain(cfg).items() if v is not None}
+    kinds = dict(
+        recipe=str, rules=list, passes=list, pass_args=dict, calibration=dict
+    )
+    for key, value in cfg.items():
+        if key not in KEYS:
+            raise QuantConfigError(f'{where}: ' + unknown('key', key, KEYS))
+        if not isinstance(value, kinds.get(key, object)):
+            raise QuantConfigError(
+                f'{where}.{key}: expected a {kinds[key].__name__}, '
+                f'got {value!r}'
+            )
+    return cfg
+
+
+def joined(base: dict, cfg: dict) -> dict:
+    """What is written beside a recipe, on it.
+
+    Args:
+        base (dict): From :func:`load_recipe`.
+        cfg (dict): Checked keys. Rules are added after those of the
+            recipe, passes replace them, calibration is merged key by key.
+
+    Returns:
+        dict: Checked keys without ``recipe``.
+    """
+    out = {**base, **cfg}
+    out['rules'] = [*base.get('rules', []), *cfg.get('rules', [])]
+    calibration = {
+        **base.get('calibration', {}),
+        **cfg.get('calibration', {}),
+    }
+    if calibration:
+        out['calibration'] = calibration
+    return out
 
 
 def pass_args(passes: list[dict], changes: dict) -> list[dict]:
@@ -81,7 +152,9 @@ def pass_args(passes: list[dict], changes: dict) -> list[dict]:
     for kind, args in changes.items():
         if kind not in present:
             raise QuantConfigError(
-                'pass_args: ' + unknown('pass of this recipe', kind, present)
+                'pass_args: '
+                + unknown('pass of this recipe', kind, present, RENAMED)
+                + ' Remove it, or give a recipe with that pass.'
             )
         if not isinstance(args, dict):
             raise QuantConfigError(
@@ -91,12 +164,3 @@ def pass_args(passes: list[dict], changes: dict) -> list[dict]:
         {**p, **changes.get(p.get('type'), {})} if isinstance(p, dict) else p
         for p in passes
     ]
-
-
-def plain(cfg: Any) -> Any:
-    """A deep copy of dicts, lists and scalars without ConfigDict."""
-    if isinstance(cfg, dict):
-        return {k: plain(v) for k, v in cfg.items()}
-    if isinstance(cfg, list | tuple):
-        return [plain(v) for v in cfg]
-    return copy.deepcopy(cfg)

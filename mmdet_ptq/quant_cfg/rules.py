@@ -29,6 +29,8 @@ DEFAULT_QUANTIZER = 'UniformQuantizer'
 #: what rules are about
 TENSORS = ('weight', 'act')
 RULE_KEYS = ('match', *TENSORS, 'skip')
+#: arguments of quantizers that the tensor decides, and no rule
+GIVEN = ('axis', 'role')
 
 
 def check_rule(rule: dict, where: str, earlier: Sequence[dict] = ()) -> None:
@@ -60,6 +62,13 @@ def check_rule(rule: dict, where: str, earlier: Sequence[dict] = ()) -> None:
         raise QuantConfigError(
             f'{where}: skip={rule["skip"]!r} must be True or False'
         )
+    said = [key for key in TENSORS if rule.get(key) is not None]
+    if rule.get('skip') and said:
+        raise QuantConfigError(
+            f'{where}: skip=True leaves the layer float and {said[0]}= '
+            'quantizes it; give one of them, or skip=False with '
+            f'{said[0]}='
+        )
     for key in TENSORS:
         spec = rule.get(key)
         if spec is None:
@@ -68,6 +77,7 @@ def check_rule(rule: dict, where: str, earlier: Sequence[dict] = ()) -> None:
             raise QuantConfigError(
                 f'{where}.{key}: expected a dict or None, got {spec!r}'
             )
+        _check_meant(spec, key, f'{where}.{key}')
         if 'bits' in spec:
             check_bits(spec['bits'], f'{where}.{key}.bits')
         types = [DEFAULT_QUANTIZER]
@@ -140,6 +150,20 @@ def _check_match(rule: dict, where: str) -> None:
                 f'{where}: '
                 + unknown('role', pattern, [f'@{r}' for r in ROLES])
             )
+
+
+def _check_meant(spec: dict, key: str, where: str) -> None:
+    """Refuses arguments of quantizers that no rule can mean."""
+    for name in GIVEN:
+        if name in spec:
+            raise QuantConfigError(
+                f'{where}: {name!r} follows from the tensor; remove it'
+            )
+    if key == 'weight' and 'per_level' in spec:
+        raise QuantConfigError(
+            f"{where}: 'per_level' is for act: a layer has one weight for "
+            'all pyramid levels; remove it'
+        )
 
 
 def _specs(rules: Sequence[dict], key: str) -> list[dict]:

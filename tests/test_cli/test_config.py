@@ -7,7 +7,10 @@ from mmengine.config import Config
 from mmdet_ptq.cli.config import load_config, quant_cfg_of
 from mmdet_ptq.cli.quantize import parse_args
 from mmdet_ptq.errors import QuantConfigError
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 
+MINMAX = dict(type='MinMaxObserver')
+ITERS = dict(Reconstruct=dict(iters=5))
 RULES = [dict(match='*', act=dict(bits=4))]
 
 
@@ -28,20 +31,47 @@ def arguments(*words, config='config.py'):
             ['--bits', 'w6a6'],
             dict(recipe='minmax', bits='w6a6'),
         ),
-        # rules of another recipe do not go along
+        # what was written for the config holds for another recipe as well
         (
             dict(
+                recipe='reg_ptq',
                 rules=RULES,
-                passes=[dict(type='FoldBatchNorm')],
-                pass_args=dict(FoldBatchNorm=dict()),
+                pass_args=dict(Observe=dict(observer=MINMAX)),
                 bits='w4a4',
                 calibration=dict(seed=3, num_samples=5),
             ),
             ['--recipe', 'minmax', '--calib-num', '7'],
             dict(
                 recipe='minmax',
+                rules=RULES,
+                pass_args=dict(Observe=dict(observer=MINMAX)),
                 bits='w4a4',
                 calibration=dict(seed=3, num_samples=7),
+            ),
+        ),
+        # both reconstructions of BRECQ, beside what is there
+        (
+            dict(
+                recipe='brecq',
+                pass_args=dict(
+                    Reconstruct=dict(holdout=0.25), SetRanges=dict()
+                ),
+            ),
+            ['--iters', '7'],
+            dict(
+                recipe='brecq',
+                pass_args=dict(
+                    Reconstruct=dict(holdout=0.25, iters=7), SetRanges=dict()
+                ),
+            ),
+        ),
+        (
+            None,
+            ['--recipe', 'qdrop', '--iters', '0'],
+            dict(
+                recipe='qdrop',
+                bits='w8a8',
+                pass_args=dict(Reconstruct=dict(iters=0)),
             ),
         ),
         (
@@ -58,9 +88,49 @@ def test_command_line_over_config(found, words, expected):
     assert quant_cfg_of(cfg, arguments(*words)) == expected
 
 
-def test_quant_cfg_that_is_no_dict():
-    with pytest.raises(QuantConfigError, match='expected a dict'):
-        quant_cfg_of(Config(dict(quant_cfg='uniform')), arguments())
+@pytest.mark.parametrize(
+    ('found', 'words', 'says'),
+    [
+        ('uniform', [], "expected a dict, got 'uniform'.*recipe='uniform'"),
+        (
+            dict(rules=RULES, passes=[dict(type='Observe')]),
+            ['--recipe', 'minmax'],
+            '--recipe minmax.*passes of its own.*quant_cfg.passes=None',
+        ),
+        (dict(recipe='minmax'), ['--iters', '5'], '--iters 5.*Reconstruct'),
+        (dict(recipe='qdrop'), ['--iters', '-1'], 'from 0, got -1'),
+    ],
+)
+def test_command_line_against_config(found, words, says):
+    with pytest.raises(QuantConfigError, match=says):
+        cfg = Config(dict(quant_cfg=found))
+        parse_quant_cfg(quant_cfg_of(cfg, arguments(*words)))
+
+
+def test_arguments_of_a_pass_that_the_recipe_lacks():
+    cfg = Config(dict(quant_cfg=dict(recipe='qdrop', pass_args=ITERS)))
+    found = quant_cfg_of(cfg, arguments('--recipe', 'minmax'))
+    says = "pass_args.*'Reconstruct'.*FoldBatchNorm.*Remove it"
+    with pytest.raises(QuantConfigError, match=says):
+        parse_quant_cfg(found)
+
+
+def test_bits_of_a_recipe_file(tmp_path):
+    """They hold as long as nobody says otherwise."""
+    path = tmp_path / 'mine.py'
+    path.write_text("recipe = 'minmax'\nbits = 'w3a3'\n")
+    words = ['--recipe', str(path)]
+
+    def bits(found, *more):
+        cfg = Config(dict(quant_cfg=found) if found is not None else {})
+        found = quant_cfg_of(cfg, arguments(*words, *more))
+        return str(parse_quant_cfg(found).bits)
+
+    assert bits(None) == bits(dict(bits='w3a3')) == 'w3a3'
+    assert bits(dict(calibration=dict(seed=1))) == 'w3a3'
+    assert bits(dict(bits='w4a4'), '--bits', 'w5a5') == 'w5a5'
+    with pytest.raises(QuantConfigError, match=r"'w3a3'.*'w4a4'.*--bits"):
+        bits(dict(bits='w4a4'))
 
 
 def load(tmp_path, text, *words):
@@ -106,3 +176,24 @@ def test_options_and_config_together(tmp_path):
     assert cfg.ptq_cfg == dict(
         float_eval=False, resume=True, trust_checkpoint=True
     )
+
+
+def test_options_reach_the_recipe_of_the_command_line(tmp_path):
+    """Each takes its own way into one quant_cfg, and none is lost."""
+    words = ['--recipe', 'qdrop', '--cfg-options']
+    words += ['quant_cfg.pass_args.Reconstruct.drop_prob=0.25']
+    text = f"quant_cfg = dict(recipe='reg_ptq', bits='w4a4', rules={RULES})"
+    cfg = load(tmp_path, text, *words, '--iters', '3')
+    config = parse_quant_cfg(cfg.quant_cfg)
+    assert config.rules[-1] == RULES[0] and config.user_rules == 1
+    last = config.passes[-1]
+    assert (last['drop_prob'], last['iters']) == (0.25, 3)
+    assert [one['type'] for one in last['learn']] == [
+        'AdaRound',
+        'LearnedSteps',
+    ]
+    # passes of the config can be taken back
+    words = ['--recipe', 'minmax', '--cfg-options', 'quant_cfg.passes=None']
+    text = "quant_cfg = dict(bits='w4a4', passes=[dict(type='Observe')])"
+    cfg = load(tmp_path, text, *words)
+    assert len(parse_quant_cfg(cfg.quant_cfg).passes) == 3

@@ -9,6 +9,7 @@ import pytest
 
 from mmdet_ptq import cli
 from mmdet_ptq.cli.quantize import main
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,3 +51,59 @@ def test_unknown_command(capsys):
         cli.main(['quantise'])
     assert ended.value.code == 2
     assert "'quantise'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['pd_quant', 'brecq', 'lapq', 'minmax'])
+def test_printed_recipe_is_one(tmp_path, capsys, name):
+    """With every default, and again the same as a recipe or a config."""
+    config = tmp_path / 'config.py'
+    config.write_text('x = 1\n')
+    rule = "dict(match='@mask', skip=True)"
+    start = tmp_path / 'start.py'
+    start.write_text(f'recipe = {name!r}\nrules = [{rule}]\n')
+
+    def printed(*words):
+        assert main([*map(str, words), '--print-recipe']) == 0
+        return capsys.readouterr().out
+
+    said = printed(config, '--recipe', start, '--bits', 'w4a6')
+    saved = tmp_path / 'saved.py'
+    saved.write_text(said)
+    assert printed(config, '--recipe', saved) == said
+    assert printed(saved) == said
+    found = parse_quant_cfg(dict(recipe=str(saved)))
+    plain = parse_quant_cfg(dict(recipe=str(start), bits='w4a6'))
+    assert (found.rules, found.bits) == (plain.rules, plain.bits)
+    assert found.calibration == plain.calibration
+
+
+def test_printed_recipe_says_what_acts(tmp_path, capsys):
+    config = tmp_path / 'config.py'
+    config.write_text('x = 1\n')
+    assert main([str(config), '--recipe', 'pd_quant', '--print-recipe']) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "'iters': 2000",
+        "'batch_size': 2",
+        "'holdout': 0.125",
+        "'revert': True",
+        "'temperature': 4.0",
+        "'warmup': 0.2",
+        "'search': 'auto'",
+    ):
+        assert part in said
+
+
+def test_rules_of_a_base_are_not_lost_in_silence(tmp_path, capsys):
+    rules = "rules=[dict(match='{}', skip=True)]"
+    (tmp_path / 'base.py').write_text(
+        f"quant_cfg = dict(recipe='minmax', {rules.format('@head')})\n"
+    )
+    own = tmp_path / 'own.py'
+    own.write_text(
+        f"_base_ = 'base.py'\nquant_cfg = dict({rules.format('@mask')})\n"
+    )
+    assert main([str(own), '--print-recipe']) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith(f'note: {own}: ') and "'@head'" in said.err
+    assert "'@head'" not in said.out

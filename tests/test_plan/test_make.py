@@ -5,6 +5,8 @@ import pytest
 from plan_kit import BOTH, U, graph, node, plan
 
 from mmdet_ptq.errors import QuantConfigError
+from mmdet_ptq.plan import check_globs
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 from mmdet_ptq.structures import QuantSpec
 
 
@@ -151,4 +153,25 @@ def test_no_bits_anywhere(small):
 def test_uncovered_is_kept(small):
     assert plan(small, BOTH, uncovered=dict(x='no twin')).uncovered == dict(
         x='no twin'
+    )
+
+
+@pytest.mark.parametrize(
+    ('glob', 'says'),
+    [
+        ('neck', "'neck' is the name of a part; 'neck.*' matches the 2"),
+        ('neck.', "'neck.*' matches the 2 layers in it"),
+        ('neck.lateral', "'neck.lateral.*' matches the 1 layers in it"),
+        ('nek.out', "unknown layer 'nek.out'. Did you mean 'neck.out'?"),
+    ],
+)
+def test_a_glob_that_matches_nothing_is_told_what_would(glob, says):
+    names = ['backbone.conv1', 'neck.lateral.conv', 'neck.out']
+    config = parse_quant_cfg(
+        dict(recipe='minmax', rules=[dict(match=glob, skip=True)])
+    )
+    with pytest.raises(QuantConfigError) as error:
+        check_globs(config, names)
+    assert str(error.value).startswith('rules[0]: ') and says in str(
+        error.value
     )

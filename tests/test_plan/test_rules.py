@@ -125,7 +125,8 @@ def test_what_rules_say_of_a_skipped_layer_counts_once_lifted(heads):
     found = plan(
         heads,
         dict(match='*', weight=dict(granularity='channel'), act={}),
-        dict(match='@head', skip=True, act=dict(symmetric=True)),
+        dict(match='@head', skip=True),
+        dict(match='@head', act=dict(symmetric=True)),
         dict(match='*', weight=dict(bits=3), act=dict(bits=8)),
         dict(match='@prediction', skip=False),
     ).layers
@@ -164,10 +165,15 @@ def test_skip_of_single_ports():
     found = plan(attention, BOTH, attention_skip, softmax_lift).layers['pv']
     assert found.acts == dict(a=QuantSpec(U, 8), b=None)
     # lifted as a whole: the port too
+    other = dict(a=frozenset({'softmax'}))
+    attention.layers['other'] = node(
+        'other', [[3]], ports=('a',), port_roles=other, params=0
+    )
     found = plan(
         attention,
         BOTH,
-        dict(match='@softmax', skip=True, act=dict(bits=3)),
+        dict(match='@softmax', act=dict(bits=3)),
+        dict(match='@softmax', skip=True),
         dict(match='@attention', skip=False),
     ).layers['pv']
     assert found.acts == dict(a=QuantSpec(U, 3), b=QuantSpec(U, 6))

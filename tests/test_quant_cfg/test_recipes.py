@@ -18,7 +18,7 @@ def test_recipes_are_spelled_out():
         assert config.bits == (4, 6, 6)
         again = parse_quant_cfg(config.to_dict())
         assert again.to_dict() == config.to_dict()
-        assert len(config.build_passes()) == len(config.passes)
+        assert len(config.built_passes) == len(config.passes)
 
 
 def test_rules_beside_a_recipe_come_after_its_own():
@@ -114,6 +114,10 @@ def test_arguments_inherited_by_a_recipe_of_a_recipe(tmp_path):
     [
         ("_base_ = './no_such.py'", 'no_such.py'),
         ('passes = [', 'mine.py'),
+        ("recipe = 'qdropp'", "Did you mean 'qdrop'"),
+        ('rules = dict()', r'recipe mine\.py\.rules: expected a list'),
+        ('quant_cfg = dict(rulez=[])', "'rulez'.*'rules'"),
+        ("quant_cfg = dict()\nbits = 'w4a4'", "unknown key 'quant_cfg'"),
         ('passes = [undefined]', 'undefined'),
         ('helper = [1]\npasses = []', "'helper'.*Allowed"),
         ('pass_args = dict(Reconstruct=dict(iters=1))', 'Reconstruct'),
@@ -157,3 +161,42 @@ def test_pass_args_change_single_arguments():
 def test_bad_pass_args(args, match):
     with pytest.raises(QuantConfigError, match=match):
         parse_quant_cfg(dict(recipe='qdrop', bits='w4a4', pass_args=args))
+
+
+def test_a_recipe_that_starts_from_another_by_name(tmp_path):
+    own = load_recipe('qdrop')
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        "_first = 3\nrecipe = 'qdrop'\nbits = 'w3a3'\n"
+        "rules = [dict(match='@mask', skip=True)]\n"
+        'pass_args = dict(Reconstruct=dict(iters=_first))\n'
+        'calibration = dict(seed=4)\n'
+    )
+    found = load_recipe(str(path))
+    assert found == dict(
+        bits='w3a3',
+        rules=[*own['rules'], dict(match='@mask', skip=True)],
+        passes=[*own['passes'][:-1], dict(own['passes'][-1], iters=3)],
+        calibration=dict(seed=4),
+    )
+    # and so on, by a path beside it
+    more = tmp_path / 'more.py'
+    more.write_text(
+        "recipe = './mine.py'\nbits = 'w2a2'\n"
+        'calibration = dict(num_samples=5)\n'
+        'pass_args = dict(Reconstruct=dict(drop_prob=0.25))\n'
+    )
+    found = load_recipe(str(more))
+    last = dict(own['passes'][-1], iters=3, drop_prob=0.25)
+    assert found['passes'][-1] == last
+    assert found['calibration'] == dict(seed=4, num_samples=5)
+    config = parse_quant_cfg(dict(recipe=str(more), rules=[RULE]))
+    assert (str(config.bits), config.user_rules) == ('w2a2', 1)
+    assert config.rules == [*found['rules'], RULE]
+
+
+def test_a_recipe_that_starts_from_itself(tmp_path):
+    for a, b in (('mine', 'more'), ('more', 'mine')):
+        (tmp_path / f'{a}.py').write_text(f"recipe = '{b}.py'\n")
+    with pytest.raises(QuantConfigError, match=r'mine\.py.*from itself'):
+        load_recipe(str(tmp_path / 'mine.py'))

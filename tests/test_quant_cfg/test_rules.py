@@ -102,3 +102,29 @@ def test_places_of_rules():
     assert config.place(count) == 'rules[0]'
     assert config.place(1) == 'recipe minmax: rules[1]'
     assert config.own_rules() == [(count, dict(match='@head', skip=True))]
+
+
+@pytest.mark.parametrize(
+    ('rule', 'says'),
+    [
+        (dict(skip=True, act=dict(bits=4)), 'skip=True.*act=.*one of them'),
+        (dict(skip=True, weight={}), 'skip=True.*weight=.*one of them'),
+        (dict(weight=dict(axis=1)), r"weight: 'axis' follows.*remove"),
+        (dict(act=dict(axis=0)), r"act: 'axis' follows.*remove"),
+        (dict(act=dict(role='weight')), r"act: 'role' follows.*remove"),
+        (dict(weight=dict(per_level=True)), "'per_level' is for act"),
+        (dict(act=dict(per_level='no')), 'per_level must be True or False'),
+        (dict(act=dict(symmetric='no')), 'symmetric must be True or False'),
+    ],
+)
+def test_rules_that_nobody_can_mean(rule, says):
+    rule = dict(rule, match='@head')
+    with pytest.raises(QuantConfigError, match=says) as error:
+        parse_quant_cfg(dict(recipe='uniform', bits='w4a4', rules=[rule]))
+    assert str(error.value).startswith('rules[0]')
+
+
+@pytest.mark.parametrize('tensor', ['weight', 'act'])
+def test_a_skip_may_say_float_twice(tensor):
+    rule = {'match': '@head', 'skip': True, tensor: None}
+    assert parse_quant_cfg(dict(recipe='uniform', rules=[rule])).rules

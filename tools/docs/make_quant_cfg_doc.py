@@ -10,8 +10,7 @@ from pathlib import Path
 from mmengine.registry import Registry
 
 from mmdet_ptq.quant_cfg import Calibration, load_recipe, recipe_names
-from mmdet_ptq.quant_cfg.config import KEYS
-from mmdet_ptq.quant_cfg.recipes import RECIPE_DIR
+from mmdet_ptq.quant_cfg.recipes import KEYS, RECIPE_DIR
 from mmdet_ptq.quant_cfg.rules import ROLES, RULE_KEYS
 from mmdet_ptq.registry import (
     LEARNERS,
@@ -41,20 +40,39 @@ quant_cfg = dict(
     calibration=dict(num_samples=64))
 ```
 
-`recipe` may be the path of a file of your own. It may inherit, from the path
-of a recipe that comes with the package or from a copy of the folder
-`mmdet_ptq/recipes`; lists replace those of the base, and go on from them as
-written here.
+`recipe` may be the path of a file of your own. It has the same keys and may
+start from another recipe, whose rules come before its own.
 
 ```python
-_base_ = '/path/to/mmdet_ptq/recipes/qdrop.py'
-rules = [*_base_.rules, dict(match='@mask', skip=True)]
+recipe = 'qdrop'
+rules = [dict(match='@mask', skip=True)]
 pass_args = dict(Reconstruct=dict(drop_prob=0.25))
 ```
 
+To change what stands in the middle of a list, inherit by `_base_` as configs
+do, from `mmdet_ptq::recipes/NAME.py` of the installed package or from the
+path of a recipe. Lists replace those of the base, and go on from them as
+written here. Names that begin with `_` are a file's own helpers.
+
+```python
+_base_ = 'mmdet_ptq::recipes/qdrop.py'
+_more = [dict(match='@mask', skip=True)]
+rules = [*_base_.rules, *_more]
+```
+
+In a config that inherits a `quant_cfg` with rules, `rules=[...]` replaces
+them too, and a note tells which are gone. Keep them with
+`rules=[*_base_.quant_cfg.rules, ...]`.
+
+On a command line `--recipe NAME` takes the place of the config's recipe. The
+config's `bits`, `rules`, `pass_args` and `calibration` hold for it as well;
+what does not fit it is an error. `--iters N` sets the steps of every
+reconstruction.
+
 `tools/ptq.py CONFIG --recipe NAME --print-recipe` prints the spelled-out
-form. Every mistake is found before calibration, with the nearest allowed
-name. The keys: {keys}.
+form with every default. Saved as a file it is a recipe, and as it stands a
+block of a config. Every mistake is found before calibration, with the nearest
+allowed name. The keys: {keys}.
 
 ## rules
 
@@ -70,11 +88,12 @@ Keys of a rule: {rule_keys}.
   the tensor float. Without `bits` the widths of `bits=` hold. For `act`,
   `granularity='group'` without `group_size` means the convolution's own
   groups; `per_level=True` gives each call of a shared head its own range.
+  The axis of channels follows from the layer.
 * `skip=True`: the layer stays float, weight and input, whatever later rules
   say of it, until one with `skip=False` lifts that; then they all count. So
   `dict(match='@prediction', skip=False)` gives prediction layers, which
   recipes skip, what the rules say of their head. A role of an input skips or
-  lifts that input alone.
+  lifts that input alone. A rule has `skip=True`, or `weight` and `act`.
 
 A rule of yours that matches layers and changes nothing is an error: all of
 them are skipped, or later rules take everything back. A rule may say what is

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ...calibration import ActivationCache, Sample, Session, UnitView
+from ...checks import number, whole
 from ...context import forward_context
 from ...errors import unknown
 from ...layers import float_mode
@@ -54,20 +55,10 @@ class DistributionCorrection:
     def __init__(
         self, iters: int = 500, lr: float = 1e-3, lambda_c: float = 0.02
     ) -> None:
-        if type(iters) is not int or iters < 1:
-            raise ValueError(
-                f'distribution_correction: iters must be a whole number '
-                f'from 1, got {iters!r}'
-            )
-        for name, value in (('lr', lr), ('lambda_c', lambda_c)):
-            if not value > 0:
-                raise ValueError(
-                    f'distribution_correction: {name} must be above 0, got '
-                    f'{value!r}'
-                )
-        self.iters = iters
-        self.lr = lr
-        self.lambda_c = lambda_c
+        where = 'distribution_correction: '
+        self.iters = whole(f'{where}iters', iters, 1)
+        self.lr = number(f'{where}lr', lr, above=True)
+        self.lambda_c = number(f'{where}lambda_c', lambda_c, above=True)
 
     @classmethod
     def of(cls, cfg: Any) -> 'DistributionCorrection':

@@ -12,7 +12,7 @@ from ...calibration import (
     collect_float,
     frozen,
 )
-from ...checks import number, one_of, whole
+from ...checks import below_one, number, one_of, whole
 from ...detectors import adapter_for, why_no_outputs
 from ...errors import QuantConfigError
 from ...losses import GlobalLoss, GradientWeighted, Loss, build_loss
@@ -28,6 +28,7 @@ from .visit import Visit
 UNITS = ('block', 'layer')
 ORDERS = ('sequential', 'parallel')
 INPUTS = ('quantized', 'float')
+LOSSES = [dict(type='L2Loss')]
 
 
 @PASSES.register_module()
@@ -95,7 +96,7 @@ class Reconstruct(BasePass):
     def __init__(
         self,
         learn: list[dict],
-        losses: list[dict] | None = None,
+        losses: list[dict] = LOSSES,
         unit: str = 'block',
         input_distribution: str = 'quantized',
         order: str = 'sequential',
@@ -118,11 +119,9 @@ class Reconstruct(BasePass):
         self.batch_size = whole('batch_size', batch_size, 1)
         self.global_every = whole('global_every', global_every, 1)
         self.drop_prob = number('drop_prob', drop_prob, 0, 1)
-        self.holdout = number('holdout', holdout, 0, 1)
-        if holdout == 1:
-            raise ValueError('holdout must be below 1, got 1')
+        self.holdout = below_one('holdout', holdout)
         self.learn = list(learn)
-        self.losses = list(losses or [dict(type='L2Loss')])
+        self.losses = list(losses)
         self.separate_global = separate_global
         self.activations = activations
         self.revert = revert
@@ -179,12 +178,10 @@ class Reconstruct(BasePass):
             images = Images(session, cache, adapter, [*on_outputs, *fisher])
             visit = self.visit(self, session, images, units, losses, fisher)
             early = self._early(session, images, units[done:])
-            for k, unit in enumerate(units):
-                session.progress('reconstruction', unit.name, k, len(units))
-                if k >= done:
-                    visit(k, early.pop(unit.name, None))
-                    session.state['units'] = k + 1
-                    session.save()
+            for k, unit in enumerate(units[done:], done):
+                visit(k, early.pop(unit.name, None))
+                session.state['units'] = k + 1
+                session.save()
 
     def units(self, session: Session) -> list[Unit]:
         """Units that have something to learn, in execution order.

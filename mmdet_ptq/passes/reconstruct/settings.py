@@ -51,6 +51,7 @@ def _check_losses(settings: Any) -> None:
         build_loss(cfg, f'Reconstruct.losses[{i}]')
         for i, cfg in enumerate(settings.losses)
     ]
+    _need(bool(losses), 'losses is empty: nothing would be compared')
     weighted = [
         (i, loss)
         for i, loss in enumerate(losses)

@@ -115,6 +115,7 @@ class Trainer(UnitLoss):
         first = [p.detach().clone() for g in groups for p in g['params']]
         curve: list[float] = []
         for it in range(iters):
+            self.on_step(it)
             fall = (1 + math.cos(math.pi * it / iters)) / 2
             for group, lr in zip(optimizer.param_groups, rates, strict=True):
                 group['lr'] = lr * (fall if group.get('cosine') else 1)

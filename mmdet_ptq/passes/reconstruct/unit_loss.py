@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The losses of one unit, image by image."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ class UnitLoss:
         samples (dict[int, Sample]): This rank's samples.
         replay (Replay, optional): For losses on the detector's outputs.
         losses (list): All losses.
+        on_step (Callable): Told the number of each step that begins.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class UnitLoss:
         samples: dict[int, Sample],
         replay: Replay | None,
         losses: list[Any],
+        on_step: Callable[[int], None] = lambda _: None,
     ) -> None:
+        self.on_step = on_step
         self.settings = settings
         self.session = session
         self.images = images

@@ -4,6 +4,7 @@
 import dataclasses
 import time
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from mmengine.dist import all_gather_object
@@ -25,6 +26,7 @@ from ...records import UnitRecord
 from ...registry import LEARNERS, build_from
 from ...structures import Unit
 from .fisher import weigh
+from .pace import Pace
 
 
 class Visit:
@@ -54,6 +56,8 @@ class Visit:
         self.units = units
         self.losses = losses
         self.fisher = fisher
+        names = [unit.name for unit in units]
+        self.pace = Pace(session, names, settings.iters)
         self.on_outputs = bool(fisher) or any(
             isinstance(one, GlobalLoss) for one in losses
         )
@@ -67,6 +71,7 @@ class Visit:
                 image, if that was taken before.
         """
         start = time.perf_counter()
+        self.pace.unit(k)
         session, unit = self.session, self.units[k]
         view = self.settings.view(session.model, session.graph, unit)
         replay = self._replay(view, k) if self.on_outputs else None
@@ -151,7 +156,14 @@ class Visit:
         """Corrects, weighs and fits."""
         settings, session, images = self.settings, self.session, self.images
         trainer = settings.trainer(
-            settings, session, images, view, samples, replay, self.losses
+            settings,
+            session,
+            images,
+            view,
+            samples,
+            replay,
+            self.losses,
+            partial(self.pace.step, k),
         )
         corrected = None
         if settings.correction:

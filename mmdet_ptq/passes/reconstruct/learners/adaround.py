@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ....checks import annotated, below_one, number, one_of
 from ....errors import QuantConfigError
 from ....layers import QuantLayer
 from ....quantizers import BaseQuantizer, SoftRounding
@@ -52,21 +53,16 @@ class AdaRound(Learner):
         beta: tuple[float, float] = (20.0, 2.0),
         schedule: str = 'linear',
     ) -> None:
-        if schedule not in ('linear', 'cosine'):
-            raise ValueError(
-                f"schedule must be 'linear' or 'cosine', got {schedule!r}"
-            )
-        if not 0 <= warmup < 1:
-            raise ValueError(f'warmup must be 0 to below 1, got {warmup!r}')
-        if lr is not None and not lr > 0:
-            raise ValueError(f'lr must be above 0, got {lr!r}')
-        if not reg >= 0:
-            raise ValueError(f'reg must not be negative, got {reg!r}')
-        self.lr = lr
-        self.reg = reg
-        self.warmup = warmup
-        self.beta = tuple(beta)
-        self.schedule = schedule
+        self.lr = lr if lr is None else number('lr', lr, above=True)
+        self.reg = number('reg', reg)
+        self.warmup = below_one('warmup', warmup)
+        annotated('beta', beta, tuple[float, float])
+        first, last = beta
+        self.beta = (
+            number('beta', first, above=True),
+            number('beta', last, above=True),
+        )
+        self.schedule = one_of('schedule', schedule, ('linear', 'cosine'))
         self._parts: list[tuple[QuantLayer, Tensor, nn.Parameter]] = []
 
     def start(

@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from ....checks import number
 from ....layers import QuantLayer
 from ....quantizers import BaseQuantizer, LearnsTable
 from ....registry import LEARNERS
@@ -24,11 +25,8 @@ class LearnedCodebook(Learner):
     """
 
     def __init__(self, lr_k: float = 1e-3, lr_a: float = 5e-3) -> None:
-        for name, lr in (('lr_k', lr_k), ('lr_a', lr_a)):
-            if not lr > 0:
-                raise ValueError(f'{name} must be above 0, got {lr!r}')
-        self.lr_k = lr_k
-        self.lr_a = lr_a
+        self.lr_k = number('lr_k', lr_k, above=True)
+        self.lr_a = number('lr_a', lr_a, above=True)
         self._quantizers: list[LearnsTable] = []
 
     def start(

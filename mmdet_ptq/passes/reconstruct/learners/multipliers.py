@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ....checks import annotated, below_one, number
 from ....layers import QuantLayer
 from ....quantizers import BaseQuantizer, LearnsStep
 from ....registry import LEARNERS
@@ -30,7 +31,7 @@ class SubsetMultipliers(Learner):
         warmup (float): Defaults to 0.2.
 
     Raises:
-        ValueError: If ``lr`` is not above 0.
+        ValueError: If an argument is not among the allowed values.
     """
 
     weights = True
@@ -41,13 +42,11 @@ class SubsetMultipliers(Learner):
         distance: tuple[float, float] = (1e-2, 1e-3),
         warmup: float = 0.2,
     ) -> None:
-        if not lr > 0:
-            raise ValueError(f'lr must be above 0, got {lr!r}')
-        if not 0 <= warmup < 1:
-            raise ValueError(f'warmup must be 0 to below 1, got {warmup!r}')
-        self.lr = lr
-        self.distance = tuple(distance)
-        self.warmup = warmup
+        self.lr = number('lr', lr, above=True)
+        annotated('distance', distance, tuple[float, float])
+        first, last = distance
+        self.distance = (number('distance', first), number('distance', last))
+        self.warmup = below_one('warmup', warmup)
         self._parts: list[tuple[QuantLayer, nn.Parameter]] = []
 
     def start(

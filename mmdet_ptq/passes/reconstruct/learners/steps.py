@@ -4,6 +4,7 @@
 import math
 from typing import Any
 
+from ....checks import number
 from ....layers import QuantLayer
 from ....quantizers import BaseQuantizer, LearnsStep
 from ....registry import LEARNERS
@@ -26,9 +27,7 @@ class LearnedSteps(Learner):
     """
 
     def __init__(self, lr: float | None = None, cosine: bool = True) -> None:
-        if lr is not None and not lr > 0:
-            raise ValueError(f'lr must be above 0, got {lr!r}')
-        self.lr = lr
+        self.lr = lr if lr is None else number('lr', lr, above=True)
         self.cosine = cosine
         self._acts: list[Any] = []
 

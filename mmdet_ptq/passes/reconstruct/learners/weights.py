@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ....checks import number
 from ....layers import QuantLayer
 from ....quantizers import BaseQuantizer, LearnsEnds
 from ....registry import LEARNERS
@@ -62,8 +63,8 @@ class LearnedWeights(Learner):
             lr_act=lr_act,
         )
         for name, lr in self.rates.items():
-            if lr is not None and not lr >= 0:
-                raise ValueError(f'{name} must not be negative, got {lr!r}')
+            if lr is not None:
+                number(name, lr)
         self.relative = relative
         self._layers: list[tuple[QuantLayer, nn.Parameter]] = []
         self._ends: list[Any] = []

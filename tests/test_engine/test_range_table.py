@@ -1,0 +1,31 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Ranges in the terminal."""
+
+import io
+from dataclasses import asdict
+
+from rich.console import Console
+
+from mmdet_ptq.engine.range_table import print_ranges
+from mmdet_ptq.records import RangeRecord
+
+
+def printed(*records):
+    console = Console(file=io.StringIO(), width=79)
+    print_ranges(console, [asdict(r) for r in records])
+    return console.file.getvalue()
+
+
+def test_a_line_for_each_record():
+    lines = printed(
+        RangeRecord('all', 2.4, 0.51234, 0.25),
+        RangeRecord('head.cls', 3.0, 12.0),
+    ).splitlines()
+    rows = [line.split() for line in lines]
+    assert ['unit', 'exponent', 'loss', 'after'] in rows
+    assert ['all', '2.4', '0.5123', '0.25'] in rows
+    assert ['head.cls', '3', '12', '-'] in rows
+
+
+def test_nothing_without_records():
+    assert printed() == ''
