@@ -5,6 +5,7 @@ from .base import Adapter, RawAdapter, ReadsHead, find_adapter
 from .dense import DenseAdapter, GFLAdapter, YOLOXAdapter
 from .query import QueryAdapter
 from .roi import RoIAdapter
+from .wrappers import detector_of
 
 __all__ = [
     'Adapter',
@@ -15,5 +16,6 @@ __all__ = [
     'ReadsHead',
     'RoIAdapter',
     'YOLOXAdapter',
+    'detector_of',
     'find_adapter',
 ]

@@ -239,7 +239,7 @@ class PTQRunner(Runner):
                 self.session.plan,
                 self.session.edits,
                 self.quant_config.to_dict(),
-                dict(dataset_meta=dataset_meta(checkpoint, self._metainfo())),
+                dataset_meta(checkpoint, self._metainfo()),
             )
             self.logger.info(f'Quantized checkpoint saved to {path}')
         barrier()
