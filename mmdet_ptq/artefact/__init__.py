@@ -1,13 +1,17 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The saved quantized model."""
 
-from .artefact import is_artefact, load_artefact, save_artefact, saved_meta
-from .guard import NeedsConfigOfWorkDir
+from .artefact import (
+    is_artefact,
+    load_artefact,
+    save_artefact,
+    saved_meta,
+    settings_of,
+)
 from .meta import decode_meta, encode_meta
 from .quantizable import as_float, as_quantizable
 
 __all__ = [
-    'NeedsConfigOfWorkDir',
     'as_float',
     'as_quantizable',
     'decode_meta',
@@ -16,4 +20,5 @@ __all__ = [
     'load_artefact',
     'save_artefact',
     'saved_meta',
+    'settings_of',
 ]

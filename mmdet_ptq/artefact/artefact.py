@@ -109,6 +109,15 @@ def saved_meta(saved: dict) -> dict:
     return decode_meta(saved.get('meta', {}).get('dataset_meta') or {})
 
 
+def settings_of(saved: dict) -> dict:
+    """The spelled-out ``quant_cfg`` that made a loaded file.
+
+    Args:
+        saved (dict): The file.
+    """
+    return saved[KEY].get('quant_cfg') or {}
+
+
 def load_artefact(model: nn.Module, saved: dict) -> QuantPlan:
     """Makes a float model of the same config into the saved one.
 
