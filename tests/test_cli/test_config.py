@@ -106,3 +106,20 @@ def test_options_and_config_together(tmp_path):
     assert cfg.ptq_cfg == dict(
         float_eval=False, resume=True, trust_checkpoint=True
     )
+
+
+def test_config_of_the_model_zoo():
+    zoo = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'
+    cfg = load_config(arguments('a.pth', config=zoo))
+    assert cfg.model.type == 'YOLOX'
+    assert cfg.work_dir == 'work_dirs/yolox_tiny_8xb8-300e_coco'
+    with pytest.raises(QuantConfigError, match=r'none\.py cannot be loaded'):
+        load_config(arguments('a.pth', config='mmdet::yolox/none.py'))
+
+
+def test_load_from_without_a_checkpoint(tmp_path):
+    path = tmp_path / 'my_config.py'
+    path.write_text("load_from = 'mine.pth'\n")
+    assert load_config(arguments(config=path)).load_from == 'mine.pth'
+    cfg = load_config(arguments('a.pth', config=path))
+    assert cfg.load_from == 'a.pth'
