@@ -5,7 +5,7 @@ from .base import Adapter, RawAdapter, ReadsHead, find_adapter
 from .dense import DenseAdapter, GFLAdapter, YOLOXAdapter
 from .query import QueryAdapter
 from .roi import RoIAdapter
-from .wrappers import detector_of
+from .wrappers import detector_of, without_wrapper
 
 __all__ = [
     'Adapter',
@@ -18,4 +18,5 @@ __all__ = [
     'YOLOXAdapter',
     'detector_of',
     'find_adapter',
+    'without_wrapper',
 ]

@@ -7,6 +7,21 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
 
+def without_wrapper(model: nn.Module) -> nn.Module:
+    """What the names in float checkpoints are of, as MMEngine loads them.
+
+    Args:
+        model (nn.Module): A model, or one inside a wrapper for several
+            GPUs or inside test time augmentation.
+
+    Returns:
+        nn.Module: The model inside.
+    """
+    if is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        return without_wrapper(model.module)
+    return model
+
+
 def detector_of(model: nn.Module) -> nn.Module:
     """What predicts in a model; the model itself if nothing is around it.
 
@@ -18,8 +33,7 @@ def detector_of(model: nn.Module) -> nn.Module:
     Returns:
         nn.Module: The detector, whose names artefacts use.
     """
-    if is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        return detector_of(model.module)
+    model = without_wrapper(model)
     if isinstance(model, SemiBaseDetector):
         # as its own predict chooses
         on = model.semi_test_cfg.get('predict_on', 'teacher')

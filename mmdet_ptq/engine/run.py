@@ -14,6 +14,7 @@ from mmengine.dist import (
 
 from ..artefact import save_artefact
 from ..calibration import ResumeStore, Session, from_config, share_of_rank
+from ..detectors import without_wrapper
 from ..errors import QuantConfigError
 from .checkpoint import sha256
 from .dataset import dataset_meta
@@ -48,7 +49,7 @@ def quantize_and_test(
             "the checkpoint is float and the config has no 'quant_cfg'; "
             "add e.g. quant_cfg = dict(recipe='uniform', bits='w8a8')"
         )
-    load_float_weights(runner.model, checkpoint, path)
+    load_float_weights(without_wrapper(runner.model), checkpoint, path)
     runner.model.eval()
     # before the float test, so that a wrong source is told at once
     images = from_config(runner.cfg, config.calibration)

@@ -19,8 +19,10 @@ from mmdet.models.roi_heads import (
     Shared2FCBBoxHead, SingleRoIExtractor, StandardRoIHead)
 from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder
 from mmengine.dataset import DefaultSampler
-from mmengine.runner import TestLoop
+from mmengine.optim import OptimWrapper
+from mmengine.runner import EpochBasedTrainLoop, TestLoop
 from torch.nn import BatchNorm2d
+from torch.optim import SGD
 
 pipeline = [
     dict(type=LoadImageFromFile, backend_args=None),
@@ -42,6 +44,8 @@ train_dataloader = dict(
         test_dataloader['dataset'], ann_file='train.json',
         data_prefix=dict(img='train/')))
 test_cfg = dict(type=TestLoop)
+train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=1)
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=SGD, lr=.01))
 test_evaluator = dict(
     type=CocoMetric, ann_file=root + 'val.json', metric='bbox')
 model = dict(

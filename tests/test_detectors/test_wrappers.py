@@ -8,7 +8,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
-from mmdet_ptq.detectors import detector_of
+from mmdet_ptq.detectors import detector_of, without_wrapper
 from mmdet_ptq.testing import random_detector
 
 
@@ -32,6 +32,7 @@ def test_several_gpus(detector):
     nn.Module.__init__(wrapped)
     wrapped.module = detector
     assert detector_of(wrapped) is detector
+    assert without_wrapper(wrapped) is detector
 
 
 @pytest.mark.parametrize('on', ['teacher', 'student', None])
@@ -47,6 +48,8 @@ def test_teacher_and_student(tiny, on):
     )
     found = detector_of(model)
     assert found is (model.student if on == 'student' else model.teacher)
+    # a checkpoint has both
+    assert without_wrapper(model) is model
 
 
 class Tracker(BaseMOTModel):

@@ -33,7 +33,14 @@ def test_settings_of_a_quantized_checkpoint(ptq):
         (['--bits', 'w4a4'], "bits is 'w8a8', not 'w4a4'"),
         (['--recipe', 'uniform'], 'rules and passes of another recipe'),
         (['--calib-num', 3], 'num_samples is 2, not 3'),
-        (['--cfg-options', 'quant_cfg.bits=w2a8'], "bits is 'w8a8'"),
+        (
+            [
+                '--cfg-options',
+                'quant_cfg.recipe=minmax',
+                'quant_cfg.bits=w2a8',
+            ],
+            "bits is 'w8a8'",
+        ),
     ):
         run = ptq(*words, checkpoint=made.artefact)
         assert run.code == 1 and run.err.count('error: ') == 1
@@ -155,9 +162,11 @@ def test_metrics_of_any_type(ptq, tiny, tmp_path):
         nothing=None,
     )
     assert run.result['quantized'] == run.result['float'] == expected
-    shown = [line for line in run.out.splitlines() if 'number' in line]
-    assert '0.500' in shown[0] and '+0.000' in shown[0]
-    assert 'good' not in run.out.split('parameters')[0].split('w8a8')[-1]
+    lines = run.out.replace('│', ' ').splitlines()
+    rows = [line.split() for line in lines]
+    assert ['number', '0.500', '0.500', '+0.000'] in rows
+    assert ['tensor', '0.250', '0.250', '+0.000'] in rows
+    assert not [row for row in rows if row[:1] == ['text']]
 
 
 def test_a_new_style_config(ptq, mmdet_test, tiny, tmp_path):
