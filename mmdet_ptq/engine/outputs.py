@@ -78,13 +78,13 @@ class Outputs:
         """
         if self.place == self.folder:
             return
-        earlier = config_of(self.folder / RESULT)
+        earlier = written_config(self.folder)
         try:
             for name in (self.config, RESULT):
                 if (self.place / name).exists():
                     os.replace(self.place / name, self.folder / name)
-            if earlier is not None and earlier != self.config:
-                (self.folder / earlier).unlink(missing_ok=True)
+            if earlier is not None and earlier.name != self.config:
+                earlier.unlink(missing_ok=True)
         except OSError as error:
             raise PTQError(
                 f'cannot move {self.place} to {self.folder}: {error}'
@@ -93,9 +93,21 @@ class Outputs:
         shutil.rmtree(self.aside, ignore_errors=True)
 
 
-def config_of(result: Path) -> str | None:
-    """File name of the config that a result file was made with."""
+def written_config(folder: Path) -> Path | None:
+    """The config that the run of a result file wrote beside it.
+
+    Args:
+        folder (Path): With the result file.
+
+    Returns:
+        Path, optional: None if it is not known, or if it is the very file
+        that the run was started with.
+    """
     try:
-        return Path(json.loads(result.read_text())['config']).name or None
+        source = json.loads((folder / RESULT).read_text())['config']
+        written = folder / Path(source).name
     except (OSError, ValueError, KeyError, TypeError):
         return None  # not there, or not of ours
+    if not source or written.resolve() == Path(source).resolve():
+        return None
+    return written

@@ -6,7 +6,7 @@ import json
 import pytest
 from mmengine.config import Config
 
-from mmdet_ptq.engine.outputs import Outputs, config_of
+from mmdet_ptq.engine.outputs import Outputs, written_config
 from mmdet_ptq.errors import PTQError
 
 
@@ -74,11 +74,14 @@ def test_a_place_that_cannot_be_written(tmp_path):
         started(outputs, 'first')
 
 
-def test_config_of_a_result(tmp_path):
-    path = tmp_path / 'r.json'
-    assert config_of(path) is None
+def test_config_that_a_run_wrote(tmp_path):
+    path = tmp_path / 'ptq_result.json'
+    assert written_config(tmp_path) is None
     for text in ('{', '[]', '{}', '{"config": ""}', '{"config": 3}'):
         path.write_text(text)
-        assert config_of(path) is None
+        assert written_config(tmp_path) is None
     path.write_text('{"config": "/a/b.py"}')
-    assert config_of(path) == 'b.py'
+    assert written_config(tmp_path) == tmp_path / 'b.py'
+    # a config of the user's own is never removed
+    path.write_text(json.dumps(dict(config=str(tmp_path / 'b.py'))))
+    assert written_config(tmp_path) is None
