@@ -7,8 +7,14 @@ from pathlib import Path
 
 from torch import nn
 
-from .artefact import is_artefact, load_artefact, save_artefact
+from .artefact import (
+    is_artefact,
+    load_artefact,
+    save_artefact,
+    saved_meta,
+)
 from .calibration import Batches, Session
+from .detectors import detector_of
 from .engine.checkpoint import read_checkpoint
 from .engine.quantize import run_quantization
 from .errors import CalibrationError, CheckpointError
@@ -60,19 +66,13 @@ def save_quantized(session: Session, path: str | Path) -> None:
     Raises:
         PTQError: If it cannot be written; an older file survives.
     """
-    meta = getattr(session.model, 'dataset_meta', None) or {}
     save_artefact(
         path,
         session.model,
         session.plan,
         session.edits,
         session.config.to_dict(),
-        dict(
-            dataset_meta={
-                k: list(v) if isinstance(v, tuple | list) else v
-                for k, v in meta.items()
-            }
-        ),
+        getattr(session.model, 'dataset_meta', None) or {},
     )
 
 
@@ -90,6 +90,7 @@ def load_quantized(model: nn.Module, path: str | Path) -> nn.Module:
 
     Raises:
         CheckpointError: If the file is not of this package or this model.
+            Where the message says so, the model is changed in part.
     """
     saved = read_checkpoint(path)
     if not is_artefact(saved):
@@ -97,8 +98,7 @@ def load_quantized(model: nn.Module, path: str | Path) -> nn.Module:
             f'{path} is no quantized checkpoint; quantize a float one with '
             'tools/ptq.py or quantize_detector'
         )
-    load_artefact(model, saved)
-    meta = saved['meta'].get('dataset_meta')
-    if meta:
+    load_artefact(detector_of(model), saved)
+    if meta := saved_meta(saved):
         model.dataset_meta = meta
     return model

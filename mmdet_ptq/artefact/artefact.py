@@ -2,6 +2,7 @@
 """The saved quantized model: packed codes, tensors and a plain manifest."""
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from ..plan import attach, plan_of, plan_to_dict
 from ..structures import QuantPlan
 from ..surgery import Edit, FoldedNorm, decompose, edits_of
 from ..version import __version__
+from .guard import KEY, NeedsConfigOfWorkDir
+from .meta import decode_meta, encode_meta
 
-KEY = 'mmdet_ptq'
 FORMAT = 2
 
 
@@ -32,7 +34,7 @@ def save_artefact(
     plan: QuantPlan,
     edits: list[Edit],
     settings: dict,
-    meta: dict,
+    dataset_meta: dict,
 ) -> None:
     """Writes a quantized model; an older file survives a failure.
 
@@ -42,7 +44,8 @@ def save_artefact(
         plan (QuantPlan): Its quantizers.
         edits (list[Edit]): Changes of the float model, in order.
         settings (dict): The spelled-out ``quant_cfg``.
-        meta (dict): ``dataset_meta`` and the like, plain JSON types.
+        dataset_meta (dict): Classes, palette and the like; arrays and
+            tuples come back as such.
 
     Raises:
         PTQError: If it cannot be written.
@@ -63,15 +66,16 @@ def save_artefact(
     codes = _packed_weights(model)
     for name in codes:
         del tensors[f'{name}.weight']
-    write_atomic(
-        dict(
-            meta=json.loads(json.dumps(meta)),
-            **{KEY: json.loads(json.dumps(manifest))},
-            tensors=tensors,
-            codes=codes,
-        ),
-        path,
+    saved = OrderedDict(
+        meta=dict(dataset_meta=encode_meta(dataset_meta)),
+        **{KEY: json.loads(json.dumps(manifest))},
+        tensors=tensors,
+        codes=codes,
     )
+    if not dataset_meta:
+        del saved['meta']['dataset_meta']
+    saved._metadata = NeedsConfigOfWorkDir()
+    write_atomic(saved, path)
 
 
 def _packed_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -100,6 +104,24 @@ def _packed_weights(model: nn.Module) -> dict[str, Tensor]:
     return packed
 
 
+def saved_meta(saved: dict) -> dict:
+    """What the data set of a loaded file says of itself.
+
+    Args:
+        saved (dict): The file.
+    """
+    return decode_meta(saved.get('meta', {}).get('dataset_meta') or {})
+
+
+def settings_of(saved: dict) -> dict:
+    """The spelled-out ``quant_cfg`` that made a loaded file.
+
+    Args:
+        saved (dict): The file.
+    """
+    return saved[KEY].get('quant_cfg') or {}
+
+
 def load_artefact(model: nn.Module, saved: dict) -> QuantPlan:
     """Makes a float model of the same config into the saved one.
 
@@ -111,9 +133,16 @@ def load_artefact(model: nn.Module, saved: dict) -> QuantPlan:
         QuantPlan: The plan it was quantized by.
 
     Raises:
-        CheckpointError: If the file is of another format or another model.
+        CheckpointError: If the file is of another format or another model,
+            or the model is quantized already. Where the message says so,
+            the model is changed in part.
     """
     manifest = saved[KEY]
+    if quant_layers(model):
+        raise CheckpointError(
+            'the model is quantized already; build it anew from its config '
+            'and load the quantized checkpoint into that'
+        )
     if manifest.get('format') not in (1, FORMAT):
         raise CheckpointError(
             f'the quantized checkpoint has format {manifest.get("format")}, '
@@ -129,19 +158,27 @@ def load_artefact(model: nn.Module, saved: dict) -> QuantPlan:
         TypeError,
         ValueError,
     ) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        if isinstance(error, QuantConfigError):
-            raise CheckpointError(
-                'the quantized checkpoint uses a part that this version does '
-                f'not have: {error} If it comes from outside the package, '
-                'import the module that registers it, e.g. by custom_imports '
-                'in the config'
-            ) from error
         raise CheckpointError(
-            'the quantized checkpoint is damaged or of another architecture '
-            f'than the config: {type(error).__name__}: {error}'
+            f'{_why(error)} The model is changed in part and of no use now; '
+            'to go on, build it anew from its config.'
         ) from error
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a file that cannot be loaded."""
+    if isinstance(error, CheckpointError):
+        return str(error)
+    if isinstance(error, QuantConfigError):
+        return (
+            'the quantized checkpoint uses a part that this version does '
+            f'not have: {error} If it comes from outside the package, '
+            'import the module that registers it, e.g. by custom_imports '
+            'in the config.'
+        )
+    return (
+        'the quantized checkpoint is damaged or of another architecture '
+        f'than the config: {type(error).__name__}: {error}.'
+    )
 
 
 def _edits(model: nn.Module, manifest: dict) -> list[Edit]:

@@ -160,11 +160,14 @@ def _inference_pipeline(cfg: Config) -> list[dict]:
     dataset = cfg.test_dataloader.dataset
     if 'pipeline' not in dataset:
         dataset = _leaf_datasets(dataset)[0]
-    return [
-        t
-        for t in copy.deepcopy(list(dataset.pipeline))
-        if 'Annotations' not in str(t['type'])
-    ]
+    transforms: list = []
+    for t in copy.deepcopy(list(dataset.pipeline)):
+        if 'TestTimeAug' in str(t['type']):
+            # calibration has one view of an image, the first
+            transforms += [choices[0] for choices in t['transforms']]
+        else:
+            transforms.append(t)
+    return [t for t in transforms if 'Annotations' not in str(t['type'])]
 
 
 def _leaf_datasets(dataset: Any) -> list[Any]:

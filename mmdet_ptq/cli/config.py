@@ -6,9 +6,16 @@ import os.path as osp
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hub import get_config
 
+from ..engine.work_config import import_package
 from ..errors import QuantConfigError
-from ..quant_cfg import checked_keys, load_recipe, parse_quant_cfg
+from ..quant_cfg import (
+    QuantConfig,
+    checked_keys,
+    load_recipe,
+    parse_quant_cfg,
+)
 from ..registry import PASSES, arguments_of, find_class
 
 
@@ -104,32 +111,58 @@ def _leave_scope(cfg: Any) -> None:
             _leave_scope(one)
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """The detector's config, made into one that PTQRunner runs."""
-    if not osp.isfile(args.config):
-        raise QuantConfigError(f'config {args.config} does not exist')
+def read_config(name: str) -> Config:
+    """Reads a config file, or ``mmdet::...`` of an installed package."""
+    if '::' not in name and not osp.isfile(name):
+        raise QuantConfigError(f'config {name} does not exist')
     try:
-        cfg = Config.fromfile(args.config)
+        return get_config(name) if '::' in name else Config.fromfile(name)
     except Exception as error:
         # whatever a config's own code raises
         raise QuantConfigError(
-            f'config {args.config} cannot be loaded: {type(error).__name__}: '
-            f'{error}'
+            f'config {name} cannot be loaded: {type(error).__name__}: {error}'
         ) from error
+
+
+def asked_of(args: argparse.Namespace, quant: QuantConfig) -> dict:
+    """What the command line itself says of the quantization.
+
+    Args:
+        args (argparse.Namespace): The arguments.
+        quant (QuantConfig): What they and the config come to.
+
+    Returns:
+        dict: Parts of the spelled-out ``quant_cfg``.
+    """
+    spelled = quant.to_dict()
+    options = args.cfg_options or {}
+    if any(key.split('.')[0] == 'quant_cfg' for key in options):
+        return spelled
+    asked = {}
+    if args.recipe is not None or args.iters is not None:
+        asked.update(rules=spelled['rules'], passes=spelled['passes'])
+    if args.bits is not None:
+        asked['bits'] = spelled['bits']
+    given = dict(num_samples=args.calib_num, source=args.calib_source)
+    given = {k: v for k, v in given.items() if v is not None}
+    if given:
+        asked['calibration'] = given
+    return asked
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The detector's config, made into one that PTQRunner runs."""
+    cfg = read_config(args.config)
     _leave_scope(list(cfg.values()))
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     cfg.quant_cfg = quant_cfg_of(cfg, args)
     cfg.runner_type = 'PTQRunner'
     # so that MMDetection's own tools take the config in the work dir
-    imports = dict(cfg.get('custom_imports') or dict(imports=[]))
-    names = imports['imports']
-    names = [names] if isinstance(names, str) else list(names)
-    imports['imports'] = list(dict.fromkeys([*names, 'mmdet_ptq']))
-    imports.setdefault('allow_failed_imports', False)
-    cfg.custom_imports = imports
+    import_package(cfg)
     cfg.launcher = args.launcher
-    cfg.load_from = args.checkpoint
+    if args.checkpoint is not None:
+        cfg.load_from = args.checkpoint
     if args.device:
         cfg.device = args.device
     if args.work_dir:

@@ -12,7 +12,7 @@ from mmengine.registry import RUNNERS
 
 from ..errors import PTQError, QuantConfigError
 from ..quant_cfg import parse_quant_cfg, recipe_names, replaced_rules
-from .config import load_config
+from .config import asked_of, load_config
 
 
 def parse_args(
@@ -23,9 +23,14 @@ def parse_args(
     parser.add_argument(
         'config',
         help='config of the float detector; any '
-        'MMDetection config, unmodified',
+        'MMDetection config, unmodified, a file or mmdet::<config>',
     )
-    parser.add_argument('checkpoint', nargs='?', help='its float checkpoint')
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        help='its float checkpoint, a path, a URL or '
+        "mmdet::<config>; default: the config's load_from",
+    )
     parser.add_argument(
         '--recipe',
         help="recipe name or file; default: the config's "
@@ -125,9 +130,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             text = pprint.pformat(found, sort_dicts=False, width=79)
             print(f'quant_cfg = {text}')
             return 0
-        if args.checkpoint is None:
-            raise QuantConfigError('no checkpoint: give it after CONFIG')
+        if cfg.get('load_from') is None:
+            raise QuantConfigError(
+                'no checkpoint: give it after CONFIG, or set load_from in '
+                'the config'
+            )
         runner = RUNNERS.build(cfg)
+        runner.asked = asked_of(args, quant)
         runner.test()
     except PTQError as error:
         print(f'\nerror: {error}', file=sys.stderr)

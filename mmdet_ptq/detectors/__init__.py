@@ -12,6 +12,7 @@ from .choose import adapter_for, why_no_outputs
 from .dense import DenseAdapter, GFLAdapter, YOLOXAdapter
 from .query import QueryAdapter
 from .roi import RoIAdapter
+from .wrappers import detector_of, without_wrapper
 
 __all__ = [
     'Adapter',
@@ -24,6 +25,8 @@ __all__ = [
     'RoIAdapter',
     'YOLOXAdapter',
     'adapter_for',
+    'detector_of',
     'find_adapter',
     'why_no_outputs',
+    'without_wrapper',
 ]

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
-from mmengine.logging import HistoryBuffer, print_log
-from torch import nn
+from mmengine.logging import HistoryBuffer
 
-from ..errors import CheckpointError, NumericError
+from ..errors import CheckpointError
 
 # NumPy 2 renamed the module; a file names the one it was written with
 _multiarray = getattr(np, '_core', None) or np.core
@@ -66,7 +65,6 @@ _SAFE = [
         )
     },
 ]
-_MAY_MISS = re.compile(r'num_batches_tracked$|relative_position_index$')
 
 
 def read_checkpoint(path: str | Path, trust: bool = False) -> dict:
@@ -87,8 +85,7 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> dict:
     if not path.is_file():
         what = 'is a folder' if path.is_dir() else 'does not exist'
         raise CheckpointError(
-            f'checkpoint {path} {what}; give the path of a '
-            '.pth file (download it first if it is a URL)'
+            f'checkpoint {path} {what}; give the path or URL of a .pth file'
         )
     try:
         if trust:
@@ -121,90 +118,6 @@ def _corrupt(path: Path, error: Exception) -> CheckpointError:
         f'checkpoint {path} cannot be read, it is corrupt or no checkpoint '
         f'({type(error).__name__}: {why}). Get the file again.'
     )
-
-
-def load_float_weights(
-    model: nn.Module, checkpoint: dict, path: str | Path
-) -> None:
-    """Copies float weights into a model, strictly.
-
-    Args:
-        model (nn.Module): As its config builds it.
-        checkpoint (dict): With ``state_dict``, or one itself.
-        path (str | Path): Where it came from, for messages.
-
-    Raises:
-        CheckpointError: If keys are missing or shapes differ; the message
-            lists them.
-        NumericError: If a weight is NaN or Inf; names the layer.
-    """
-    state: Any = checkpoint.get('state_dict', checkpoint)
-    if not isinstance(state, dict):
-        raise CheckpointError(
-            f"the 'state_dict' of {path} is a "
-            f'{type(state).__name__}, not a dict'
-        )
-    state = OrderedDict(
-        (re.sub(r'^module\.', '', k), v)
-        for k, v in state.items()
-        if isinstance(k, str) and isinstance(v, torch.Tensor)
-    )
-    own = model.state_dict()
-    shapes = [
-        f'{k}: {tuple(v.shape)} in the file, {tuple(own[k].shape)} in the '
-        'model'
-        for k, v in state.items()
-        if k in own and own[k].shape != v.shape and own[k].numel()
-    ]
-    try:
-        # a tensor of another shape ends it, so it reports names only
-        keys = model.load_state_dict(
-            {
-                k: v
-                for k, v in state.items()
-                if k not in own or own[k].shape == v.shape
-            }
-            if shapes
-            else state,
-            strict=False,
-        )
-    except RuntimeError as error:
-        raise CheckpointError(
-            f'{path} does not fit this model: {error}'
-        ) from error
-    missing = [
-        k
-        for k in keys.missing_keys
-        if not _MAY_MISS.search(k) and k not in state
-    ]
-    unexpected = list(keys.unexpected_keys)
-    if shapes or missing:
-        raise CheckpointError(
-            f'{path} is of another architecture than the config.'
-            + _some('missing', missing)
-            + _some('unexpected', unexpected)
-            + _some('other shape', shapes)
-            + '\n  Use the config that the checkpoint was trained with.'
-        )
-    if unexpected:
-        print_log(
-            f'{path}:{_some("not used by this model", unexpected)}',
-            'current',
-            30,
-        )
-    for name, value in own.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise NumericError(
-                f'{path}: {name} has NaN or Inf values; the training '
-                'diverged or the file is damaged'
-            )
-
-
-def _some(what: str, keys: list[str]) -> str:
-    if not keys:
-        return ''
-    more = f' and {len(keys) - 8} more' if len(keys) > 8 else ''
-    return f'\n  {what} ({len(keys)}): {"; ".join(keys[:8])}{more}'
 
 
 def sha256(path: str | Path) -> str:

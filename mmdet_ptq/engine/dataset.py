@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from mmengine.logging import print_log
 from torch import nn
 
 from ..errors import QuantConfigError
@@ -10,6 +11,10 @@ from ..errors import QuantConfigError
 
 def check_classes(model: nn.Module, metainfo: dict) -> None:
     """Refuses a dataset of another number of classes than the heads have.
+
+    A panoptic model may be tested on things, or on things and stuff. Where
+    classes come from a prompt the heads have no number of them; then a
+    difference is a warning.
 
     Args:
         model (nn.Module): The detector.
@@ -19,36 +24,68 @@ def check_classes(model: nn.Module, metainfo: dict) -> None:
         QuantConfigError: Names both numbers.
     """
     classes = metainfo.get('classes')
-    counts = {
-        f'{name}.num_classes': m.num_classes
-        for name, m in model.named_modules()
-        if type(getattr(m, 'num_classes', None)) is int
-        and name.endswith(('bbox_head', 'bbox_head.0'))
-    }
+    counts = _counts(model)
     if classes is None or not counts or len(classes) in counts.values():
         return
-    raise QuantConfigError(
+    found = (
         f'the test dataset has {len(classes)} classes, the model has '
         + ', '.join(f'{n}={c}' for n, c in counts.items())
-        + '; check metainfo of the dataset and num_classes of the model'
+    )
+    if _prompted(model):
+        print_log(
+            f'{found}; this is not checked, since the classes of this model '
+            'come from its prompt',
+            'current',
+            30,
+        )
+        return
+    raise QuantConfigError(
+        f'{found}; check metainfo of the dataset and num_classes of the model'
     )
 
 
+def _counts(model: nn.Module) -> dict[str, int]:
+    """Numbers of classes by the place that they stand in."""
+
+    def whole(module: nn.Module, name: str) -> bool:
+        return type(getattr(module, name, None)) is int
+
+    counts = {}
+    for name, m in model.named_modules():
+        last = name.endswith(('bbox_head', 'bbox_head.0'))
+        if last and whole(m, 'num_classes'):
+            counts[f'{name}.num_classes'] = m.num_classes
+    for name, m in model.named_modules():
+        stuff = 'num_stuff_classes'
+        if counts and whole(m, stuff) and whole(m, 'num_things_classes'):
+            both = m.num_things_classes + m.num_stuff_classes
+            counts[f'things and stuff of {name}'] = both
+    return counts
+
+
+def _prompted(model: nn.Module) -> bool:
+    """Whether a text says what to find, as in GLIP and Grounding DINO."""
+    names = (name for name, _ in model.named_modules())
+    return any(name.split('.')[-1] == 'language_model' for name in names)
+
+
 def dataset_meta(checkpoint: dict, metainfo: dict) -> dict[str, Any]:
-    """Classes and colours for the artefact, plain JSON types.
+    """Classes, colours and the like, for the artefact.
 
     Args:
         checkpoint (dict): The float checkpoint; what it says comes first.
-        metainfo (dict): Of the test dataset.
+            MMDetection 2.x wrote ``CLASSES`` and ``PALETTE``.
+        metainfo (dict): Of the test dataset, for a checkpoint that says
+            nothing.
 
     Returns:
-        dict[str, Any]: ``classes`` and ``palette``, as far as known.
+        dict[str, Any]: With keys in lower case, as MMDetection 3.x reads
+        them.
     """
-    meta = checkpoint.get('meta', {}).get('dataset_meta')
-    if meta is None:
-        meta = metainfo
-    return {
-        k: list(v) if isinstance(v, tuple | list) else v
-        for k, v in meta.items()
-        if k in ('classes', 'palette')
-    }
+    meta = checkpoint.get('meta') or {}
+    found = meta.get('dataset_meta')
+    if found is None:
+        found = {k: meta[k] for k in ('CLASSES', 'PALETTE') if k in meta}
+    if not isinstance(found, dict) or not found:
+        found = metainfo
+    return {str(k).lower(): v for k, v in found.items()}

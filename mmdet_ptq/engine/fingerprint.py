@@ -7,6 +7,7 @@ import json
 import torch
 from mmengine.config import Config
 
+from ..artefact import as_float
 from ..quant_cfg import QuantConfig
 from ..version import __version__
 
@@ -29,6 +30,8 @@ def fingerprint_of(
         str: SHA-256 in hex.
     """
     plain = cfg.to_dict()
+    # a config in a work dir says the same of a detector in other words
+    plain['model'] = as_float(plain['model'])
     text = json.dumps(
         [
             digest,

@@ -9,6 +9,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, Runner
 
 from ..calibration import CalibrationImages, Feed
+from ..detectors import detector_of
 
 
 @LOOPS.register_module()
@@ -65,11 +66,12 @@ class CalibLoop(BaseLoop, Feed):
             after (Callable): Called with the index after each image.
         """
         runner = self.runner
+        model = detector_of(runner.model)
         runner.call_hook('before_calib', total=self.total)
         for i, batch in self.dataloader.batches(start):
             runner.call_hook('before_calib_iter', batch_idx=i)
             if batch is not None:
-                runner.model.test_step(batch)
+                model.test_step(batch)
             after(i)
             runner.call_hook('after_calib_iter', batch_idx=i)
         runner.call_hook('after_calib')
@@ -87,7 +89,7 @@ class CalibLoop(BaseLoop, Feed):
         Args:
             count (int): How many.
         """
-        model = self.runner.model
+        model = detector_of(self.runner.model)
         readable = (b for _, b in self.everyone.batches() if b is not None)
         for batch in islice(readable, count):
             data = model.data_preprocessor(batch, False)

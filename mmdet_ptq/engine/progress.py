@@ -35,12 +35,30 @@ def snapshot(session: Session) -> dict[str, Any]:
     )
 
 
-def restore(session: Session, found: dict[str, Any]) -> None:
+def without_twice(
+    finished: dict[str, Any] | None, state: dict[str, Any]
+) -> dict[str, Any] | None:
+    """A snapshot without the tensors that the running pass keeps itself.
+
+    Args:
+        finished (dict, optional): From :func:`snapshot`, before the pass.
+        state (dict): Of the pass; ``tensors`` of the whole model, if it
+            keeps them, take the place of the snapshot's.
+    """
+    if finished is None or 'tensors' not in state:
+        return finished
+    return {k: v for k, v in finished.items() if k != 'tensors'}
+
+
+def restore(
+    session: Session, found: dict[str, Any], state: dict[str, Any]
+) -> None:
     """Puts back what finished passes did; they may have replanned.
 
     Args:
         session (Session): Before the first pass.
-        found (dict): From :func:`snapshot`.
+        found (dict): From :func:`snapshot` or :func:`without_twice`.
+        state (dict): Of the pass that was stopped.
     """
     for edit in edits_of(found['edits'])[len(session.edits) :]:
         edit.rebuild(session.model)
@@ -50,7 +68,8 @@ def restore(session: Session, found: dict[str, Any]) -> None:
     session.records[:] = map(record_of, found['records'])
     graph = session.graph
     attach(session.model, session.plan, graph.levels, graph.heads)
-    restore_tensors(session.model, found['tensors'])
+    tensors = found['tensors'] if 'tensors' in found else state['tensors']
+    restore_tensors(session.model, tensors)
     session.stats.load_state_dict(found['stats'], session.layers)
 
 

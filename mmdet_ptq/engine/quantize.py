@@ -14,7 +14,7 @@ from ..passes import BasePass, checked
 from ..plan import attach, check_globs, make_plan, unmatched_rules
 from ..quant_cfg import QuantConfig
 from ..surgery import decompose
-from .progress import restore, saved_progress, snapshot
+from .progress import restore, saved_progress, snapshot, without_twice
 from .survey import quantizable_names, survey_detector, uncovered_modules
 
 
@@ -131,15 +131,22 @@ def _run_passes(
     # images that broke before the stop are not read again
     session.feed.skip(saved.get('skipped', []))
     if finished is not None:
-        restore(session, finished)
+        restore(session, finished, saved.get('state', {}))
     for i in range(done, len(passes)):
         session.wanted = _needs(passes[i + 1 :])
-        session.state = saved.get('state', {}) if i == done else {}
+        before = saved.get('state', {}) if i == done else {}
+        session.state = dict(before)
 
-        def save(i: int = i, finished: dict | None = finished) -> None:
+        def save(
+            i: int = i,
+            finished: dict | None = finished,
+            before: dict = before,
+        ) -> None:
             if store is not None:
-                state = session.export()
-                found = dict(done=i, state=state, finished=finished)
+                # until the pass has taken its progress over
+                state = session.export() or before
+                kept = without_twice(finished, state)
+                found = dict(done=i, state=state, finished=kept)
                 store.save(dict(found, skipped=list(session.feed.skipped)))
 
         session.save = save

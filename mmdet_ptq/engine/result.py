@@ -30,6 +30,8 @@ from ..quant_cfg import QuantConfig
 from ..records import RangeRecord, Record, UnitRecord
 from ..structures import LayerGraph, QuantPlan
 from ..version import __version__
+from .metrics import plain_metrics, row_of
+from .outputs import Outputs
 from .range_table import print_ranges
 
 
@@ -37,7 +39,7 @@ class Result:
     """What a run found, written after each stage.
 
     Args:
-        path (Path): The JSON file.
+        outputs (Outputs): Says where the JSON file is.
         cfg (Config): The detector's config.
         quant (QuantConfig): The checked ``quant_cfg``.
         checkpoint (str): Path of the float checkpoint.
@@ -49,7 +51,7 @@ class Result:
 
     def __init__(
         self,
-        path: Path,
+        outputs: Outputs,
         cfg: Config,
         quant: QuantConfig,
         checkpoint: str,
@@ -57,7 +59,7 @@ class Result:
         fingerprint: str,
         resume: bool,
     ) -> None:
-        self.path = path
+        self.outputs = outputs
         self.float_metrics: dict | None = None
         self.quantized_metrics: dict | None = None
         self.seconds: dict[str, float] = {}
@@ -70,7 +72,9 @@ class Result:
             fingerprint=fingerprint,
         )
         # ranks on other machines do not see the file
-        found = [float_part(path, fingerprint) if resume else None]
+        earlier = outputs.results if resume else []
+        parts = (float_part(path, fingerprint) for path in earlier)
+        found = [next(filter(None, parts), None)]
         broadcast_object_list(found)
         if found[0] is not None:
             self.float_metrics, seconds = found[0]
@@ -107,8 +111,8 @@ class Result:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return dict(
             self.found,
-            float=self.float_metrics or {},
-            quantized=self.quantized_metrics or {},
+            float=plain_metrics(self.float_metrics or {}),
+            quantized=plain_metrics(self.quantized_metrics or {}),
             seconds={k: round(v, 3) for k, v in self.seconds.items()},
             peak_rss_mb=round(peak, 1),
             versions=dict(
@@ -129,12 +133,13 @@ class Result:
         """
         if not is_main_process():
             return
-        temporary = self.path.with_suffix('.tmp')
+        path = self.outputs.result
+        temporary = path.with_suffix('.tmp')
         try:
             temporary.write_text(json.dumps(self.to_dict(), indent=1))
-            os.replace(temporary, self.path)
+            os.replace(temporary, path)
         except OSError as error:
-            raise PTQError(f'cannot write {self.path}: {error}') from error
+            raise PTQError(f'cannot write {path}: {error}') from error
 
     def print_table(self) -> None:
         """Prints metrics, size, layers and times to the terminal."""
@@ -149,7 +154,9 @@ class Result:
         ):
             table.add_column(column, justify=justify)
         for name, value in found['quantized'].items():
-            table.add_row(*row_of(name, found['float'].get(name), value, 3))
+            row = row_of(name, found['float'].get(name), value, 3)
+            if row is not None:
+                table.add_row(*row)
         table.add_section()
         table.add_row(*_less('parameters (MB)', found['storage_mb'], 1, '.2f'))
         cost = found['cost']
@@ -258,30 +265,6 @@ def float_part(path: Path, fingerprint: str) -> tuple[dict, float] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         same = False  # not there, or not of ours: the float test runs again
     return (old['float'], seconds) if same else None
-
-
-def row_of(
-    name: str, before: float | None, after: float, digits: int
-) -> tuple[str, str, str, str]:
-    """A row of the table of metrics.
-
-    Args:
-        name (str): Of the metric.
-        before (float, optional): Of the float detector.
-        after (float): Of the quantized one.
-        digits (int): Behind the point.
-
-    Returns:
-        tuple[str, str, str, str]: Name, both, and the difference.
-    """
-    if before is None:
-        return name, '-', f'{after:.{digits}f}', '-'
-    return (
-        name,
-        f'{before:.{digits}f}',
-        f'{after:.{digits}f}',
-        f'{after - before:+.{digits}f}',
-    )
 
 
 def _less(

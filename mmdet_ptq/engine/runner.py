@@ -1,43 +1,35 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """A runner that quantizes before it tests."""
 
-import copy
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import (
-    all_gather_object,
-    barrier,
-    get_dist_info,
-    is_distributed,
-    is_main_process,
-)
-from mmengine.hooks import EMAHook, Hook
-from mmengine.registry import HOOKS, RUNNERS
+from mmengine.dist import is_distributed
+from mmengine.hooks import EMAHook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from ..artefact import is_artefact, load_artefact, save_artefact
-from ..calibration import (
-    ResumeStore,
-    Session,
-    from_config,
-    share_of_rank,
-)
+from ..artefact import is_artefact, load_artefact, settings_of
+from ..calibration import Session
+from ..detectors import detector_of
 from ..errors import CalibrationError, QuantConfigError, unknown
 from ..quant_cfg import QuantConfig, parse_quant_cfg
-from .checkpoint import load_float_weights, read_checkpoint, sha256
-from .dataset import check_classes, dataset_meta
+from .asked import check_asked
+from .checkpoint import read_checkpoint
+from .dataset import check_classes
 from .environment import check_writable, name_ranks
-from .fingerprint import fingerprint_of
+from .fetch import local_checkpoint
 from .hooks import CalibrationHook, ProgressHook
-from .loops import CalibLoop
-from .quantize import prepare, run_quantization
-from .result import Result
+from .outputs import Outputs
+from .run import quantize_and_test
 
 _OPTIONS = dict(
     resume=False,
@@ -57,7 +49,12 @@ class PTQRunner(Runner):
     ``trust_checkpoint`` and ``artefact`` (file name in the work dir).
 
     Given a quantized checkpoint of its own, it rebuilds that model and
-    tests it without calibrating.
+    tests it without calibrating. ``train`` and ``val`` are MMEngine's.
+
+    Attributes:
+        asked (dict): Parts of a spelled-out ``quant_cfg`` that a quantized
+            checkpoint is refused without.
+        session (Session, optional): Of the last quantization.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -73,6 +70,7 @@ class PTQRunner(Runner):
         if cfg.get('quant_cfg') is not None:
             self.quant_config = parse_quant_cfg(cfg.quant_cfg)
         self.session: Session | None = None
+        self.asked: dict[str, Any] = {}
         check_writable(kwargs['work_dir'])
         super().__init__(*args, **kwargs)
 
@@ -90,8 +88,27 @@ class PTQRunner(Runner):
     def wrap_model(
         self, model_wrapper_cfg: dict | None, model: nn.Module
     ) -> nn.Module:
-        """Moves the model to its device; nothing here needs DDP."""
-        return model.to(self._device())
+        """Leaves the model as it is until it is known what it is for."""
+        self._wrapper_cfg = model_wrapper_cfg
+        return model
+
+    def dump_config(self) -> None:
+        """Leaves the work dir as it is until a run starts."""
+
+    def train(self) -> nn.Module:
+        """See MMEngine's; nothing of it is changed."""
+        self._as_mmengine()
+        return super().train()
+
+    def val(self) -> dict:
+        """See MMEngine's; nothing of it is changed."""
+        self._as_mmengine()
+        return super().val()
+
+    def _as_mmengine(self) -> None:
+        super().dump_config()
+        if not is_model_wrapper(self.model):
+            self.model = super().wrap_model(self._wrapper_cfg, self.model)
 
     def _device(self) -> torch.device:
         wanted = self.cfg.get('device')
@@ -101,23 +118,29 @@ class PTQRunner(Runner):
             return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
         return torch.device('cpu')
 
-    def register_hooks(
-        self,
-        default_hooks: dict | None = None,
-        custom_hooks: list | None = None,
-    ) -> None:
+    @contextmanager
+    def _own_hooks(self) -> Iterator[None]:
         """Adds the calibration hooks and leaves out weight averaging.
 
         An ``EMAHook`` swaps its own copy of the weights in before a test,
         which would undo the quantization. Checkpoints hold the averaged
         weights already.
         """
-        kept = [h for h in custom_hooks or [] if not _averages(h)]
-        present = {_hook_class(h) for h in kept}
+        before = list(self._hooks)
+        self._hooks[:] = [h for h in before if not isinstance(h, EMAHook)]
+        present = {type(h) for h in before}
         for hook in (CalibrationHook, ProgressHook):
             if hook not in present:
-                kept.append(hook())
-        super().register_hooks(default_hooks, kept)
+                self.register_hook(hook())
+        try:
+            yield
+        finally:
+            self._hooks[:] = before
+
+    @property
+    def detector(self) -> nn.Module:
+        """The detector, without what is wrapped around it."""
+        return detector_of(self.model)
 
     def test(self) -> dict:
         """Loads, quantizes if the checkpoint is float, and tests.
@@ -137,136 +160,45 @@ class PTQRunner(Runner):
                 f'cannot build the test dataset: {error}. Check data_root '
                 'and ann_file of test_dataloader and test_evaluator'
             ) from error
-        self.call_hook('before_run')
         if not self._load_from:
             raise QuantConfigError(
                 'no checkpoint: give one, or set load_from in the config'
             )
-        check_classes(self.model, self._metainfo())
-        checkpoint = read_checkpoint(
-            self._load_from, self.options['trust_checkpoint']
-        )
+        check_classes(self.detector, self.metainfo)
+        if is_model_wrapper(self.model):
+            # nothing here needs DDP
+            self.model = self.model.module
+        self.model.to(self._device())
+        with self._own_hooks():
+            return self._test()
+
+    def _test(self) -> dict:
+        self.call_hook('before_run')
+        path = local_checkpoint(self._load_from)
+        checkpoint = read_checkpoint(path, self.options['trust_checkpoint'])
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         self._has_loaded = True
+        outputs = Outputs(
+            self.work_dir,
+            self.options['artefact'],
+            Path(self.cfg.filename or f'{self.timestamp}.py').name,
+        )
         if is_artefact(checkpoint):
-            load_artefact(self.model, checkpoint)
-            self.logger.info(f'Load quantized checkpoint {self._load_from}')
+            check_asked(self.asked, settings_of(checkpoint), str(path))
+            load_artefact(self.detector, checkpoint)
+            self.logger.info(
+                f'Load quantized checkpoint {path}; the quant_cfg of the '
+                'config is not used'
+            )
+            if not outputs.artefact.exists():
+                outputs.begin(self.cfg, False)
             metrics = self.test_loop.run()
         else:
-            metrics = self._quantize_and_test(checkpoint)
+            metrics = quantize_and_test(self, checkpoint, path, outputs)
         self.call_hook('after_run')
         return metrics
 
-    def _quantize_and_test(self, checkpoint: dict) -> dict:
-        if self.quant_config is None:
-            raise QuantConfigError(
-                "the checkpoint is float and the config has no 'quant_cfg'; "
-                "add e.g. quant_cfg = dict(recipe='uniform', bits='w8a8')"
-            )
-        load_float_weights(self.model, checkpoint, self._load_from)
-        self.model.eval()
-        # before the float test, so that a wrong source is told at once
-        images = from_config(self.cfg, self.quant_config.calibration)
-        digest = sha256(self._load_from)
-        fingerprint = fingerprint_of(
-            digest, self.quant_config, self.cfg, self.world_size
-        )
-        result = Result(
-            Path(self.work_dir) / 'ptq_result.json',
-            self.cfg,
-            self.quant_config,
-            str(self._load_from),
-            digest,
-            fingerprint,
-            self.options['resume'],
-        )
-        rank, world = get_dist_info()
-        loop = CalibLoop(self, share_of_rank(images, rank, world), images)
-        # every rank surveys the same image
-        example = images.first()
-        if self.options['float_eval'] and result.float_metrics is None:
-            # a mistake in quant_cfg shall not cost a float test first
-            model = copy.deepcopy(self.model)
-            prepare(model, self.quant_config, example, loop)
-            with result.stage('float evaluation'):
-                result.float_metrics = self.test_loop.run()
-            result.write()
-        self._quantize(example, loop, fingerprint)
-        self._save_artefact(checkpoint)
-        result.add_session(self.session)
-        result.write()
-        with result.stage('quantized evaluation'):
-            result.quantized_metrics = self.test_loop.run()
-        result.write()
-        # kept until here, so that a stop in the test can be resumed too
-        barrier()
-        self._store(fingerprint).clear()
-        if is_main_process():
-            result.print_table()
-        return result.quantized_metrics
-
-    def _quantize(
-        self, example: dict, loop: CalibLoop, fingerprint: str
-    ) -> None:
-        try:
-            self.session = run_quantization(
-                self.model,
-                self.quant_config,
-                example,
-                loop,
-                progress=self._progress,
-                on_session=self._keep_session,
-                store=self._store(fingerprint),
-                resume=self.options['resume'],
-                work_dir=self.work_dir,
-            )
-        finally:
-            self.call_hook('after_quantize')
-        skipped = {
-            n for names in all_gather_object(loop.skipped) for n in names
-        }
-        self.session.notes += [
-            f'{name}: cannot be read, not used for calibration'
-            for name in sorted(skipped)
-        ]
-
-    def _save_artefact(self, checkpoint: dict) -> None:
-        if is_main_process():
-            path = Path(self.work_dir) / self.options['artefact']
-            save_artefact(
-                path,
-                self.model,
-                self.session.plan,
-                self.session.edits,
-                self.quant_config.to_dict(),
-                dict(dataset_meta=dataset_meta(checkpoint, self._metainfo())),
-            )
-            self.logger.info(f'Quantized checkpoint saved to {path}')
-        barrier()
-
-    def _metainfo(self) -> dict:
+    @property
+    def metainfo(self) -> dict:
+        """What the test dataset says of itself."""
         return self.test_dataloader.dataset.metainfo
-
-    def _store(self, fingerprint: str) -> ResumeStore:
-        name = f'ptq_resume_{self.rank}.pth'
-        return ResumeStore(Path(self.work_dir) / name, fingerprint)
-
-    def _keep_session(self, session: Session) -> None:
-        self.session = session
-
-    def _progress(self, stage: str, item: str, done: int, total: int) -> None:
-        self.call_hook(
-            'on_progress', stage=stage, item=item, done=done, total=total
-        )
-
-
-def _hook_class(hook: Hook | dict) -> type | None:
-    if isinstance(hook, Hook):
-        return type(hook)
-    kind = hook.get('type')
-    return HOOKS.get(kind) if isinstance(kind, str) else kind
-
-
-def _averages(hook: Hook | dict) -> bool:
-    kind = _hook_class(hook)
-    return isinstance(kind, type) and issubclass(kind, EMAHook)

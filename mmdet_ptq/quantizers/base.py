@@ -15,6 +15,7 @@ from .granularity import Granularity
 from .kernels import to_dtype
 
 ROLES = ('act', 'weight')
+_SETTINGS = 'mmdet_ptq.settings'
 
 
 class BaseQuantizer(nn.Module, ABC):
@@ -70,6 +71,9 @@ class BaseQuantizer(nn.Module, ABC):
             within=granularity == 'group' and role == 'weight',
         )
         self.register_buffer('initialized', torch.tensor(False))
+        self.register_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            _say_settings
+        )
 
     @abstractmethod
     def set_range(self, low: Tensor, high: Tensor) -> None:
@@ -167,16 +171,60 @@ class BaseQuantizer(nn.Module, ABC):
             text += f', group_size={grain.group_size}'
         return text + (', per_level=True' if self.per_level else '')
 
+    def settings(self) -> str:
+        """What the tensors of its state mean nothing without."""
+        return (
+            f'{type(self).__name__}({self.extra_repr()}, '
+            f'symmetric={self.symmetric}, role={self.role!r}, '
+            f'axis={self.granularity.axis})'
+        )
+
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
-        """Takes the shapes of the checkpoint: a new quantizer has none."""
+        """Takes the shapes of the checkpoint: a new quantizer has none.
+
+        The state of a quantizer with other settings is refused.
+        """
+        given = local_metadata.get(_SETTINGS, self.settings())
+        if given != self.settings():
+            error_msgs.append(
+                f'{prefix[:-1]} is a {self.settings()}, the state is of a '
+                f'{given}: quantize by the same recipe before loading it'
+            )
+            return
         for name, own in [*self._buffers.items(), *self._parameters.items()]:
-            given = state_dict.get(prefix + name)
+            found = state_dict.get(prefix + name)
             if (
                 own is not None
-                and isinstance(given, Tensor)
-                and own.shape != given.shape
+                and isinstance(found, Tensor)
+                and own.shape != found.shape
             ):
-                own.data = own.new_empty(given.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+                own.data = own.new_empty(found.shape)
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+
+
+def _say_settings(
+    quantizer: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: dict[str, Any],
+) -> None:
+    """Goes with a state dict where PyTorch keeps versions of modules."""
+    assert isinstance(quantizer, BaseQuantizer)
+    local_metadata[_SETTINGS] = quantizer.settings()

@@ -165,22 +165,26 @@ class Store:
         self.saved = None
         self.count = 1
         self.stop_at = stop_at
+        self.models = []
 
     def load(self):
         return copy.deepcopy(self.saved)
 
     def save(self, progress):
         self.saved = copy.deepcopy(progress)
+        parts = (progress.get('state'), progress.get('finished'))
+        self.models.append(sum('tensors' in (part or {}) for part in parts))
         # those before the units count as one
         self.count += 'units' in progress.get('state', {})
         if self.count == self.stop_at:
             raise KeyboardInterrupt
 
 
-def stopped_and_resumed(stop_at, net=Net, data=None, **args):
+def stopped_and_resumed(stop_at, net=Net, data=None, again=(), **args):
     """Stops at a write of the resume file, then goes on; None: at none.
 
-    The first write is that of the ranges, the others are units.
+    The first write is that of the ranges, the others are units. ``again``
+    are writes at which what goes on is stopped as well.
     """
     config = parse_quant_cfg(
         dict(
@@ -210,5 +214,8 @@ def stopped_and_resumed(stop_at, net=Net, data=None, **args):
     with pytest.raises(KeyboardInterrupt):
         run(False)
     assert store.saved['state']['units'] == stop_at - 1
+    for store.stop_at in again:
+        with pytest.raises(KeyboardInterrupt):
+            run(True)
     store.stop_at = None
     return run(True)

@@ -161,3 +161,45 @@ def test_products_and_levels_are_there_again(tmp_path):
     # and they are those of a whole call of the detector
     for a, b in zip(model(**data[0], mode='predict'), found[0], strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_state_of_another_recipe(tiny):
+    """Names and shapes are the same, and what they mean is not."""
+
+    def quantized(bits, symmetric):
+        model = random_detector(tiny.config['retinanet'])
+        rule = dict(match='*', weight=dict(symmetric=symmetric))
+        cfg = dict(recipe='minmax', bits=bits, rules=[rule])
+        return quantize_detector(model, noise_batches(1, (64, 64)), cfg).model
+
+    source = quantized('w8a8', False)
+    state = source.state_dict()
+    twice = quantized('w8a8', False)
+    twice.load_state_dict(state)
+    for bits, symmetric in (('w4a8', False), ('w8a8', True)):
+        with pytest.raises(RuntimeError, match=r'the same recipe'):
+            quantized(bits, symmetric).load_state_dict(state)
+
+
+def test_a_load_that_fails_says_what_became_of_the_model(tiny, tmp_path):
+    model = random_detector(tiny.config['retinanet'])
+    cfg = dict(recipe='minmax', bits='w8a8')
+    session = quantize_detector(model, noise_batches(1, (64, 64)), cfg)
+    path = tmp_path / 'quantized.pth'
+    save_quantized(session, path)
+    with pytest.raises(CheckpointError, match='is quantized already'):
+        load_quantized(model, path)
+    saved = torch.load(path, weights_only=True)
+    saved['tensors'].popitem()
+    torch.save(saved, tmp_path / 'damaged.pth')
+    fresh = random_detector(tiny.config['retinanet'])
+    with pytest.raises(CheckpointError, match=r'of no use now.*build it anew'):
+        load_quantized(fresh, tmp_path / 'damaged.pth')
+    saved['mmdet_ptq']['format'] = 99
+    torch.save(saved, tmp_path / 'damaged.pth')
+    fresh = random_detector(tiny.config['retinanet'])
+    before = str(fresh)
+    with pytest.raises(CheckpointError) as told:
+        load_quantized(fresh, tmp_path / 'damaged.pth')
+    assert 'of no use' not in str(told.value)
+    assert str(fresh) == before

@@ -197,3 +197,20 @@ def test_options_reach_the_recipe_of_the_command_line(tmp_path):
     text = "quant_cfg = dict(bits='w4a4', passes=[dict(type='Observe')])"
     cfg = load(tmp_path, text, *words)
     assert len(parse_quant_cfg(cfg.quant_cfg).passes) == 3
+
+
+def test_config_of_the_model_zoo():
+    zoo = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'
+    cfg = load_config(arguments('a.pth', config=zoo))
+    assert cfg.model.type == 'YOLOX'
+    assert cfg.work_dir == 'work_dirs/yolox_tiny_8xb8-300e_coco'
+    with pytest.raises(QuantConfigError, match=r'none\.py cannot be loaded'):
+        load_config(arguments('a.pth', config='mmdet::yolox/none.py'))
+
+
+def test_load_from_without_a_checkpoint(tmp_path):
+    path = tmp_path / 'my_config.py'
+    path.write_text("load_from = 'mine.pth'\n")
+    assert load_config(arguments(config=path)).load_from == 'mine.pth'
+    cfg = load_config(arguments('a.pth', config=path))
+    assert cfg.load_from == 'a.pth'

@@ -5,13 +5,7 @@ import json
 
 from plan_kit import BOTH, graph, node, plan
 
-from mmdet_ptq.engine.result import float_part, left_float, row_of
-
-
-def test_rows_of_the_table():
-    assert row_of('mAP', 0.5, 0.25, 3) == ('mAP', '0.500', '0.250', '-0.250')
-    assert row_of('mAP', 0.1, 0.3, 2) == ('mAP', '0.10', '0.30', '+0.20')
-    assert row_of('mAP', None, 0.3, 1) == ('mAP', '-', '0.3', '-')
+from mmdet_ptq.engine.result import float_part, left_float
 
 
 def test_float_metrics_of_an_earlier_run(tmp_path):

@@ -123,3 +123,26 @@ def test_one_more_would_be_missed():
     more = type('MyQuantizer', (LLAQuantizer,), {})
     assert unlike(made, {*made, more}) == {'MyQuantizer'}
     assert unlike({*made, more}, made) == {'MyQuantizer'}
+
+
+@each
+def test_a_state_goes_with_its_settings(make):
+    """Loaded into the same, refused by another, whatever the shapes."""
+    few, many = bits_of(make)[0], bits_of(make)[-1]
+    x = torch.linspace(-1, 1, 64).reshape(4, 16)
+    source = make(many)
+    fit(source, x)
+    state = source.state_dict()
+    same = make(many)
+    same.load_state_dict(state)
+    assert torch.equal(same(x), source(x))
+    if few == many:
+        return
+    other = make(few)
+    fit(other, x)
+    before = other(x)
+    with pytest.raises(RuntimeError, match=r'the same recipe') as told:
+        other.load_state_dict(state)
+    assert f'bits={many}' in str(told.value)
+    assert f'bits={few}' in str(told.value)
+    assert torch.equal(other(x), before)

@@ -10,7 +10,8 @@ from mmengine.config import Config
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration import from_config
-from mmdet_ptq.engine.checkpoint import load_float_weights, read_checkpoint
+from mmdet_ptq.engine.checkpoint import read_checkpoint
+from mmdet_ptq.engine.float_weights import load_float_weights
 from mmdet_ptq.quant_cfg import Calibration
 from mmdet_ptq.testing import cosine, random_detector, raw_outputs
 

@@ -2,13 +2,7 @@
 """Saved, loaded, and tested by MMDetection's own tools: the same bits."""
 
 import copy
-import json
-import pickle
-import runpy
-import sys
-from pathlib import Path
 
-import mmdet
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -23,37 +17,6 @@ from mmdet_ptq.apis import save_quantized
 from mmdet_ptq.engine import CalibLoop
 from mmdet_ptq.errors import CheckpointError
 from mmdet_ptq.layers import float_mode
-
-TEST = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'test.py'
-
-
-@pytest.fixture
-def mmdet_test(monkeypatch, tmp_path):
-    """MMDetection's unmodified tools/test.py: metrics and predictions."""
-    count = [0]
-
-    def run(config, checkpoint):
-        count[0] += 1
-        work = tmp_path / f'mmdet_test_{count[0]}'
-        out = tmp_path / f'out_{count[0]}.pkl'
-        monkeypatch.setattr(
-            sys,
-            'argv',
-            [
-                'test.py',
-                str(config),
-                str(checkpoint),
-                '--work-dir',
-                str(work),
-                '--out',
-                str(out),
-            ],
-        )
-        runpy.run_path(str(TEST), run_name='__main__')
-        metrics = json.loads(next(work.glob('*/*.json')).read_text())
-        return metrics, pickle.loads(out.read_bytes()), work
-
-    return run
 
 
 @pytest.fixture

@@ -29,3 +29,18 @@ def test_resume_after_any_unit(stop_at):
     assert [r.unit for r in session.records] == UNITS
     for ours, theirs in zip(session.records, expected.records, strict=True):
         assert ours.curve == theirs.curve
+
+
+def test_the_model_is_saved_once():
+    args = dict(learn=LEARN, drop_prob=0.5, iters=3)
+    _, _, store = stopped_and_resumed(None, **args)
+    # of passes, of units, and of the end
+    assert len(store.models) > len(UNITS)
+    assert set(store.models) == {1}
+
+
+def test_a_stop_after_a_stop():
+    args = dict(learn=LEARN, drop_prob=0.5, iters=3)
+    whole, _, _ = stopped_and_resumed(None, **args)
+    model, _, _ = stopped_and_resumed(2, again=(3, 5), **args)
+    assert equal(model, whole)

@@ -1,0 +1,138 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""One run of the runner: float test, quantization, artefact, test."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import (
+    all_gather_object,
+    barrier,
+    get_dist_info,
+    is_main_process,
+)
+
+from ..artefact import save_artefact
+from ..calibration import ResumeStore, Session, from_config, share_of_rank
+from ..detectors import without_wrapper
+from ..errors import QuantConfigError
+from .checkpoint import sha256
+from .dataset import dataset_meta
+from .fingerprint import fingerprint_of
+from .float_weights import load_float_weights
+from .loops import CalibLoop
+from .outputs import Outputs
+from .quantize import prepare, run_quantization
+from .result import Result
+
+
+def quantize_and_test(
+    runner: Any, checkpoint: dict, path: Path, outputs: Outputs
+) -> dict:
+    """Quantizes the runner's detector and tests it.
+
+    Args:
+        runner (PTQRunner): Its test loop is built.
+        checkpoint (dict): The float checkpoint.
+        path (Path): Where it was read from.
+        outputs (Outputs): Where files go.
+
+    Returns:
+        dict: Metrics of the quantized model.
+
+    Raises:
+        PTQError: One of its subclasses, on whatever is wrong.
+    """
+    config, resume = runner.quant_config, runner.options['resume']
+    if config is None:
+        raise QuantConfigError(
+            "the checkpoint is float and the config has no 'quant_cfg'; "
+            "add e.g. quant_cfg = dict(recipe='uniform', bits='w8a8')"
+        )
+    load_float_weights(without_wrapper(runner.model), checkpoint, path)
+    runner.model.eval()
+    # before the float test, so that a wrong source is told at once
+    images = from_config(runner.cfg, config.calibration)
+    digest = sha256(path)
+    fingerprint = fingerprint_of(digest, config, runner.cfg, runner.world_size)
+    name = str(runner.cfg.load_from or path)
+    result = Result(
+        outputs, runner.cfg, config, name, digest, fingerprint, resume
+    )
+    rank, world = get_dist_info()
+    loop = CalibLoop(runner, share_of_rank(images, rank, world), images)
+    # every rank surveys the same image
+    example = images.first()
+    if runner.options['float_eval'] and result.float_metrics is None:
+        # a mistake in quant_cfg shall not cost a float test first
+        model = copy.deepcopy(runner.detector)
+        prepare(model, config, example, loop)
+        outputs.begin(runner.cfg, resume)
+        with result.stage('float evaluation'):
+            result.float_metrics = runner.test_loop.run()
+        result.write()
+    else:
+        outputs.begin(runner.cfg, resume)
+    store = ResumeStore(
+        Path(runner.work_dir) / f'ptq_resume_{rank}.pth', fingerprint
+    )
+    _quantize(runner, example, loop, store)
+    _save(runner, checkpoint, outputs)
+    result.add_session(runner.session)
+    result.write()
+    with result.stage('quantized evaluation'):
+        result.quantized_metrics = runner.test_loop.run()
+    result.write()
+    # kept until here, so that a stop in the test can be resumed too
+    barrier()
+    store.clear()
+    if is_main_process():
+        result.print_table()
+    return result.quantized_metrics
+
+
+def _quantize(
+    runner: Any, example: dict, loop: CalibLoop, store: ResumeStore
+) -> None:
+    def keep(session: Session) -> None:
+        runner.session = session
+
+    def progress(stage: str, item: str, done: int, total: int) -> None:
+        runner.call_hook(
+            'on_progress', stage=stage, item=item, done=done, total=total
+        )
+
+    try:
+        runner.session = run_quantization(
+            runner.detector,
+            runner.quant_config,
+            example,
+            loop,
+            progress=progress,
+            on_session=keep,
+            store=store,
+            resume=runner.options['resume'],
+            work_dir=runner.work_dir,
+        )
+    finally:
+        runner.call_hook('after_quantize')
+    skipped = {n for names in all_gather_object(loop.skipped) for n in names}
+    runner.session.notes += [
+        f'{name}: cannot be read, not used for calibration'
+        for name in sorted(skipped)
+    ]
+
+
+def _save(runner: Any, checkpoint: dict, outputs: Outputs) -> None:
+    if is_main_process():
+        save_artefact(
+            outputs.artefact,
+            runner.detector,
+            runner.session.plan,
+            runner.session.edits,
+            runner.quant_config.to_dict(),
+            dataset_meta(checkpoint, runner.metainfo),
+        )
+        runner.logger.info(f'Quantized checkpoint saved to {outputs.artefact}')
+        outputs.settle()
+    barrier()

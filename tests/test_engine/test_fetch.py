@@ -1,0 +1,95 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Checkpoints by URL."""
+
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdet_ptq.engine.fetch import local_checkpoint
+from mmdet_ptq.errors import CheckpointError
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Says nothing; counts what was asked for."""
+
+    asked: list = []
+
+    def log_message(self, *_):
+        """Nothing."""
+
+    def do_GET(self):
+        """Counts."""
+        self.asked.append(self.path)
+        super().do_GET()
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A cache of torch.hub of its own."""
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path / 'hub')
+    yield tmp_path / 'hub' / 'checkpoints'
+    torch.hub.set_dir(before)
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serves a folder; gives its address and the folder."""
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    Quiet.asked = []
+    handler = partial(Quiet, directory=folder)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as found:
+        thread = threading.Thread(target=found.serve_forever)
+        thread.start()
+        yield f'http://127.0.0.1:{found.server_port}', folder
+        found.shutdown()
+        thread.join()
+
+
+def test_a_path_is_a_path(tmp_path):
+    assert local_checkpoint(tmp_path / 'a.pth') == tmp_path / 'a.pth'
+    assert local_checkpoint('a.pth') == Path('a.pth')
+    assert local_checkpoint('~/a.pth') == Path.home() / 'a.pth'
+
+
+def test_a_file(tmp_path):
+    (tmp_path / 'a b.pth').write_bytes(b'x')
+    url = (tmp_path / 'a b.pth').as_uri()
+    assert '%20' in url
+    assert local_checkpoint(url) == tmp_path / 'a b.pth'
+
+
+def test_a_download_is_kept(cache, server):
+    url, folder = server
+    (folder / 'a.pth').write_bytes(b'weights')
+    for _ in range(2):
+        path = local_checkpoint(f'{url}/a.pth?x=1')
+        assert path == cache / 'a.pth'
+        assert path.read_bytes() == b'weights'
+    assert Quiet.asked == ['/a.pth?x=1']
+
+
+def test_what_cannot_be_had(cache, server):
+    url, _ = server
+    with pytest.raises(CheckpointError, match=r'cannot download .*404'):
+        local_checkpoint(f'{url}/none.pth')
+    assert not (cache / 'none.pth').exists()
+    with pytest.raises(CheckpointError, match=r's3:// is not known.*https'):
+        local_checkpoint('s3://bucket/a.pth')
+
+
+def test_weights_of_the_model_zoo(cache):
+    """The URL of MMDetection's metafile, as it is in the cache already."""
+    name = 'yolox_tiny_8x8_300e_coco_20211124_171234-b4047906.pth'
+    cache.mkdir(parents=True)
+    (cache / name).write_bytes(b'weights')
+    zoo = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'
+    assert local_checkpoint(zoo) == cache / name
+    for none in ('mmdet::yolox/none.py', 'mmdet::_base_/default_runtime.py'):
+        with pytest.raises(CheckpointError, match=r'no weights.*\.pth file'):
+            local_checkpoint(none)
