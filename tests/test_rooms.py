@@ -17,6 +17,7 @@ FLOORS = (
     (
         'version',
         'errors',
+        'dependencies',
         'registry',
         'structures',
         'records',
