@@ -2,16 +2,16 @@
 """The Python door: quantize a detector you hold, load one you saved."""
 
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 
 from torch import nn
 
 from .artefact import is_artefact, load_artefact, save_artefact
 from .calibration import Batches, Session
+from .engine.arguments import check_model, take_batches
 from .engine.checkpoint import read_checkpoint
 from .engine.quantize import run_quantization
-from .errors import CalibrationError, CheckpointError
+from .errors import CheckpointError
 from .quant_cfg import parse_quant_cfg
 
 
@@ -43,9 +43,8 @@ def quantize_detector(
         ...                                          bits='w8a8'))
     """
     config = parse_quant_cfg(quant_cfg)
-    batches = list(islice(dataloader, config.calibration.num_samples))
-    if not batches:
-        raise CalibrationError('the dataloader gave no batch')
+    check_model(model)
+    batches = take_batches(dataloader, config.calibration.num_samples)
     feed = Batches(model, batches)
     return run_quantization(model, config, batches[0], feed)
 

@@ -18,6 +18,8 @@ NEEDED = (
     ('mmengine', 'MMEngine', "pip install 'mmengine>=0.10.4'"),
     ('mmcv.ops', 'MMCV with its compiled operations', 'mim install mmcv'),
     ('mmdet', 'MMDetection 3.x', "pip install 'mmdet>=3.3.0'"),
+    # and what it needs itself
+    ('mmdet.apis', 'the whole MMDetection', "pip install 'mmdet>=3.3.0'"),
 )
 #: module, first version that will do, first that will not
 VERSIONS = (('mmengine', '0.10.4', '1'), ('mmdet', '3.3.0', '4'))

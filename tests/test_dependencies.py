@@ -48,9 +48,16 @@ def test_newer_releases_do(monkeypatch):
     check_dependencies()
 
 
-def test_import_of_the_package(environment):
+@pytest.mark.parametrize(
+    ('module', 'says'),
+    [
+        ('mmengine', 'mmdet_ptq needs MMEngine'),
+        ('pycocotools', 'mmdet_ptq needs the whole MMDetection'),
+    ],
+)
+def test_import_of_the_package(environment, module, says):
     code = (
-        "import sys; sys.modules['mmengine'] = None\n"
+        f'import sys; sys.modules[{module!r}] = None\n'
         'try:\n    import mmdet_ptq\n'
         'except ImportError as error:\n    print(error)'
     )
@@ -60,7 +67,8 @@ def test_import_of_the_package(environment):
         capture_output=True,
         text=True,
     )
-    assert done.stdout.startswith('mmdet_ptq needs MMEngine'), done.stderr
+    assert done.stdout.startswith(says), done.stderr
+    assert done.stdout.count('\n') == 1
 
 
 def test_is_one_of_ours():

@@ -14,6 +14,7 @@ from ..passes import BasePass, checked
 from ..plan import attach, check_globs, make_plan, unmatched_rules
 from ..quant_cfg import QuantConfig
 from ..surgery import decompose
+from .arguments import check_model
 from .progress import restore, saved_progress, snapshot
 from .survey import quantizable_names, survey_detector, uncovered_modules
 
@@ -85,11 +86,7 @@ def prepare(
         PTQError: One of its subclasses, on whatever is wrong.
     """
     passes = checked(config.build_passes())
-    if quant_layers(model):
-        raise PTQError(
-            'this detector is quantized already; build it anew from its '
-            'config and load its float checkpoint'
-        )
+    check_model(model)
     model.eval()
     edits, refused = decompose(model)
     check_globs(config, quantizable_names(model))
