@@ -36,6 +36,22 @@ def quant_cfg_of(cfg: Config, args: argparse.Namespace) -> dict:
     return quant_cfg
 
 
+def _reason(error: BaseException) -> str:
+    """An error in words; of failed imports what failed in the end.
+
+    MMEngine says only that there was one, and lists ``sys.path``.
+    """
+    chain = [error]
+    while isinstance(error, ImportError):
+        inner = error.__cause__ or error.__context__
+        if inner is None:
+            break
+        chain.append(error := inner)
+    *before, last = chain
+    told = f'{type(last).__name__}: {last}'
+    return f'{before[-1]}: {told}' if before else told
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """The detector's config, made into one that PTQRunner runs."""
     if not osp.isfile(args.config):
@@ -45,8 +61,7 @@ def load_config(args: argparse.Namespace) -> Config:
     except Exception as error:
         # whatever a config's own code raises
         raise QuantConfigError(
-            f'config {args.config} cannot be loaded: {type(error).__name__}: '
-            f'{error}'
+            f'config {args.config} cannot be loaded: {_reason(error)}'
         ) from error
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Looks at a model and a dataloader that a user holds, before any work."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,6 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel, is_model_wrapper
 from torch import nn
-from torch._dynamo import OptimizedModule
 from torch.utils.data import Dataset
 
 from ..errors import CalibrationError, PTQError
@@ -56,8 +56,11 @@ def check_model(model: Any) -> None:
 
 
 def _is_compiled(module: nn.Module) -> bool:
+    # loaded by the first compilation, and slow to load
+    dynamo = sys.modules.get('torch._dynamo')
     return (
-        isinstance(module, OptimizedModule | torch.jit.ScriptModule)
+        (dynamo is not None and isinstance(module, dynamo.OptimizedModule))
+        or isinstance(module, torch.jit.ScriptModule)
         # by module.compile(), which keeps the class
         or module._compiled_call_impl is not None
     )

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The order of a quantization. It knows no algorithm and no detector."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,6 +116,21 @@ def prepare(
     for one in passes:
         one.prepare(session)
     return session
+
+
+def check_names(model: nn.Module, config: QuantConfig) -> None:
+    """Finds globs that match no layer, before there is an image.
+
+    Args:
+        model (nn.Module): The float detector; a copy is taken apart.
+        config (QuantConfig): From :func:`parse_quant_cfg`.
+
+    Raises:
+        QuantConfigError: Names the rule and the nearest layer.
+    """
+    model = copy.deepcopy(model)
+    decompose(model)
+    check_globs(config, quantizable_names(model))
 
 
 def _run_passes(

@@ -2,7 +2,9 @@
 """A runner that quantizes before it tests."""
 
 import copy
+import logging
 import os
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from mmengine.dist import (
     is_main_process,
 )
 from mmengine.hooks import EMAHook, Hook
+from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
@@ -30,13 +33,13 @@ from ..calibration import (
 )
 from ..errors import CalibrationError, QuantConfigError, unknown
 from ..quant_cfg import QuantConfig, parse_quant_cfg
-from .checkpoint import load_float_weights, read_checkpoint, sha256
+from .checkpoint import check_file, load_float_weights, read_checkpoint, sha256
 from .dataset import check_classes, dataset_meta
-from .environment import check_writable, name_ranks
+from .environment import check_device, check_writable, name_ranks, tolerate
 from .fingerprint import fingerprint_of
 from .hooks import CalibrationHook, ProgressHook
 from .loops import CalibLoop
-from .quantize import prepare, run_quantization
+from .quantize import check_names, prepare, run_quantization
 from .result import Result
 
 _OPTIONS = dict(
@@ -73,8 +76,24 @@ class PTQRunner(Runner):
         if cfg.get('quant_cfg') is not None:
             self.quant_config = parse_quant_cfg(cfg.quant_cfg.to_dict())
         self.session: Session | None = None
+        # all of it before a model or a dataset is built
+        if cfg.get('device'):
+            check_device(cfg.device)
+        if kwargs.get('load_from'):
+            check_file(kwargs['load_from'])
         check_writable(kwargs['work_dir'])
         super().__init__(*args, **kwargs)
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """MMEngine's logger; terminal and log file take any character."""
+        logger = super().build_logger(*args, **kwargs)
+        streams = [
+            handler.stream
+            for handler in logger.handlers
+            if isinstance(handler, logging.StreamHandler)
+        ]
+        tolerate(sys.stdout, sys.stderr, *streams)
+        return logger
 
     def setup_env(self, env_cfg: dict) -> None:
         """Joins the process group; on CPU MMEngine's own way needs CUDA."""
@@ -130,6 +149,21 @@ class PTQRunner(Runner):
                 'the config has no test_dataloader, test_cfg and '
                 'test_evaluator'
             )
+        if not self._load_from:
+            raise QuantConfigError(
+                'no checkpoint: give one, or set load_from in the config'
+            )
+        checkpoint = read_checkpoint(
+            self._load_from, self.options['trust_checkpoint']
+        )
+        if not is_artefact(checkpoint):
+            if self.quant_config is None:
+                raise QuantConfigError(
+                    'the checkpoint is float and the config has no '
+                    "'quant_cfg'; add e.g. quant_cfg = dict(recipe='uniform', "
+                    "bits='w8a8')"
+                )
+            check_names(self.model, self.quant_config)
         try:
             self._test_loop = self.build_test_loop(self._test_loop)
         except OSError as error:
@@ -138,14 +172,7 @@ class PTQRunner(Runner):
                 'and ann_file of test_dataloader and test_evaluator'
             ) from error
         self.call_hook('before_run')
-        if not self._load_from:
-            raise QuantConfigError(
-                'no checkpoint: give one, or set load_from in the config'
-            )
         check_classes(self.model, self._metainfo())
-        checkpoint = read_checkpoint(
-            self._load_from, self.options['trust_checkpoint']
-        )
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         self._has_loaded = True
         if is_artefact(checkpoint):
@@ -158,11 +185,6 @@ class PTQRunner(Runner):
         return metrics
 
     def _quantize_and_test(self, checkpoint: dict) -> dict:
-        if self.quant_config is None:
-            raise QuantConfigError(
-                "the checkpoint is float and the config has no 'quant_cfg'; "
-                "add e.g. quant_cfg = dict(recipe='uniform', bits='w8a8')"
-            )
         load_float_weights(self.model, checkpoint, self._load_from)
         self.model.eval()
         # before the float test, so that a wrong source is told at once
@@ -220,8 +242,10 @@ class PTQRunner(Runner):
                 resume=self.options['resume'],
                 work_dir=self.work_dir,
             )
-        finally:
-            self.call_hook('after_quantize')
+        except BaseException:
+            self.call_hook('after_quantize', finished=False)
+            raise
+        self.call_hook('after_quantize', finished=True)
         skipped = {
             n for names in all_gather_object(loop.skipped) for n in names
         }
