@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from .artefact import is_artefact, load_artefact, save_artefact
-from .calibration import Batches, Session
+from .calibration import Batches, Session, notes_on
+from .context import count_images
 from .engine.arguments import check_model, take_batches
 from .engine.checkpoint import read_checkpoint
 from .engine.quantize import run_quantization
@@ -46,6 +47,8 @@ def quantize_detector(
     check_model(model)
     batches = take_batches(dataloader, config.calibration.num_samples)
     feed = Batches(model, batches)
+    images = sum(count_images(batch['inputs']) or 0 for batch in batches)
+    notes_on(feed, images)
     return run_quantization(model, config, batches[0], feed)
 
 

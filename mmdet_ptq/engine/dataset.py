@@ -1,10 +1,11 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""What a test dataset says of its classes."""
+"""What a test dataset says of its classes, and its images."""
 
 from typing import Any
 
 from torch import nn
 
+from ..calibration import CalibrationImages
 from ..errors import QuantConfigError
 
 
@@ -52,3 +53,15 @@ def dataset_meta(checkpoint: dict, metainfo: dict) -> dict[str, Any]:
         for k, v in meta.items()
         if k in ('classes', 'palette')
     }
+
+
+def tested_images(dataset: Any) -> CalibrationImages:
+    """The images of a test dataset, to compare with those that calibrate.
+
+    Args:
+        dataset (Any): Of the test dataloader, with its pipeline.
+    """
+    count = len(dataset)
+    return CalibrationImages(
+        dataset, [f'{i} of the test' for i in range(count)], range(count)
+    )

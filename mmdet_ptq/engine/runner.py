@@ -29,12 +29,13 @@ from ..calibration import (
     ResumeStore,
     Session,
     from_config,
+    notes_on,
     share_of_rank,
 )
 from ..errors import CalibrationError, QuantConfigError, unknown
 from ..quant_cfg import QuantConfig, parse_quant_cfg
 from .checkpoint import check_file, load_float_weights, read_checkpoint, sha256
-from .dataset import check_classes, dataset_meta
+from .dataset import check_classes, dataset_meta, tested_images
 from .environment import check_device, check_writable, name_ranks, tolerate
 from .fingerprint import fingerprint_of
 from .hooks import CalibrationHook, ProgressHook
@@ -206,6 +207,8 @@ class PTQRunner(Runner):
         loop = CalibLoop(self, share_of_rank(images, rank, world), images)
         # every rank surveys the same image
         example = images.first()
+        test = tested_images(self.test_dataloader.dataset)
+        doubts = notes_on(loop, len(images), test)
         if self.options['float_eval'] and result.float_metrics is None:
             # a mistake in quant_cfg shall not cost a float test first
             model = copy.deepcopy(self.model)
@@ -214,6 +217,7 @@ class PTQRunner(Runner):
                 result.float_metrics = self.test_loop.run()
             result.write()
         self._quantize(example, loop, fingerprint)
+        self.session.notes += doubts
         self._save_artefact(checkpoint)
         result.add_session(self.session)
         result.write()

@@ -1,12 +1,12 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""When progress is saved."""
+"""When progress is saved, and what its line says in the end."""
 
 from types import SimpleNamespace
 
 import pytest
 
 from mmdet_ptq.engine import hooks as hooks_module
-from mmdet_ptq.engine.hooks import CalibrationHook
+from mmdet_ptq.engine.hooks import CalibrationHook, ProgressHook
 
 
 def test_progress_is_saved_now_and_then(monkeypatch):
@@ -20,3 +20,17 @@ def test_progress_is_saved_now_and_then(monkeypatch):
     assert saved == [2.0, 4.5, 9.0]
     with pytest.raises(ValueError, match='save_interval'):
         CalibrationHook(save_interval=-1)
+
+
+@pytest.mark.parametrize(
+    ('finished', 'line'), [(True, '44/44'), (False, '13/44')]
+)
+def test_line_that_stays(capsys, finished, line):
+    hook = ProgressHook()
+    hook.before_calib(None, 44)
+    for i in range(13):
+        hook.after_calib_iter(None, i)
+    hook.after_quantize(None, finished)
+    said = capsys.readouterr().err
+    counts = [word for word in said.split() if '/' in word]
+    assert counts[-1] == line, said
