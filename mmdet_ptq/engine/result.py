@@ -29,6 +29,7 @@ from ..errors import PTQError
 from ..quant_cfg import QuantConfig
 from ..records import RangeRecord, Record, UnitRecord
 from ..version import __version__
+from .machine import machine
 
 
 class Result:
@@ -66,6 +67,7 @@ class Result:
             bits=str(quant.bits) if quant.bits else 'by rule',
             quant_cfg=quant.to_dict(),
             fingerprint=fingerprint,
+            machine=machine(),
         )
         # ranks on other machines do not see the file
         found = [float_part(path, fingerprint) if resume else None]
@@ -98,6 +100,7 @@ class Result:
         ]
         full, packed = storage_mb(session.model)
         self.found.update(
+            machine=machine(session.device),
             layers=dict(
                 quantized=len(plans)
                 - sum(1 for p in plans.values() if p.why_float),

@@ -3,7 +3,11 @@
 
 import json
 
-from mmdet_ptq.engine.result import float_part, row_of
+from mmengine.config import Config
+
+from mmdet_ptq.engine.machine import machine
+from mmdet_ptq.engine.result import Result, float_part, row_of
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 
 
 def test_rows_of_the_table():
@@ -26,3 +30,11 @@ def test_float_metrics_of_an_earlier_run(tmp_path):
         assert float_part(path, 'a') is None
     path.write_text('{')
     assert float_part(path, 'a') is None
+
+
+def test_file_says_what_computed(tmp_path):
+    quant = parse_quant_cfg(dict(recipe='minmax', bits='w8a8'))
+    path = tmp_path / 'result.json'
+    Result(path, Config(), quant, 'a.pth', '0', 'f', False).write()
+    found = json.loads(path.read_text())['machine']
+    assert found == machine() and found['cpu'] and found['instructions']
