@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -349,6 +350,31 @@ def test_bad_config(ptq, edited, text, says, monkeypatch):
 
 def test_missing_config(ptq, tmp_path):
     refused(ptq(config=tmp_path / 'none.py'), 'none.py', 'does not exist')
+
+
+# launchers -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('words', 'says'),
+    [
+        (['dist_ptq.sh'], '0 of 3 arguments given: tools/dist_ptq.sh CONFIG'),
+        (['dist_ptq.sh', 'a.py', 'b.pth'], '2 of 3 arguments given'),
+        (['dist_ptq.sh', 'a.py', 'b.pth', '--bits'], "got '--bits'"),
+        (['dist_ptq.sh', 'a.py', 'b.pth', '0'], "got '0'"),
+        (['slurm_ptq.sh'], '0 of 4 arguments given: tools/slurm_ptq.sh PART'),
+        (['slurm_ptq.sh', 'p', 'job', 'a.py'], '3 of 4 arguments given'),
+    ],
+)
+def test_launchers(words, says):
+    tool, *rest = words
+    tool = Path(__file__).parents[2] / 'tools' / tool
+    done = subprocess.run(
+        ['bash', str(tool), *rest], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: ') and says in done.stderr
+    assert done.stderr.count('\n') == 1 and not done.stdout
 
 
 # order ---------------------------------------------------------------------
