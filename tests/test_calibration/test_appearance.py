@@ -33,7 +33,7 @@ def test_a_row_by_hand():
     (row,) = appearance([None, dict(inputs=[image])])
     # of 3 steps to the right in one of two channels one is 4; none is down
     edge = (4 / 3 / 2 + 0) / 2
-    expected = torch.tensor([2, 7, 2, 0, edge], dtype=torch.double)
+    expected = torch.tensor([2, 7, 2, 0, edge, 3], dtype=torch.double)
     torch.testing.assert_close(row, expected, rtol=1e-6, atol=0)
 
 
@@ -42,7 +42,7 @@ def test_stacked_images_are_rows():
     stacked = torch.stack([b['inputs'][0] for b in batches])
     together = appearance([dict(inputs=stacked)])
     assert torch.equal(together, appearance(batches))
-    assert together.shape == (3, 7)
+    assert together.shape == (3, 8)
     assert len(appearance([dict(inputs={'points': 1}), None])) == 0
 
 
@@ -63,7 +63,7 @@ def test_doubts():
 @pytest.mark.parametrize(
     ('other', 'says'),
     [
-        (noise(32, mean=1.0, seed=1), 'the mean of channel'),
+        (noise(32, mean=1.0, seed=1), 'the mean in channel'),
         (noise(32, std=0.5, seed=1), 'on average'),
         ([dict(inputs=[b['inputs'][0] / 255]) for b in noise(32)], 'average'),
     ],
@@ -71,6 +71,15 @@ def test_doubts():
 def test_other_images(other, says):
     found = strangeness(appearance(other), appearance(noise(32)))
     assert says in found and 'unlike the test images' in found
+
+
+def test_images_of_another_size():
+    """An eighth of the pixels; brightness and edges are the same."""
+    small = [dict(inputs=[b['inputs'][0][:, :4, :8]]) for b in noise(32)]
+    found = strangeness(appearance(small), appearance(noise(32)))
+    assert 'log2 of the pixels is 5, in the test 8' in found
+    cut = [dict(inputs=[b['inputs'][0][:, :, :12]]) for b in noise(32)]
+    assert strangeness(appearance(cut), appearance(noise(32))) is None
 
 
 def test_more_of_the_same_images():
