@@ -2,7 +2,6 @@
 """The Python door: quantize a detector you hold, load one you saved."""
 
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 
 from torch import nn
@@ -13,11 +12,13 @@ from .artefact import (
     save_artefact,
     saved_meta,
 )
-from .calibration import Batches, Session
+from .calibration import Batches, Session, notes_on
+from .context import count_images
 from .detectors import detector_of
+from .engine.arguments import check_model, take_batches
 from .engine.checkpoint import read_checkpoint
 from .engine.quantize import run_quantization
-from .errors import CalibrationError, CheckpointError
+from .errors import CheckpointError
 from .quant_cfg import parse_quant_cfg
 
 
@@ -49,10 +50,11 @@ def quantize_detector(
         ...                                          bits='w8a8'))
     """
     config = parse_quant_cfg(quant_cfg)
-    batches = list(islice(dataloader, config.calibration.num_samples))
-    if not batches:
-        raise CalibrationError('the dataloader gave no batch')
+    check_model(model)
+    batches = take_batches(dataloader, config.calibration.num_samples)
     feed = Batches(model, batches)
+    images = sum(count_images(batch['inputs']) or 0 for batch in batches)
+    notes_on(feed, images)
     return run_quantization(model, config, batches[0], feed)
 
 

@@ -25,6 +25,10 @@ class CalibrationError(PTQError):
     """Calibration data that cannot be used."""
 
 
+class MissingDependencyError(PTQError, ImportError):
+    """A package that is not there, or of a version that will not do."""
+
+
 class NumericError(PTQError):
     """NaN or Inf in weights or activations; the message names the layer."""
 

@@ -18,6 +18,7 @@ FLOORS = (
         'version',
         'errors',
         'checks',
+        'dependencies',
         'registry',
         'structures',
         'records',

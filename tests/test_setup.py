@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -73,6 +75,74 @@ def test_wheel_brings_what_a_user_runs(build):
         for path in (tree / 'mmdet_ptq').rglob('*.py')
     }
     assert modules <= found
+
+
+@pytest.fixture
+def installed(build, tmp_path):
+    """An environment of its own with the wheel, and the packages of this."""
+    _, wheel = build('build_wheel')
+    place = tmp_path / 'venv'
+    venv.create(place, with_pip=False)
+    python = place / 'bin' / 'python'
+    (site,) = place.glob('lib/python*/site-packages')
+    # as a path, so that an editable install of this tree is not read
+    (site / 'of_the_tests.pth').write_text(sysconfig.get_path('purelib'))
+    subprocess.run(
+        [
+            *(sys.executable, '-m', 'pip', '--python', str(python)),
+            *('install', '--no-deps', '--no-index', str(wheel)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return site / 'mmdet_ptq', place / 'bin'
+
+
+@pytest.mark.slow
+def test_wheel_needs_no_clone(installed, tiny, tmp_path):
+    """Both doors of a user, in an empty folder."""
+    package, commands = installed
+    empty = tmp_path / 'empty'
+    empty.mkdir()
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONIOENCODING='ascii')
+    env.pop('PYTHONPATH', None)
+    found = []
+    for i, door in enumerate(
+        (
+            [commands / 'mmdet-ptq', 'quantize'],
+            # the file that `mim run mmdet_ptq ptq` runs
+            [commands / 'python', package / '.mim' / 'tools' / 'ptq.py'],
+        )
+    ):
+        work = empty / str(i)
+        done = subprocess.run(
+            [
+                *map(str, door),
+                *(str(tiny.config['retinanet']),),
+                *(str(tiny.checkpoint['retinanet']), '--work-dir', str(work)),
+                *('--device', 'cpu', '--recipe', 'minmax', '--calib-num', '2'),
+            ],
+            cwd=empty,
+            env=env,
+            capture_output=True,
+            encoding='ascii',
+        )
+        assert done.returncode == 0, done.stderr
+        assert 'parameters (MB)' in done.stdout
+        found.append((work / 'quantized.pth').read_bytes())
+    assert found[0] == found[1]
+    where = subprocess.run(
+        [
+            commands / 'python',
+            '-c',
+            'import mmdet_ptq as m; print(m.__path__)',
+        ],
+        cwd=empty,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert str(package) in where.stdout
 
 
 def test_editable_install_links_them(build):

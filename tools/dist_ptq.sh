@@ -1,6 +1,16 @@
 #!/usr/bin/env bash
 # tools/dist_ptq.sh CONFIG CHECKPOINT GPUS [options of tools/ptq.py]
 
+usage="tools/dist_ptq.sh CONFIG CHECKPOINT GPUS [options of tools/ptq.py]"
+if [ $# -lt 3 ]; then
+    echo "error: $# of 3 arguments given: $usage" >&2
+    exit 2
+fi
+if ! [[ $3 =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: GPUS must be a whole number from 1, got '$3': $usage" >&2
+    exit 2
+fi
+
 CONFIG=$1
 CHECKPOINT=$2
 GPUS=$3

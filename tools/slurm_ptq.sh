@@ -1,6 +1,12 @@
 #!/usr/bin/env bash
 # tools/slurm_ptq.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of ptq.py]
 
+usage="tools/slurm_ptq.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of ptq.py]"
+if [ $# -lt 4 ]; then
+    echo "error: $# of 4 arguments given: $usage" >&2
+    exit 2
+fi
+
 set -x
 
 PARTITION=$1

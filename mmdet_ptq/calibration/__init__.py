@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Images, what layers and units make of them, and the session of passes."""
 
+from .appearance import notes_on
 from .cache import ActivationCache
 from .data import CalibrationImages, from_config, share_of_rank
 from .feed import Batches, Feed
@@ -45,6 +46,7 @@ __all__ = [
     'gradients',
     'mix',
     'moment_size',
+    'notes_on',
     'observing',
     'own_quantizers',
     'share_of_rank',

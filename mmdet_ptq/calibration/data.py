@@ -2,6 +2,7 @@
 """Calibration images, through the detector's own test pipeline."""
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,10 @@ def from_config(cfg: Config, calibration: Calibration) -> CalibrationImages:
                 f'the config has no {key}; use --calib-source with '
                 '"train", "test" or a folder of images'
             )
-        source: Any = _Datasets(_leaf_datasets(cfg[key].dataset), pipeline)
-        names, where = source.names, f'{key}.dataset'
+        where = f'{key}.dataset'
+        leaves = _leaf_datasets(cfg[key].dataset, where)
+        source: Any = _Datasets(leaves, pipeline)
+        names = source.names
     else:
         source = _Folder(calibration.source, pipeline)
         names, where = source.names, calibration.source
@@ -159,7 +162,7 @@ def from_config(cfg: Config, calibration: Calibration) -> CalibrationImages:
 def _inference_pipeline(cfg: Config) -> list[dict]:
     dataset = cfg.test_dataloader.dataset
     if 'pipeline' not in dataset:
-        dataset = _leaf_datasets(dataset)[0]
+        dataset = _leaf_datasets(dataset, 'test_dataloader.dataset')[0]
     transforms: list = []
     for t in copy.deepcopy(list(dataset.pipeline)):
         if 'TestTimeAug' in str(t['type']):
@@ -170,14 +173,29 @@ def _inference_pipeline(cfg: Config) -> list[dict]:
     return [t for t in transforms if 'Annotations' not in str(t['type'])]
 
 
-def _leaf_datasets(dataset: Any) -> list[Any]:
+def _leaf_datasets(dataset: Any, where: str) -> list[Any]:
     """Datasets inside wrappers such as RepeatDataset or ConcatDataset."""
-    inner = dataset.get('dataset')
-    if inner is not None:
-        return _leaf_datasets(inner)
-    if dataset.get('datasets') is not None:
-        return [d for c in dataset['datasets'] for d in _leaf_datasets(c)]
-    return [dataset]
+    if not isinstance(dataset, dict) or not dataset:
+        raise CalibrationError(
+            f'{where} must be the config of a dataset, got a '
+            f'{type(dataset).__name__}; several datasets go into a '
+            "ConcatDataset: dict(type='ConcatDataset', datasets=[...])"
+        )
+    if dataset.get('dataset') is not None:
+        return _leaf_datasets(dataset['dataset'], f'{where}.dataset')
+    several = dataset.get('datasets')
+    if several is None:
+        return [dataset]
+    if not isinstance(several, list | tuple):
+        raise CalibrationError(
+            f'{where}.datasets must be a list of configs, got a '
+            f'{type(several).__name__}'
+        )
+    return [
+        leaf
+        for i, one in enumerate(several)
+        for leaf in _leaf_datasets(one, f'{where}.datasets[{i}]')
+    ]
 
 
 class _Datasets:
@@ -224,6 +242,34 @@ class _Datasets:
         return data
 
 
+def images_below(folder: str | Path) -> list[str]:
+    """Image files of a folder and of all folders in it, links followed.
+
+    Args:
+        folder (str | Path): Where to look. Files and folders whose names
+            begin with a dot do not count: other programs put them there.
+
+    Returns:
+        list[str]: Paths in order of name. A folder that several links lead
+        to counts once.
+    """
+    found, seen = [], set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if name[0] != '.']
+        found += [
+            str(Path(here) / name)
+            for name in files
+            if name[0] != '.' and Path(name).suffix.lower() in IMAGE_SUFFIXES
+        ]
+    return sorted(found)
+
+
 class _Folder:
     """The images of a folder, sorted by name."""
 
@@ -234,11 +280,7 @@ class _Folder:
                 f'calibration source {folder!r}: allowed are "train", '
                 '"test" or an existing folder of images'
             )
-        self.names = sorted(
-            str(p)
-            for p in path.rglob('*')
-            if p.suffix.lower() in IMAGE_SUFFIXES
-        )
+        self.names = images_below(path)
         self.pipeline = Compose(pipeline)
 
     def __getitem__(self, index: int) -> dict:

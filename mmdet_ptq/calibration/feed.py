@@ -1,5 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""How passes run calibration images."""
+"""How passes run calibration images, batch by batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -9,12 +9,17 @@ from torch import nn
 
 
 class Feed(ABC):
-    """This rank's calibration images, and how they go through the model."""
+    """This rank's calibration batches, and how they go through the model.
+
+    A run of a config has one image in each batch. Who calls
+    ``quantize_detector`` makes the batches; then one may hold several images,
+    and whatever counts here, progress included, counts batches.
+    """
 
     @property
     @abstractmethod
     def total(self) -> int:
-        """How many images there are."""
+        """How many batches there are."""
 
     @property
     def skipped(self) -> list[str]:
@@ -30,25 +35,25 @@ class Feed(ABC):
 
     @abstractmethod
     def batch(self, i: int) -> dict | None:
-        """Image ``i`` as the model takes it, None if it cannot be read."""
+        """Batch ``i`` as the model takes it, None if it cannot be read."""
 
     @abstractmethod
     def predict(
         self, start: int = 0, after: Callable[[int], None] = lambda _: None
     ) -> None:
-        """Predicts on the images from ``start`` on, the deployed path.
+        """Predicts on the batches from ``start`` on, the deployed path.
 
         Args:
-            start (int): Index of the first image. Defaults to 0.
-            after (Callable): Called with the index after each image.
+            start (int): Index of the first batch. Defaults to 0.
+            after (Callable): Called with the index after each batch.
         """
 
     @abstractmethod
     def run_raw(self, count: int) -> None:
-        """Runs the first readable images in raw ``'tensor'`` mode.
+        """Runs the first readable batches in raw ``'tensor'`` mode.
 
         That also reaches layers that a prediction skips when nothing is
-        detected. Every rank runs the same images.
+        detected. Every rank runs the same batches.
 
         Args:
             count (int): How many.

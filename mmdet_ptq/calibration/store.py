@@ -64,8 +64,9 @@ class ResumeStore:
             )
         except Exception as error:
             raise PTQError(
-                f'cannot read the resume file {self.path}: {error}. Delete '
-                'it, or run without --resume.'
+                f'cannot read the resume file {self.path} '
+                f'({type(error).__name__}). Delete it, or run without '
+                '--resume.'
             ) from error
         if saved.pop('fingerprint', None) != self.fingerprint:
             return None

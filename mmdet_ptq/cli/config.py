@@ -120,7 +120,7 @@ def read_config(name: str) -> Config:
     except Exception as error:
         # whatever a config's own code raises
         raise QuantConfigError(
-            f'config {name} cannot be loaded: {type(error).__name__}: {error}'
+            f'config {name} cannot be loaded: {_reason(error)}'
         ) from error
 
 
@@ -148,6 +148,22 @@ def asked_of(args: argparse.Namespace, quant: QuantConfig) -> dict:
     if given:
         asked['calibration'] = given
     return asked
+
+
+def _reason(error: BaseException) -> str:
+    """An error in words; of failed imports what failed in the end.
+
+    MMEngine says only that there was one, and lists ``sys.path``.
+    """
+    chain = [error]
+    while isinstance(error, ImportError):
+        inner = error.__cause__ or error.__context__
+        if inner is None:
+            break
+        chain.append(error := inner)
+    *before, last = chain
+    told = f'{type(last).__name__}: {last}'
+    return f'{before[-1]}: {told}' if before else told
 
 
 def load_config(args: argparse.Namespace) -> Config:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 
+from ..engine.environment import tolerate
 from ..errors import PTQError, QuantConfigError
 from ..quant_cfg import parse_quant_cfg, recipe_names, replaced_rules
 from .config import asked_of, load_config
@@ -119,6 +120,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             the process.
         prog (str, optional): What it is called in its help.
     """
+    tolerate(sys.stdout, sys.stderr)
     args = parse_args(argv, prog)
     try:
         cfg = load_config(args)

@@ -82,11 +82,7 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> dict:
         CheckpointError: If it is missing, corrupt or needs trust.
     """
     path = Path(path)
-    if not path.is_file():
-        what = 'is a folder' if path.is_dir() else 'does not exist'
-        raise CheckpointError(
-            f'checkpoint {path} {what}; give the path or URL of a .pth file'
-        )
+    check_file(path)
     try:
         if trust:
             found = torch.load(path, map_location='cpu', weights_only=False)
@@ -112,8 +108,28 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> dict:
     return found
 
 
+def check_file(path: str | Path) -> None:
+    """Refuses a checkpoint that is no file.
+
+    Raises:
+        CheckpointError: Says what it is.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = 'is a folder' if path.is_dir() else 'does not exist'
+        raise CheckpointError(
+            f'checkpoint {path} {what}; give the path or URL of a .pth file'
+        )
+
+
 def _corrupt(path: Path, error: Exception) -> CheckpointError:
-    why = (str(error).splitlines() or [''])[0][:200]
+    text = str(error)
+    if isinstance(error, pickle.UnpicklingError):
+        # before it, PyTorch advises to load what can run code
+        text = text.rpartition('WeightsUnpickler error:')[2].strip()
+    why = (text.splitlines() or [''])[0][:200]
+    if 'weights_only' in why:
+        why = 'no pickle of tensors'
     return CheckpointError(
         f'checkpoint {path} cannot be read, it is corrupt or no checkpoint '
         f'({type(error).__name__}: {why}). Get the file again.'

@@ -1,11 +1,12 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""What a test dataset says of its classes."""
+"""What a test dataset says of its classes, and its images."""
 
 from typing import Any
 
 from mmengine.logging import print_log
 from torch import nn
 
+from ..calibration import CalibrationImages
 from ..errors import QuantConfigError
 
 
@@ -89,3 +90,15 @@ def dataset_meta(checkpoint: dict, metainfo: dict) -> dict[str, Any]:
     if not isinstance(found, dict) or not found:
         found = metainfo
     return {str(k).lower(): v for k, v in found.items()}
+
+
+def tested_images(dataset: Any) -> CalibrationImages:
+    """The images of a test dataset, to compare with those that calibrate.
+
+    Args:
+        dataset (Any): Of the test dataloader, with its pipeline.
+    """
+    count = len(dataset)
+    return CalibrationImages(
+        dataset, [f'{i} of the test' for i in range(count)], range(count)
+    )

@@ -1,9 +1,13 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""Ranks, and the folder that a run writes to."""
+"""Ranks, devices, streams, and the folder that a run writes to."""
 
+import io
 import os
 import subprocess
 from pathlib import Path
+from typing import IO
+
+import torch
 
 from ..errors import PTQError
 
@@ -54,3 +58,43 @@ def check_writable(work_dir: str) -> None:
             f'work dir {work_dir} is not writable: '
             f'{error.strerror}. Choose another with --work-dir.'
         ) from error
+
+
+def check_device(wanted: str) -> None:
+    """Refuses a device that is none, or that this machine does not have.
+
+    Args:
+        wanted (str): As a user wrote it.
+
+    Raises:
+        PTQError: Lists the devices that there are.
+    """
+    try:
+        # `meta` is a device that keeps no numbers
+        torch.zeros(1, device=torch.device(wanted)).tolist()
+    except Exception as error:
+        # each backend raises what it likes
+        found = ['cpu', *map('cuda:{}'.format, range(_gpus()))]
+        raise PTQError(
+            f'device {wanted!r} cannot be used; this machine has '
+            f'{", ".join(found)} (--device, or device in the config)'
+        ) from error
+
+
+def _gpus() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def tolerate(*streams: IO[str]) -> None:
+    """Lets text streams write '?' for what their encoding does not have.
+
+    A terminal that is not UTF-8 would end a run at the first special
+    character, when everything is computed and the table is printed.
+
+    Args:
+        *streams (IO[str]): E.g. ``sys.stdout``; others than those of files
+            and terminals stay as they are.
+    """
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == 'strict':
+            stream.reconfigure(errors='replace')

@@ -151,16 +151,22 @@ class ProgressHook(Hook):
         done = batch_idx + 1
         self.on_progress(runner, 'calibration', '', done, self._images)
 
-    def close(self) -> None:
-        """Ends the bar, leaving the finished line in the terminal."""
+    def close(self, finished: bool = True) -> None:
+        """Ends the bar, leaving its line in the terminal.
+
+        Args:
+            finished (bool): Whether the stage was done; if not, the line
+                keeps the count that was reached. Defaults to True.
+        """
         if self._task is None:
             return
         task = self._bar.tasks[-1]
-        self._bar.update(self._task, completed=task.total, item='')
+        done = task.total if finished else task.completed
+        self._bar.update(self._task, completed=done, item='')
         self._bar.stop()
         self._bar.remove_task(self._task)
         self._task = None
 
-    def after_quantize(self, runner: Runner) -> None:
+    def after_quantize(self, runner: Runner, finished: bool = True) -> None:
         """Ends the bar before the evaluation prints its own lines."""
-        self.close()
+        self.close(finished)

@@ -48,7 +48,7 @@ class CalibLoop(BaseLoop, Feed):
 
     @property
     def total(self) -> int:
-        """How many images there are."""
+        """How many batches there are, of one image each."""
         return len(self.dataloader)
 
     def batch(self, i: int) -> dict | None:

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The order of a quantization. It knows no algorithm and no detector."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ..passes import BasePass, checked
 from ..plan import attach, check_globs, make_plan, unmatched_rules
 from ..quant_cfg import QuantConfig
 from ..surgery import decompose
+from .arguments import check_model
 from .progress import restore, saved_progress, snapshot, without_twice
 from .survey import quantizable_names, survey_detector, uncovered_modules
 
@@ -85,11 +87,7 @@ def prepare(
         PTQError: One of its subclasses, on whatever is wrong.
     """
     passes = checked(config.built_passes)
-    if quant_layers(model):
-        raise PTQError(
-            'this detector is quantized already; build it anew from its '
-            'config and load its float checkpoint'
-        )
+    check_model(model)
     model.eval()
     edits, refused = decompose(model)
     check_globs(config, quantizable_names(model))
@@ -118,6 +116,21 @@ def prepare(
     for one in passes:
         one.prepare(session)
     return session
+
+
+def check_names(model: nn.Module, config: QuantConfig) -> None:
+    """Finds globs that match no layer, before there is an image.
+
+    Args:
+        model (nn.Module): The float detector; a copy is taken apart.
+        config (QuantConfig): From :func:`parse_quant_cfg`.
+
+    Raises:
+        QuantConfigError: Names the rule and the nearest layer.
+    """
+    model = copy.deepcopy(model)
+    decompose(model)
+    check_globs(config, quantizable_names(model))
 
 
 def _run_passes(

@@ -30,6 +30,7 @@ from ..quant_cfg import QuantConfig
 from ..records import RangeRecord, Record, UnitRecord
 from ..structures import LayerGraph, QuantPlan
 from ..version import __version__
+from .machine import machine
 from .metrics import plain_metrics, row_of
 from .outputs import Outputs
 from .range_table import print_ranges
@@ -70,6 +71,7 @@ class Result:
             bits=str(quant.bits) if quant.bits else 'by rule',
             quant_cfg=quant.to_dict(),
             fingerprint=fingerprint,
+            machine=machine(),
         )
         # ranks on other machines do not see the file
         earlier = outputs.results if resume else []
@@ -93,6 +95,7 @@ class Result:
         left = left_float(session.plan, session.graph)
         full, packed = storage_mb(session.model)
         self.found.update(
+            machine=machine(session.device),
             layers=dict(
                 quantized=len(plans)
                 - sum(1 for p in plans.values() if p.why_float),

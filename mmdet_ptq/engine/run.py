@@ -13,11 +13,16 @@ from mmengine.dist import (
 )
 
 from ..artefact import save_artefact
-from ..calibration import ResumeStore, Session, from_config, share_of_rank
+from ..calibration import (
+    ResumeStore,
+    Session,
+    from_config,
+    notes_on,
+    share_of_rank,
+)
 from ..detectors import without_wrapper
-from ..errors import QuantConfigError
 from .checkpoint import sha256
-from .dataset import dataset_meta
+from .dataset import dataset_meta, tested_images
 from .fingerprint import fingerprint_of
 from .float_weights import load_float_weights
 from .loops import CalibLoop
@@ -32,7 +37,7 @@ def quantize_and_test(
     """Quantizes the runner's detector and tests it.
 
     Args:
-        runner (PTQRunner): Its test loop is built.
+        runner (PTQRunner): With a ``quant_cfg``; its test loop is built.
         checkpoint (dict): The float checkpoint.
         path (Path): Where it was read from.
         outputs (Outputs): Where files go.
@@ -44,11 +49,6 @@ def quantize_and_test(
         PTQError: One of its subclasses, on whatever is wrong.
     """
     config, resume = runner.quant_config, runner.options['resume']
-    if config is None:
-        raise QuantConfigError(
-            "the checkpoint is float and the config has no 'quant_cfg'; "
-            "add e.g. quant_cfg = dict(recipe='uniform', bits='w8a8')"
-        )
     load_float_weights(without_wrapper(runner.model), checkpoint, path)
     runner.model.eval()
     # before the float test, so that a wrong source is told at once
@@ -63,6 +63,8 @@ def quantize_and_test(
     loop = CalibLoop(runner, share_of_rank(images, rank, world), images)
     # every rank surveys the same image
     example = images.first()
+    test = tested_images(runner.test_dataloader.dataset)
+    doubts = notes_on(loop, len(images), test)
     if runner.options['float_eval'] and result.float_metrics is None:
         # a mistake in quant_cfg shall not cost a float test first
         model = copy.deepcopy(runner.detector)
@@ -77,6 +79,7 @@ def quantize_and_test(
         Path(runner.work_dir) / f'ptq_resume_{rank}.pth', fingerprint
     )
     _quantize(runner, example, loop, store)
+    runner.session.notes += doubts
     _save(runner, checkpoint, outputs)
     result.add_session(runner.session)
     result.write()
@@ -114,8 +117,10 @@ def _quantize(
             resume=runner.options['resume'],
             work_dir=runner.work_dir,
         )
-    finally:
-        runner.call_hook('after_quantize')
+    except BaseException:
+        runner.call_hook('after_quantize', finished=False)
+        raise
+    runner.call_hook('after_quantize', finished=True)
     skipped = {n for names in all_gather_object(loop.skipped) for n in names}
     runner.session.notes += [
         f'{name}: cannot be read, not used for calibration'

@@ -1,7 +1,9 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """A runner that quantizes before it tests."""
 
+import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import is_distributed
 from mmengine.hooks import EMAHook
+from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -23,12 +26,13 @@ from ..detectors import detector_of
 from ..errors import CalibrationError, QuantConfigError, unknown
 from ..quant_cfg import QuantConfig, parse_quant_cfg
 from .asked import check_asked
-from .checkpoint import read_checkpoint
+from .checkpoint import check_file, read_checkpoint
 from .dataset import check_classes
-from .environment import check_writable, name_ranks
+from .environment import check_device, check_writable, name_ranks, tolerate
 from .fetch import local_checkpoint
 from .hooks import CalibrationHook, ProgressHook
 from .outputs import Outputs
+from .quantize import check_names
 from .run import quantize_and_test
 
 _OPTIONS = dict(
@@ -71,8 +75,24 @@ class PTQRunner(Runner):
             self.quant_config = parse_quant_cfg(cfg.quant_cfg)
         self.session: Session | None = None
         self.asked: dict[str, Any] = {}
+        # all of it before a model or a dataset is built
+        if cfg.get('device'):
+            check_device(cfg.device)
+        if kwargs.get('load_from') and '://' not in kwargs['load_from']:
+            check_file(local_checkpoint(kwargs['load_from']))
         check_writable(kwargs['work_dir'])
         super().__init__(*args, **kwargs)
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """MMEngine's logger; terminal and log file take any character."""
+        logger = super().build_logger(*args, **kwargs)
+        streams = [
+            handler.stream
+            for handler in logger.handlers
+            if isinstance(handler, logging.StreamHandler)
+        ]
+        tolerate(sys.stdout, sys.stderr, *streams)
+        return logger
 
     def setup_env(self, env_cfg: dict) -> None:
         """Joins the process group; on CPU MMEngine's own way needs CUDA."""
@@ -153,6 +173,20 @@ class PTQRunner(Runner):
                 'the config has no test_dataloader, test_cfg and '
                 'test_evaluator'
             )
+        if not self._load_from:
+            raise QuantConfigError(
+                'no checkpoint: give one, or set load_from in the config'
+            )
+        path = local_checkpoint(self._load_from)
+        checkpoint = read_checkpoint(path, self.options['trust_checkpoint'])
+        if not is_artefact(checkpoint):
+            if self.quant_config is None:
+                raise QuantConfigError(
+                    'the checkpoint is float and the config has no '
+                    "'quant_cfg'; add e.g. quant_cfg = dict(recipe='uniform', "
+                    "bits='w8a8')"
+                )
+            check_names(self.detector, self.quant_config)
         try:
             self._test_loop = self.build_test_loop(self._test_loop)
         except OSError as error:
@@ -160,22 +194,16 @@ class PTQRunner(Runner):
                 f'cannot build the test dataset: {error}. Check data_root '
                 'and ann_file of test_dataloader and test_evaluator'
             ) from error
-        if not self._load_from:
-            raise QuantConfigError(
-                'no checkpoint: give one, or set load_from in the config'
-            )
         check_classes(self.detector, self.metainfo)
         if is_model_wrapper(self.model):
             # nothing here needs DDP
             self.model = self.model.module
         self.model.to(self._device())
         with self._own_hooks():
-            return self._test()
+            return self._test(path, checkpoint)
 
-    def _test(self) -> dict:
+    def _test(self, path: Path, checkpoint: dict) -> dict:
         self.call_hook('before_run')
-        path = local_checkpoint(self._load_from)
-        checkpoint = read_checkpoint(path, self.options['trust_checkpoint'])
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         self._has_loaded = True
         outputs = Outputs(

@@ -15,7 +15,8 @@ class Calibration:
     """Which images calibrate.
 
     Attributes:
-        num_samples (int): How many images. Defaults to 32.
+        num_samples (int): How many images, in ``quantize_detector`` how many
+            batches of its dataloader. Defaults to 32.
         source (str): ``'train'``, ``'test'`` or a folder of images.
         seed (int): Seed of the choice of images, and of passes that draw.
             Defaults to 0.

@@ -1,12 +1,17 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Calibration images from MMDetection's own data configs."""
 
+import os
+
 import cv2
 import numpy as np
+import pytest
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
 from mmdet_ptq.calibration import from_config
+from mmdet_ptq.calibration.data import images_below
+from mmdet_ptq.errors import CalibrationError
 from mmdet_ptq.quant_cfg import Calibration
 
 BOX = (
@@ -48,3 +53,59 @@ def test_voc(tmp_path, monkeypatch):
     batches = [batch for _, batch in images.batches()]
     assert not images.skipped
     assert {tuple(b['inputs'][0].shape) for b in batches} == {(3, 600, 800)}
+
+
+def test_images_of_a_folder(tmp_path):
+    """Links are followed; folders and other programs' files do not count."""
+    root, other = tmp_path / 'root', tmp_path / 'other'
+    for folder in (root / 'b.png', root / '.thumbnails', other / 'deep'):
+        folder.mkdir(parents=True)
+    image = np.full((4, 4, 3), 100, np.uint8)
+    for path in (
+        *(root / 'c.png', root / 'b.png' / 'a.JPG', other / 'deep' / 'z.bmp'),
+        *(root / '._c.png', root / '.thumbnails' / 'd.png'),
+    ):
+        path.write_bytes(cv2.imencode('.png', image)[1])
+    (root / 'text.txt').touch()
+    (root / 'linked').symlink_to(other)
+    (root / 'again').symlink_to(other)
+    (other / 'deep' / 'loop').symlink_to(root)
+    (root / 'gone.png').symlink_to(root / 'nowhere.png')
+    found = [os.path.relpath(p, root) for p in images_below(root)]
+    # a broken link is an image that cannot be read, which a run says
+    assert found == ['again/deep/z.bmp', 'b.png/a.JPG', 'c.png', 'gone.png']
+    (tmp_path / 'link').symlink_to(root)
+    assert len(images_below(tmp_path / 'link')) == 4
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'says'),
+    [
+        (
+            dict(type='MultiImageMixDataset', dataset=[dict(type='A')]),
+            r'train_dataloader\.dataset\.dataset must be .* a list.*Concat',
+        ),
+        (
+            dict(type='RepeatDataset', dataset='voc'),
+            r'dataset\.dataset must be .* got a str',
+        ),
+        (
+            dict(type='ConcatDataset', datasets=[dict(type='A'), ['b']]),
+            r'dataset\.datasets\[1\] must be .* got a list',
+        ),
+        (
+            dict(type='ConcatDataset', datasets=dict(type='A')),
+            r'dataset\.datasets must be a list of configs, got a',
+        ),
+        ([dict(type='A')], r'train_dataloader\.dataset must be .* got a list'),
+    ],
+)
+def test_wrapper_over_something_else(dataset, says):
+    cfg = Config(
+        dict(
+            train_dataloader=dict(dataset=dataset),
+            test_dataloader=dict(dataset=dict(type='A', pipeline=[])),
+        )
+    )
+    with pytest.raises(CalibrationError, match=says):
+        from_config(cfg, Calibration())

@@ -214,3 +214,22 @@ def test_load_from_without_a_checkpoint(tmp_path):
     assert load_config(arguments(config=path)).load_from == 'mine.pth'
     cfg = load_config(arguments('a.pth', config=path))
     assert cfg.load_from == 'a.pth'
+
+
+@pytest.mark.parametrize(
+    ('plugin', 'cause'),
+    [
+        ('import torchvisiom', "No module named 'torchvisiom'"),
+        ('from json import nothing', "cannot import name 'nothing'"),
+    ],
+)
+def test_cause_of_a_failed_import(tmp_path, monkeypatch, plugin, cause):
+    name = 'plugin_that_fails'
+    (tmp_path / f'{name}.py').write_text(plugin)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = f"custom_imports = dict(imports=['json', '{name}'])\n"
+    with pytest.raises(QuantConfigError) as raised:
+        load(tmp_path, text)
+    message = str(raised.value)
+    assert f'Failed to import {name}' in message and cause in message
+    assert '\n' not in message

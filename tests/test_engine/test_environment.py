@@ -1,11 +1,18 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""Names of ranks, and folders that cannot be written to."""
+"""Names of ranks, devices, streams, folders that cannot be written to."""
 
+import io
 import os
 
 import pytest
+import torch
 
-from mmdet_ptq.engine.environment import check_writable, name_ranks
+from mmdet_ptq.engine.environment import (
+    check_device,
+    check_writable,
+    name_ranks,
+    tolerate,
+)
 from mmdet_ptq.errors import PTQError
 
 NAMES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
@@ -79,3 +86,35 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(PTQError, match=r'file is not writable: .*--work-dir'):
         check_writable(str(tmp_path / 'file'))
+
+
+@pytest.mark.parametrize('wanted', ['0', 'gpu', 'meta', 'cuda:99', 'cpu:x'])
+def test_devices_that_are_none(wanted):
+    with pytest.raises(PTQError, match=r'this machine has cpu') as raised:
+        check_device(wanted)
+    assert repr(wanted) in str(raised.value)
+    assert '\n' not in str(raised.value)
+
+
+def test_devices_there_are():
+    check_device('cpu')
+    if torch.cuda.is_available():
+        check_device('cuda')
+    else:
+        with pytest.raises(PTQError, match='has cpu '):
+            check_device('cuda')
+
+
+def test_streams_write_what_they_can():
+    strict = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+    chosen = io.TextIOWrapper(
+        io.BytesIO(), encoding='ascii', errors='xmlcharrefreplace'
+    )
+    utf8 = io.TextIOWrapper(io.BytesIO(), encoding='utf-8')
+    tolerate(strict, chosen, utf8, io.StringIO())
+    for stream in (strict, chosen, utf8):
+        stream.write('a ÷ b')
+        stream.flush()
+    assert strict.buffer.getvalue() == b'a ? b'
+    assert chosen.buffer.getvalue() == b'a &#247; b'
+    assert utf8.buffer.getvalue() == 'a ÷ b'.encode()

@@ -1,5 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""When progress is saved."""
+"""When progress is saved, and what its line says in the end."""
 
 from types import SimpleNamespace
 
@@ -70,3 +70,17 @@ def test_calibration_images_are_told_too(monkeypatch):
     # images 1 and 3 came at 4 s and 12 s: 4 s each, 5 to go
     assert lines[0] == 'calibration 3/8: 0:00:12 gone, about 0:00:20 left'
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ('finished', 'line'), [(True, '44/44'), (False, '13/44')]
+)
+def test_line_that_stays(capsys, finished, line):
+    hook = ProgressHook()
+    hook.before_calib(None, 44)
+    for i in range(13):
+        hook.after_calib_iter(None, i)
+    hook.after_quantize(None, finished)
+    said = capsys.readouterr().err
+    counts = [word for word in said.split() if '/' in word]
+    assert counts[-1] == line, said

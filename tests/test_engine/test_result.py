@@ -3,9 +3,13 @@
 
 import json
 
+from mmengine.config import Config
 from plan_kit import BOTH, graph, node, plan
 
-from mmdet_ptq.engine.result import float_part, left_float
+from mmdet_ptq.engine.machine import machine
+from mmdet_ptq.engine.outputs import Outputs
+from mmdet_ptq.engine.result import Result, float_part, left_float
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 
 
 def test_float_metrics_of_an_earlier_run(tmp_path):
@@ -40,3 +44,11 @@ def test_everything_that_stays_float_has_a_reason():
         dict(name='d', why='not called in the survey'),
         dict(name='e', why='multiplies outside of layers (einsum)'),
     ]
+
+
+def test_file_says_what_computed(tmp_path):
+    quant = parse_quant_cfg(dict(recipe='minmax', bits='w8a8'))
+    outputs = Outputs(tmp_path, 'quantized.pth', 'config.py')
+    Result(outputs, Config(), quant, 'a.pth', '0', 'f', False).write()
+    found = json.loads(outputs.result.read_text())['machine']
+    assert found == machine() and found['cpu'] and found['instructions']

@@ -2,12 +2,16 @@
 """Every mistake a user can make ends in one message, not in a traceback."""
 
 import errno
+import io
 import json
 import os
 import signal
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -348,7 +352,94 @@ def test_missing_config(ptq, tmp_path):
     refused(ptq(config=tmp_path / 'none.py'), 'none.py', 'does not exist')
 
 
+# launchers -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('words', 'says'),
+    [
+        (['dist_ptq.sh'], '0 of 3 arguments given: tools/dist_ptq.sh CONFIG'),
+        (['dist_ptq.sh', 'a.py', 'b.pth'], '2 of 3 arguments given'),
+        (['dist_ptq.sh', 'a.py', 'b.pth', '--bits'], "got '--bits'"),
+        (['dist_ptq.sh', 'a.py', 'b.pth', '0'], "got '0'"),
+        (['slurm_ptq.sh'], '0 of 4 arguments given: tools/slurm_ptq.sh PART'),
+        (['slurm_ptq.sh', 'p', 'job', 'a.py'], '3 of 4 arguments given'),
+    ],
+)
+def test_launchers(words, says):
+    tool, *rest = words
+    tool = Path(__file__).parents[2] / 'tools' / tool
+    done = subprocess.run(
+        ['bash', str(tool), *rest], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: ') and says in done.stderr
+    assert done.stderr.count('\n') == 1 and not done.stdout
+
+
+# order ---------------------------------------------------------------------
+
+NO_MODEL = "model = dict(type='NotThere')\n"
+NO_DATA = "test_dataloader = dict(dataset=dict(ann_file='gone.json'))\n"
+
+
+def test_checkpoint_is_looked_for_before_a_model_is_built(ptq, edited):
+    config = edited(NO_MODEL + NO_DATA)
+    refused(ptq(config=config, checkpoint='gone.pth'), 'gone.pth does not ex')
+
+
+@pytest.mark.parametrize('device', ['0', 'gpu', 'cuda:99'])
+def test_device_is_tried_before_a_model_is_built(ptq, edited, device):
+    config = edited(NO_MODEL + NO_DATA)
+    refused(ptq('--device', device, config=config), repr(device), 'has cpu')
+    config = edited(NO_MODEL + f'device = {device!r}\n')
+    refused(ptq('--device', '', config=config), repr(device), 'has cpu')
+
+
+def test_globs_are_matched_before_a_dataset_is_built(ptq, edited):
+    rule = RULE.format("match='bbox_head.cls_conv.*', skip=True")
+    refused(
+        ptq(config=edited(rule + '\n' + NO_DATA)),
+        "'bbox_head.cls_conv.*'",
+        'bbox_head.cls_convs.0.conv',
+    )
+
+
+def test_checkpoint_is_read_before_a_dataset_is_built(ptq, edited, tmp_path):
+    path = tmp_path / 'corrupt.pth'
+    path.write_bytes(b'<html>404: not found</html>')
+    refused(ptq(config=edited(NO_DATA), checkpoint=path), 'is corrupt or no')
+
+
+# the terminal --------------------------------------------------------------
+
+
+def test_terminal_that_has_few_characters(ptq, monkeypatch):
+    """It gets the table all the same."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+    monkeypatch.setattr(sys, 'stdout', out)
+    run = ptq(*QUICK)
+    out.flush()
+    said = out.buffer.getvalue().decode('ascii')
+    assert run.code == 0, run.err
+    ratio = run.result['storage_mb']
+    ratio = ratio['float'] / ratio['quantized']
+    assert f'? {ratio:.2f}' in said and 'note: ' in said
+
+
 # data ----------------------------------------------------------------------
+
+
+def test_doubts_are_in_log_and_result(ptq, tiny, tmp_path):
+    run = ptq(*QUICK)
+    (note,) = (n for n in run.result['notes'] if 'calibration images' in n)
+    assert note.startswith('only 2 calibration images') and note in run.log
+    for i in range(8):
+        image = np.full((64, 64, 3), 20 * i, np.uint8)
+        cv2.imwrite(str(tmp_path / f'{i}.png'), image)
+    run = ptq(*QUICK, '--calib-num', 8, '--calib-source', tmp_path)
+    (note,) = (n for n in run.result['notes'] if 'calibration images' in n)
+    assert 'of one colour' in note and run.log.count(note) == 1
 
 
 def test_empty_calibration_folder(ptq, tmp_path):
@@ -547,7 +638,8 @@ def test_interrupt(ptq, monkeypatch, request):
 
     def interrupted(self, i):
         images.append(self.indices[i])
-        if len(images) == 5:  # the survey reads one more
+        # the survey reads one more, and all are looked at
+        if len(images) == 1 + 6 + 4:
             signal.raise_signal(signal.SIGINT)
         return load(self, i)
 
@@ -556,12 +648,14 @@ def test_interrupt(ptq, monkeypatch, request):
     stopped = ptq(*options, work=work)
     assert stopped.code == 130
     assert '--resume' in stopped.err
+    # the line of the stage says how far it came
+    assert '3/6' in stopped.err and '6/6' not in stopped.err
     assert 'Traceback' not in stopped.err
     assert not stopped.artefact.exists()
-    images[:] = [None] * 9
+    images[:] = [None] * 99
     again = ptq(*options, '--resume', work=work)
     assert again.code == 0
-    assert len(images) - 9 == 1 + 6 - 3
+    assert len(images) - 99 == 1 + 6 + 6 - 3
     assert again.digest == whole.digest
 
 

@@ -125,6 +125,7 @@ def run_cell(cell: tuple, budget: dict, work: Path, threads: int) -> dict:
         quantized=found['quantized']['coco/bbox_mAP'],
         seconds=round(sum(found['seconds'].values()), 1),
         peak_rss_mb=found['peak_rss_mb'],
+        machine=found['machine'],
         settings=dict(
             budget,
             units=len(units),

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import mmdet
 
+from mmdet_ptq.engine.machine import machine
 from tools.accuracy.benchmark_accuracy import choose
 from tools.accuracy.cells import flag_of, key_of, name_of
 from tools.accuracy.suites import BUDGETS, ROOT, SUITES, files_of
@@ -177,6 +178,7 @@ def main(words: list[str] | None = None, tester: Tester = test) -> int:
                 float_hash=hashes[key[0]],
                 hash=digest,
                 images=dict(name=data.name, **images),
+                tested_on=machine(),
             )
             found = [done[k] for k in SUITES[args.suite] if k in done]
             path.write_text(json.dumps(found, indent=1))

@@ -3,11 +3,11 @@
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
+
+from mmdet_ptq.engine.machine import machine_line
 
 DETECTORS = (
     'retinanet',
@@ -118,7 +118,7 @@ def main() -> int:
         for i, cell in enumerate(args.cells):
             recipe, bits = cell.split(':')
             found = run(detector, recipe, bits, Path(args.work_dir), i == 0)
-            keep = ('float', 'quantized', 'storage_mb', 'layers')
+            keep = ('float', 'quantized', 'storage_mb', 'layers', 'machine')
             cells[detector, recipe, bits] = dict(
                 detector=detector,
                 recipe=recipe,
@@ -139,8 +139,7 @@ def main() -> int:
                 json.dumps(
                     dict(
                         command='python -m tools.accuracy.run_zoo',
-                        machine=f'{platform.machine()} CPU, '
-                        f'{os.cpu_count()} cores',
+                        machine=machine_line(),
                         cells=ordered,
                     ),
                     indent=1,

@@ -14,7 +14,7 @@ def to_markdown(suite: str, cells: list[dict], command: str) -> str:
         f'# {suite}',
         '',
         f'Box AP (0.50:0.95) on {_images(cells)}. '
-        f'Made by `{command}` on {platform.machine()} CPU, torch '
+        f'Made by `{command}` on {_machines(cells)}, torch '
         f'{torch.__version__}. {_budgets(cells)}',
         '',
     ]
@@ -45,6 +45,17 @@ def to_markdown(suite: str, cells: list[dict], command: str) -> str:
             )
         lines.append('')
     return '\n'.join([*lines, *_overall(cells)])
+
+
+def _machines(cells: list[dict]) -> str:
+    """What cells were made on; those of before it was noted say less."""
+    names = [
+        f'{c["machine"]["cpu"]} ({c["machine"]["instructions"]})'
+        if 'machine' in c
+        else f'{platform.machine()} CPU'
+        for c in cells
+    ]
+    return ' and '.join(dict.fromkeys(names))
 
 
 def _overall(cells: list[dict]) -> list[str]:

@@ -9,7 +9,6 @@ import argparse
 import copy
 import json
 import os
-import platform
 import resource
 import statistics
 import sys
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 from mmdet_ptq import quantize_detector
+from mmdet_ptq.engine.machine import machine_line
 from mmdet_ptq.testing import (
     noise_batches,
     random_detector,
@@ -121,8 +121,7 @@ def main() -> int:
     head = dict(
         command='python -m tools.speed.benchmark',
         settings=settings,
-        machine=f'{platform.machine()}, {os.cpu_count()} cores, '
-        f'torch {torch.__version__}',
+        machine=machine_line(),
     )
     # what was measured in the same way before stays
     old = json.loads(path.read_text()) if path.is_file() else {}

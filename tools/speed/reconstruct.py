@@ -7,7 +7,6 @@ Called by ``python -m tools.speed.benchmark reconstruct``.
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 import warnings
@@ -17,6 +16,7 @@ import torch
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration import Session
+from mmdet_ptq.engine.machine import machine_line
 from mmdet_ptq.passes import Reconstruct
 from mmdet_ptq.quant_cfg import load_recipe, parse_quant_cfg
 from mmdet_ptq.testing import (
@@ -210,15 +210,6 @@ def command_of(words: list[str]) -> str:
     return ' '.join([COMMAND, *parser.parse_known_args(words)[1]])
 
 
-def machine(device: str) -> str:
-    """What it was measured on."""
-    name = f', {torch.cuda.get_device_name()}' if device == 'cuda' else ''
-    return (
-        f'{platform.machine()}, {os.cpu_count()} cores{name}, '
-        f'torch {torch.__version__}'
-    )
-
-
 def write(path: Path, part: str, found: dict, settings: dict) -> None:
     """Puts one measurement into the result file; the others stay.
 
@@ -249,7 +240,7 @@ def main(words: list[str]) -> int:
     path = Path(args.out)
     common = dict(
         command=command_of(words),
-        machine=machine(args.device),
+        machine=machine_line(args.device),
         config=args.config,
         threads=args.threads,
         device=args.device,

@@ -1,6 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Tables of the accuracy grid, by hand."""
 
+import platform
+
 from tools.accuracy.tables import to_markdown
 
 BUDGET = dict(iters=7, images=5, global_every=3)
@@ -31,6 +33,28 @@ def test_table_of_two_seeds():
     assert '| x | 0.510 ± 0.010 | 0.300 ± 0.000 | 0.405 |' in text
     assert '| y | 0.100 |  |  |' in text
     assert '5 calibration images, 7 steps a unit' in text
+
+
+def test_machines_of_cells():
+    cell = dict(
+        detector='a',
+        recipe='x',
+        bits='w2a4',
+        seed=0,
+        float=0.6,
+        quantized=0.5,
+        settings=BUDGET,
+    )
+    one, two = (
+        dict(cell, machine=dict(cpu=cpu, instructions=found))
+        for cpu, found in (('Xeon', 'AVX512'), ('Ryzen', 'AVX2'))
+    )
+    text = to_markdown('name', [one, two, one], 'the command')
+    assert 'on Xeon (AVX512) and Ryzen (AVX2), torch' in text
+    # made before machines were noted
+    assert f'on {platform.machine()} CPU, torch' in to_markdown(
+        'name', [cell], 'the command'
+    )
 
 
 def test_methods_over_all_widths():
