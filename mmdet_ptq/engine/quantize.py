@@ -11,7 +11,13 @@ from ..calibration import Feed, Progress, ResumeStore, Session, timed
 from ..errors import CalibrationError, PTQError
 from ..layers import convert, quant_layers
 from ..passes import BasePass, checked
-from ..plan import attach, check_globs, make_plan, unmatched_rules
+from ..plan import (
+    attach,
+    check_globs,
+    check_plan,
+    make_plan,
+    unmatched_rules,
+)
 from ..quant_cfg import QuantConfig
 from ..surgery import decompose
 from .progress import restore, saved_progress, snapshot
@@ -101,6 +107,7 @@ def prepare(
     plan = make_plan(config, graph, uncovered)
     if all(p.why_float for p in plan.layers.values()):
         raise PTQError('the rules quantize nothing: every layer is skipped')
+    check_plan(model, plan, graph)
     convert(model)
     attach(model, plan, graph.levels)
     session = Session(

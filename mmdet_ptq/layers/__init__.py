@@ -6,7 +6,7 @@ from .convert import convert
 from .matmul import MatMul
 from .modes import float_mode, quantizing
 from .state import named_tensors, restore_tensors
-from .twins import is_leaf, ports_of
+from .twins import is_leaf, ports_of, twin_class
 
 __all__ = [
     'MatMul',
@@ -19,4 +19,5 @@ __all__ = [
     'quant_layers',
     'quantizing',
     'restore_tensors',
+    'twin_class',
 ]

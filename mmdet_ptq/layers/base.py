@@ -39,7 +39,8 @@ class QuantLayer(Changes, nn.Module):
             quantized, in argument order.
         weight_axis (int, optional): Output channel axis of the weight;
             None if the layer has no weight.
-        act_axis (int): Channel axis of the inputs.
+        act_axis (int): Channel axis of the inputs. Convolutions count it
+            from the end: their maps are (N, C, H, W) or (C, H, W).
         has_groups (bool): Whether it is a convolution, with groups of input
             channels.
         weight_quantizer (BaseQuantizer, optional): None leaves the weight
@@ -64,7 +65,7 @@ class QuantLayer(Changes, nn.Module):
 
     ports: ClassVar[tuple[str, ...]] = ('input',)
     weight_axis: ClassVar[int | None] = 0
-    act_axis: ClassVar[int] = 1
+    act_axis: ClassVar[int] = -3
     has_groups: ClassVar[bool] = False
 
     def init_twin(self) -> None:

@@ -110,8 +110,12 @@ def is_leaf(module: Any) -> bool:
     return type(module) in QUANT_LAYERS or isinstance(module, QuantLayer)
 
 
+def twin_class(module: nn.Module) -> type[QuantLayer]:
+    """The class of a twin, or that which a leaf layer will have."""
+    kind = type(module)
+    return kind if issubclass(kind, QuantLayer) else QUANT_LAYERS.get(kind)
+
+
 def ports_of(module: nn.Module) -> tuple[str, ...]:
     """Names of the quantizable inputs of a leaf layer."""
-    if isinstance(module, QuantLayer):
-        return module.ports
-    return QUANT_LAYERS.get(type(module)).ports
+    return twin_class(module).ports
