@@ -4,6 +4,7 @@
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..structures import Op
 from ..surgery import out_channels
 from .walk import Walker
 
@@ -12,9 +13,9 @@ def find_bn_folds(walker: Walker) -> dict[str, str]:
     """Finds the batch norms that can be folded.
 
     A batch norm qualifies if it runs on its stored statistics and every
-    call reads what one conv or linear layer just made, while nothing else
-    reads that. A conv that several levels share but whose norms differ
-    does not fold.
+    call reads what one conv or linear layer just made, along the axis of
+    that layer's channels, while nothing else reads that. A conv that several
+    levels share but whose norms differ does not fold.
 
     Args:
         walker (Walker): The trace.
@@ -43,6 +44,7 @@ def find_bn_folds(walker: Walker) -> dict[str, str]:
             alone
             and len(walker.calls[layer]) == len(ops)
             and _foldable(modules[norm], modules[layer])
+            and _same_axis(walker, ops, modules[layer])
         ):
             folds[norm] = layer
     return folds
@@ -57,3 +59,14 @@ def _foldable(norm: _BatchNorm, layer: nn.Module) -> bool:
         and isinstance(getattr(layer, 'weight', None), Tensor)
         and out_channels(layer) == norm.num_features
     )
+
+
+def _same_axis(walker: Walker, ops: list[Op], layer: nn.Module) -> bool:
+    """Whether a norm takes for channels what are the layer's.
+
+    A norm's channels come second. So do a layer's where its output has as
+    many axes as its weight: of a linear layer (N, C), not (N, L, C); of a
+    convolution a map with a batch axis.
+    """
+    shapes = [walker.values[op.inputs[0]].shape for op in ops]
+    return all(len(shape) == layer.weight.dim() for shape in shapes)
