@@ -10,8 +10,19 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..calibration.store import write_atomic
-from ..errors import CheckpointError, PTQError, QuantConfigError
-from ..layers import convert, named_tensors, quant_layers, restore_tensors
+from ..errors import (
+    CheckpointError,
+    NumericError,
+    PTQError,
+    QuantConfigError,
+)
+from ..layers import (
+    convert,
+    named_tensors,
+    non_finite,
+    quant_layers,
+    restore_tensors,
+)
 from ..plan import attach, plan_of, plan_to_dict
 from ..structures import QuantPlan
 from ..surgery import Edit, FoldedNorm, decompose, edits_of
@@ -46,6 +57,7 @@ def save_artefact(
 
     Raises:
         PTQError: If it cannot be written.
+        NumericError: If a tensor of the model holds NaN or Inf; names it.
     """
     manifest = dict(
         format=FORMAT,
@@ -56,6 +68,7 @@ def save_artefact(
         **plan_to_dict(plan),
     )
     tensors = named_tensors(model)
+    _check_finite(tensors)
     codes = _packed_weights(model)
     for name in codes:
         del tensors[f'{name}.weight']
@@ -68,6 +81,18 @@ def save_artefact(
         ),
         path,
     )
+
+
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    wrong = non_finite(tensors)
+    if wrong:
+        more = f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''
+        raise NumericError(
+            f'the quantized model is not saved: {", ".join(wrong[:8])}{more} '
+            'must be finite and holds NaN or Inf; if it does so in the float '
+            'checkpoint already, mend that, else calibrate on other images '
+            'or keep the layer float by a rule with skip=True'
+        )
 
 
 def _packed_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ..calibration import Feed, Progress, ResumeStore, Session, timed
-from ..errors import CalibrationError, PTQError
-from ..layers import convert, quant_layers
+from ..errors import CalibrationError, NumericError, PTQError
+from ..layers import convert, non_finite, quant_layers
 from ..passes import BasePass, checked
 from ..plan import (
     attach,
@@ -97,6 +97,7 @@ def prepare(
             'config and load its float checkpoint'
         )
     model.eval()
+    _check_finite(model)
     edits, refused = decompose(model)
     check_globs(config, quantizable_names(model))
     seconds: dict[str, float] = {}
@@ -125,6 +126,16 @@ def prepare(
     for one in passes:
         one.prepare(session)
     return session
+
+
+def _check_finite(model: nn.Module) -> None:
+    """Refuses now what could not be saved in the end."""
+    wrong = non_finite(dict(model.named_parameters()))
+    if wrong:
+        raise NumericError(
+            f'NaN or Inf in {", ".join(wrong[:8])} of the float model; '
+            'mend its checkpoint first'
+        )
 
 
 def _run_passes(
