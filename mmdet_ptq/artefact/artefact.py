@@ -69,7 +69,7 @@ def save_artefact(
     )
     tensors = named_tensors(model)
     _check_finite(tensors)
-    codes = _packed_weights(model)
+    codes = _packed_weights(model, tensors)
     for name in codes:
         del tensors[f'{name}.weight']
     write_atomic(
@@ -95,8 +95,10 @@ def _check_finite(tensors: dict[str, Tensor]) -> None:
         )
 
 
-def _packed_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Codes of the quantized weights, by layer.
+def _packed_weights(
+    model: nn.Module, tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Codes of the quantized weights, by the layer that they are named for.
 
     A weight that is not on the grid of its quantizer stays as it is: what
     was simulated is what is saved.
@@ -104,7 +106,8 @@ def _packed_weights(model: nn.Module) -> dict[str, Tensor]:
     packed = {}
     for name, layer in quant_layers(model).items():
         quantizer = layer.weight_quantizer
-        if quantizer is None:
+        # one that several layers have is named for the first
+        if quantizer is None or f'{name}.weight' not in tensors:
             continue
         weight = layer.weight.detach()
         encoding = quantizer.encoding(weight)

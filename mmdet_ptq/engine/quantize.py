@@ -19,7 +19,7 @@ from ..plan import (
     unmatched_rules,
 )
 from ..quant_cfg import QuantConfig
-from ..surgery import decompose
+from ..surgery import decompose, fuse_weights
 from .progress import restore, saved_progress, snapshot
 from .survey import quantizable_names, survey_detector, uncovered_modules
 
@@ -98,13 +98,14 @@ def prepare(
         )
     model.eval()
     _check_finite(model)
-    edits, refused = decompose(model)
+    fused, computed = fuse_weights(model)
+    taken, refused = decompose(model)
     check_globs(config, quantizable_names(model))
     seconds: dict[str, float] = {}
     with timed(seconds, 'survey'):
         progress('survey', 'one forward', 0, 1)
         graph = survey_detector(model, example)
-    uncovered = {**refused, **uncovered_modules(model)}
+    uncovered = {**uncovered_modules(model), **refused, **computed}
     plan = make_plan(config, graph, uncovered)
     if all(p.why_float for p in plan.layers.values()):
         raise PTQError('the rules quantize nothing: every layer is skipped')
@@ -119,8 +120,8 @@ def prepare(
         feed,
         progress,
         Path(work_dir),
-        list(edits),
-        notes=unmatched_rules(config, graph),
+        [*fused, *taken],
+        notes=[*unmatched_rules(config, graph), *plan.notes],
         seconds=seconds,
     )
     for one in passes:

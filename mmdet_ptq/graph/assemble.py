@@ -13,6 +13,7 @@ from . import roles
 from .fold import find_bn_folds
 from .links import norm_links, shared_ports
 from .record import Trace, tensors_in
+from .sharing import Sharing, find_sharing
 from .tracer import Recorder
 from .units import find_units
 from .walk import Walker
@@ -46,11 +47,14 @@ def survey(
     record = trace(model, forward, images, is_leaf)
     walker = Walker(record, is_leaf)
     names = {n: ports(record.modules[n]) for n in walker.calls}
+    sharing = find_sharing(walker)
+    folds, kept = find_bn_folds(walker, sharing)
     return LayerGraph(
         ops=record.ops,
         values=record.values,
-        layers=_layers(walker, names),
-        bn_folds=find_bn_folds(walker),
+        layers=_layers(walker, names, sharing),
+        bn_folds=folds,
+        kept_norms=kept,
         norm_links=norm_links(walker, names),
         shared_ports=shared_ports(walker, names),
         units=find_units(walker),
@@ -64,7 +68,7 @@ def survey(
 
 
 def _layers(
-    walker: Walker, ports: dict[str, tuple[str, ...]]
+    walker: Walker, ports: dict[str, tuple[str, ...]], sharing: Sharing
 ) -> dict[str, LayerNode]:
     prediction = roles.prediction(walker)
     found = {
@@ -89,6 +93,9 @@ def _layers(
             port_roles={p: frozenset(arriving[name, p]) for p in ports[name]},
             groups=int(getattr(module, 'groups', 1)),
             params=sum(p.numel() for p in module.parameters(recurse=False)),
+            shares=sharing.why.get(name, ''),
+            tied=sharing.tied.get(name, ()),
+            held=name in sharing.held,
         )
     return nodes
 

@@ -6,10 +6,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..structures import Op
 from ..surgery import out_channels
+from .sharing import Sharing
 from .walk import Walker
 
 
-def find_bn_folds(walker: Walker) -> dict[str, str]:
+def find_bn_folds(
+    walker: Walker, sharing: Sharing
+) -> tuple[dict[str, str], dict[str, str]]:
     """Finds the batch norms that can be folded.
 
     A batch norm qualifies if it runs on its stored statistics and every
@@ -19,16 +22,19 @@ def find_bn_folds(walker: Walker) -> dict[str, str]:
 
     Args:
         walker (Walker): The trace.
+        sharing (Sharing): Layers that are not to be changed.
 
     Returns:
-        dict[str, str]: Name of the batch norm to name of the layer.
+        tuple[dict[str, str], dict[str, str]]: Name of the batch norm to
+        name of the layer; and of those that would qualify if the layer's
+        weight and bias were its own, name to reason.
     """
     modules = walker.record.modules
     calls: dict[str, list] = {}
     for op in walker.ops:
         if op.module and isinstance(modules[op.module], _BatchNorm):
             calls.setdefault(op.module, []).append(op)
-    folds = {}
+    folds, kept = {}, {}
     for norm, ops in calls.items():
         makers = [walker.producer(op.inputs[0]) for op in ops]
         names = {op.module if op else '' for op in makers}
@@ -46,8 +52,11 @@ def find_bn_folds(walker: Walker) -> dict[str, str]:
             and _foldable(modules[norm], modules[layer])
             and _same_axis(walker, ops, modules[layer])
         ):
-            folds[norm] = layer
-    return folds
+            if layer in sharing.why:
+                kept[norm] = f'not folded into {layer}: {sharing.why[layer]}'
+            else:
+                folds[norm] = layer
+    return folds, kept
 
 
 def _foldable(norm: _BatchNorm, layer: nn.Module) -> bool:

@@ -36,6 +36,9 @@ class Trace:
         spans (list[Span]): Calls of inner modules, in order of their end.
         outputs (tuple[int, ...]): Values that the forward returned.
         modules (dict[str, nn.Module]): Every module by its first name.
+        reads (dict[int, str]): Parameters that were read by anything but
+            the module that owns them, by their id: name of the module in
+            which that was.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -43,6 +46,7 @@ class Trace:
     spans: list[Span] = field(default_factory=list)
     outputs: tuple[int, ...] = ()
     modules: dict[str, nn.Module] = field(default_factory=dict)
+    reads: dict[int, str] = field(default_factory=dict)
 
 
 def tensors_in(item: Any, depth: int = 0) -> Iterator[Tensor]:

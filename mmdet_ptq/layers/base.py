@@ -58,6 +58,9 @@ class QuantLayer(Changes, nn.Module):
             float (QDrop); 0 but in reconstruction. Drawn from
             ``generator``.
         baked (bool): Whether the weight itself is the quantized one.
+        tied (bool): Whether another module has its weight or bias too. Such
+            a layer is quantized and neither learned nor corrected, which
+            would change the other.
         call_key (CallKey): By which contexts count its calls.
         levels (int): Calls in one forward of the detector; which of them a
             call is, is known to :mod:`mmdet_ptq.context`.
@@ -81,6 +84,7 @@ class QuantLayer(Changes, nn.Module):
         self.quantize_weight = True
         self.quantize_act = True
         self.baked = False
+        self.tied = False
         self.levels = 1
         self.call_key = CallKey()
         self._listeners: tuple = ()

@@ -24,6 +24,7 @@ class Changes:
         weight: BaseQuantizer | None = None,
         acts: Mapping[str, BaseQuantizer] | None = None,
         levels: int = 1,
+        tied: bool = False,
     ) -> None:
         """Gives the layer its quantizers; those there already go.
 
@@ -33,6 +34,8 @@ class Changes:
                 port.
             levels (int): Calls in one forward of the detector. Defaults to
                 1.
+            tied (bool): Whether another module has its weight or bias too.
+                Defaults to False.
 
         Raises:
             ValueError: If the layer has no such tensor.
@@ -42,6 +45,7 @@ class Changes:
         for port, quantizer in (acts or {}).items():
             self.set_quantizer(port, quantizer)
         self.levels = levels
+        self.tied = tied
 
     def set_quantizer(
         self, tensor: str, quantizer: BaseQuantizer | None

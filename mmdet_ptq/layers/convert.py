@@ -4,7 +4,8 @@
 from torch import nn
 
 from ..context import follow
-from ..registry import QUANT_LAYERS
+from .base import QuantLayer
+from .twins import is_leaf, twin_class
 
 
 def convert(model: nn.Module) -> None:
@@ -13,8 +14,7 @@ def convert(model: nn.Module) -> None:
     The twins quantize nothing until quantizers are attached.
     """
     for module in list(model.modules()):
-        twin = QUANT_LAYERS.get(type(module))
-        if twin is not None:
-            module.__class__ = twin
+        if is_leaf(module) and not isinstance(module, QuantLayer):
+            module.__class__ = twin_class(module)
             module.init_twin()
     follow(model)

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Quantizers onto twins, as a plan says."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from torch import nn
@@ -18,19 +19,24 @@ def attach(model: nn.Module, plan: QuantPlan, levels: dict[str, int]) -> None:
     Args:
         model (nn.Module): A model of twins.
         plan (QuantPlan): Specs of weights and activations; ports of one
-            group get one and the same quantizer. Quantizers there already
-            go.
+            group get one and the same quantizer, and so do layers with one
+            and the same weight. Quantizers there already go.
         levels (dict[str, int]): Calls of each layer in one forward.
     """
     layers = quant_layers(model)
     device = next(model.parameters()).device
-    weights = {
-        name: build_quantizer(one.weight, layers[name], 'weight', name).to(
-            device
-        )
-        for name, one in plan.layers.items()
-        if one.weight is not None
-    }
+    weights: dict[str, BaseQuantizer] = {}
+    of_weight: dict[int, BaseQuantizer] = {}
+    for name, one in plan.layers.items():
+        if one.weight is None:
+            continue
+        key = id(layers[name].weight)
+        if key not in of_weight:
+            quantizer = build_quantizer(
+                one.weight, layers[name], 'weight', name
+            )
+            of_weight[key] = quantizer.to(device)
+        weights[name] = of_weight[key]
     acts: dict[str, dict[str, BaseQuantizer]] = {name: {} for name in layers}
     for group in plan.groups:
         name, port = group[0]
@@ -38,8 +44,14 @@ def attach(model: nn.Module, plan: QuantPlan, levels: dict[str, int]) -> None:
         quantizer = build_quantizer(spec, layers[name], port, name).to(device)
         for name, port in group:
             acts[name][port] = quantizer
+    owners = Counter(
+        id(p) for m in model.modules() for p in m._parameters.values()
+    )
     for name, layer in layers.items():
-        layer.attach(weights.get(name), acts[name], levels.get(name, 1))
+        own = [p for p in layer._parameters.values() if p is not None]
+        tied = any(owners[id(p)] > 1 for p in own)
+        calls = levels.get(name, 1)
+        layer.attach(weights.get(name), acts[name], calls, tied)
 
 
 def build_quantizer(

@@ -22,6 +22,7 @@ from ..structures import (
     QuantSpec,
 )
 from .rules import Outcome, apply_rules, hits, holds
+from .shared import settle_shared
 
 
 def check_globs(config: QuantConfig, names: Iterable[str]) -> None:
@@ -101,7 +102,8 @@ def make_plan(
         name: _plan_layer(config, node, found[name])
         for name, node in graph.layers.items()
     }
-    return QuantPlan(layers, _groups(graph, layers), dict(uncovered))
+    notes = settle_shared(graph, layers)
+    return QuantPlan(layers, _groups(graph, layers), dict(uncovered), notes)
 
 
 def _check_rules_act(
