@@ -54,11 +54,14 @@ class QuantPlan:
             quantizer; every quantized port is in exactly one group.
         uncovered (dict[str, str]): Modules with weights that stay float
             because no twin covers them: name to reason.
+        notes (list[str]): Sentences on what rules could not decide alone;
+            not saved.
     """
 
     layers: dict[str, LayerPlan]
     groups: list[list[Port]]
     uncovered: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,12 @@ class LayerNode:
             ``softmax gelu``: what made the tensor that arrives there.
         groups (int): Groups of a convolution; 1 otherwise.
         params (int): Number of parameters.
+        shares (str): What else has its weight or bias, a sentence; '' if
+            nothing has.
+        tied (tuple[str, ...]): Other layers that have the very same weight
+            and can be quantized like it.
+        held (bool): Whether its weight must stay as it is, because of what
+            else reads it.
     """
 
     name: str
@@ -131,6 +140,9 @@ class LayerNode:
     port_roles: dict[str, frozenset[str]] = field(default_factory=dict)
     groups: int = 1
     params: int = 0
+    shares: str = ''
+    tied: tuple[str, ...] = ()
+    held: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,6 +207,8 @@ class LayerGraph:
             ``''`` for the detector itself: a sentence for each.
         borrowed (dict[str, str]): Layers of ``uncalled`` whose weight is
             used all the same: a sentence for each.
+        kept_norms (dict[str, str]): Batch norms that follow one layer and
+            cannot be folded into it: name to reason.
     """
 
     ops: list[Op]
@@ -214,6 +228,7 @@ class LayerGraph:
     heads: tuple[str, ...] = ()
     products: dict[str, str] = field(default_factory=dict)
     borrowed: dict[str, str] = field(default_factory=dict)
+    kept_norms: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

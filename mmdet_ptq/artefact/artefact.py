@@ -11,8 +11,19 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..calibration.store import write_atomic
-from ..errors import CheckpointError, PTQError, QuantConfigError
-from ..layers import convert, named_tensors, quant_layers, restore_tensors
+from ..errors import (
+    CheckpointError,
+    NumericError,
+    PTQError,
+    QuantConfigError,
+)
+from ..layers import (
+    convert,
+    named_tensors,
+    non_finite,
+    quant_layers,
+    restore_tensors,
+)
 from ..plan import attach, plan_of, plan_to_dict
 from ..structures import QuantPlan
 from ..surgery import Edit, FoldedNorm, decompose, edits_of
@@ -49,6 +60,7 @@ def save_artefact(
 
     Raises:
         PTQError: If it cannot be written.
+        NumericError: If a tensor of the model holds NaN or Inf; names it.
     """
     layers = quant_layers(model)
     manifest = dict(
@@ -63,7 +75,8 @@ def save_artefact(
         **plan_to_dict(plan),
     )
     tensors = named_tensors(model)
-    codes = _packed_weights(model)
+    _check_finite(tensors)
+    codes = _packed_weights(model, tensors)
     for name in codes:
         del tensors[f'{name}.weight']
     saved = OrderedDict(
@@ -78,8 +91,22 @@ def save_artefact(
     write_atomic(saved, path)
 
 
-def _packed_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Codes of the quantized weights, by layer.
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    wrong = non_finite(tensors)
+    if wrong:
+        more = f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''
+        raise NumericError(
+            f'the quantized model is not saved: {", ".join(wrong[:8])}{more} '
+            'must be finite and holds NaN or Inf; if it does so in the float '
+            'checkpoint already, mend that, else calibrate on other images '
+            'or keep the layer float by a rule with skip=True'
+        )
+
+
+def _packed_weights(
+    model: nn.Module, tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Codes of the quantized weights, by the layer that they are named for.
 
     A weight that is not on the grid of its quantizer stays as it is: what
     was simulated is what is saved.
@@ -87,7 +114,8 @@ def _packed_weights(model: nn.Module) -> dict[str, Tensor]:
     packed = {}
     for name, layer in quant_layers(model).items():
         quantizer = layer.weight_quantizer
-        if quantizer is None:
+        # one that several layers have is named for the first
+        if quantizer is None or f'{name}.weight' not in tensors:
             continue
         weight = layer.weight.detach()
         encoding = quantizer.encoding(weight)

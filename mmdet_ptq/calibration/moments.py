@@ -24,7 +24,8 @@ class ChannelMeans:
 
     Args:
         layers (dict[str, QuantLayer]): By name; those are used that have a
-            bias, a weight quantizer, one call, and are conv2d or linear.
+            bias and weight of their own, a weight quantizer, one call, and
+            are conv2d or linear.
     """
 
     def __init__(self, layers: dict[str, QuantLayer]) -> None:
@@ -35,6 +36,7 @@ class ChannelMeans:
             and m.weight_quantizer is not None
             and m.bias is not None
             and m.levels == 1
+            and not m.tied
         }
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}

@@ -123,6 +123,11 @@ class Sample:
     weights: Any = None
     images: int | None = None
 
+    @property
+    def reached(self) -> bool:
+        """Whether the unit gives anything: it may get no row, or no call."""
+        return size_of(self.targets) > 0
+
     def entries(self) -> Any:
         """Everything that is in the cache."""
         return [

@@ -18,7 +18,7 @@ from torch.utils._pytree import (
 
 from ..context import current, forward_context
 from ..graph.vocabulary import canonical
-from ..layers import QuantLayer
+from ..layers import QuantLayer, twin_class
 from ..structures import LayerGraph, Unit
 
 
@@ -62,6 +62,8 @@ class UnitView:
         layers (dict[str, QuantLayer]): Its quantizable layers.
         once (bool): Whether every forward calls it exactly once. How often
             a head is called may depend on the image.
+        maps (bool): Whether it has convolutions alone: what it returns
+            along three axes is then a map without a batch axis.
     """
 
     def __init__(
@@ -76,6 +78,9 @@ class UnitView:
         self.layers: dict[str, QuantLayer] = {
             n: model.get_submodule(n) for n in unit.layers
         }
+        self.maps = all(
+            twin_class(m).act_axis == -3 for m in self.layers.values()
+        )
         self.module = model.get_submodule(unit.name)
         self.relu = False
         if unit.layers == (unit.name,):
@@ -86,13 +91,19 @@ class UnitView:
                 self.relu = _feeds_relu(graph, unit.name)
 
     def finish(self, outputs: Any) -> list[Tensor]:
-        """Floating tensors of what the module returned, activated."""
+        """Floating tensors of what the module returned, activated.
+
+        Maps get a batch axis where they have none, so that losses find
+        their channels.
+        """
         leaves, _ = tree_flatten(outputs)
         tensors = [
             t
             for t in leaves
             if isinstance(t, Tensor) and t.is_floating_point()
         ]
+        if self.maps:
+            tensors = [t[None] if t.dim() == 3 else t for t in tensors]
         return [functional.relu(t) for t in tensors] if self.relu else tensors
 
     @contextmanager

@@ -24,11 +24,15 @@ def storage_mb(model: nn.Module) -> tuple[float, float]:
     own = {n: p for n, p in model.named_parameters() if '_quantizer' not in n}
     full = sum(p.numel() for p in own.values()) * 32
     packed = full
-    for layer in layers:
-        quantizer = layer.weight_quantizer
-        if quantizer is not None:
-            shape = layer.weight.shape
-            packed += quantizer.storage_bits(shape) - shape.numel() * 32
+    weights = {
+        id(layer.weight): layer
+        for layer in layers
+        if layer.weight_quantizer is not None
+    }
+    for layer in weights.values():
+        shape = layer.weight.shape
+        packed += layer.weight_quantizer.storage_bits(shape)
+        packed -= shape.numel() * 32
     shared = {
         id(q): q for layer in layers for q in layer.act_quantizers.values()
     }

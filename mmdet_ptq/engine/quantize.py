@@ -9,12 +9,18 @@ import torch
 from torch import nn
 
 from ..calibration import Feed, Progress, ResumeStore, Session, timed
-from ..errors import CalibrationError, PTQError
-from ..layers import convert, quant_layers
+from ..errors import CalibrationError, NumericError, PTQError
+from ..layers import convert, non_finite, quant_layers
 from ..passes import BasePass, checked
-from ..plan import attach, check_globs, make_plan, unmatched_rules
+from ..plan import (
+    attach,
+    check_globs,
+    check_plan,
+    make_plan,
+    unmatched_rules,
+)
 from ..quant_cfg import QuantConfig
-from ..surgery import decompose
+from ..surgery import decompose, fuse_weights
 from .arguments import check_model
 from .progress import restore, saved_progress, snapshot, without_twice
 from .survey import quantizable_names, survey_detector, uncovered_modules
@@ -89,16 +95,19 @@ def prepare(
     passes = checked(config.built_passes)
     check_model(model)
     model.eval()
-    edits, refused = decompose(model)
+    _check_finite(model)
+    fused, computed = fuse_weights(model)
+    taken, refused = decompose(model)
     check_globs(config, quantizable_names(model))
     seconds: dict[str, float] = {}
     with timed(seconds, 'survey'):
         progress('survey', 'two forwards', 0, 1)
         graph = survey_detector(model, example)
-    uncovered = {**uncovered_modules(model, graph), **refused}
+    uncovered = {**uncovered_modules(model, graph), **refused, **computed}
     plan = make_plan(config, graph, uncovered)
     if all(p.why_float for p in plan.layers.values()):
         raise PTQError('the rules quantize nothing: every layer is skipped')
+    check_plan(model, plan, graph)
     convert(model)
     attach(model, plan, graph.levels, graph.heads)
     session = Session(
@@ -109,8 +118,8 @@ def prepare(
         feed,
         progress,
         Path(work_dir),
-        list(edits),
-        notes=unmatched_rules(config, graph),
+        [*fused, *taken],
+        notes=[*unmatched_rules(config, graph), *plan.notes],
         seconds=seconds,
     )
     for one in passes:
@@ -129,8 +138,19 @@ def check_names(model: nn.Module, config: QuantConfig) -> None:
         QuantConfigError: Names the rule and the nearest layer.
     """
     model = copy.deepcopy(model)
+    fuse_weights(model)
     decompose(model)
     check_globs(config, quantizable_names(model))
+
+
+def _check_finite(model: nn.Module) -> None:
+    """Refuses now what could not be saved in the end."""
+    wrong = non_finite(dict(model.named_parameters()))
+    if wrong:
+        raise NumericError(
+            f'NaN or Inf in {", ".join(wrong[:8])} of the float model; '
+            'mend its checkpoint first'
+        )
 
 
 def _run_passes(

@@ -14,6 +14,7 @@ from .fold import find_bn_folds
 from .levels import find_levels
 from .links import norm_links, shared_ports
 from .record import Trace, tensors_in
+from .sharing import Sharing, find_sharing
 from .tracer import Recorder
 from .units import find_units
 from .walk import Walker
@@ -48,11 +49,14 @@ def survey(
     walker = Walker(record, is_leaf)
     names = {n: ports(record.modules[n]) for n in walker.calls}
     levels, heads = find_levels(walker)
+    sharing = find_sharing(walker)
+    folds, kept = find_bn_folds(walker, sharing)
     return LayerGraph(
         ops=record.ops,
         values=record.values,
-        layers=_layers(walker, names),
-        bn_folds=find_bn_folds(walker),
+        layers=_layers(walker, names, sharing),
+        bn_folds=folds,
+        kept_norms=kept,
         norm_links=norm_links(walker, names),
         shared_ports=shared_ports(walker, names),
         units=find_units(walker),
@@ -78,7 +82,7 @@ def survey(
 
 
 def _layers(
-    walker: Walker, ports: dict[str, tuple[str, ...]]
+    walker: Walker, ports: dict[str, tuple[str, ...]], sharing: Sharing
 ) -> dict[str, LayerNode]:
     prediction = roles.prediction(walker)
     found = {
@@ -103,6 +107,9 @@ def _layers(
             port_roles={p: frozenset(arriving[name, p]) for p in ports[name]},
             groups=int(getattr(module, 'groups', 1)),
             params=sum(p.numel() for p in module.parameters(recurse=False)),
+            shares=sharing.why.get(name, ''),
+            tied=sharing.tied.get(name, ()),
+            held=name in sharing.held,
         )
     return nodes
 

@@ -4,30 +4,37 @@
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..structures import Op
 from ..surgery import out_channels
+from .sharing import Sharing
 from .walk import Walker
 
 
-def find_bn_folds(walker: Walker) -> dict[str, str]:
+def find_bn_folds(
+    walker: Walker, sharing: Sharing
+) -> tuple[dict[str, str], dict[str, str]]:
     """Finds the batch norms that can be folded.
 
     A batch norm qualifies if it runs on its stored statistics and every
-    call reads what one conv or linear layer just made, while nothing else
-    reads that. A conv that several levels share but whose norms differ
-    does not fold.
+    call reads what one conv or linear layer just made, along the axis of
+    that layer's channels, while nothing else reads that. A conv that several
+    levels share but whose norms differ does not fold.
 
     Args:
         walker (Walker): The trace.
+        sharing (Sharing): Layers that are not to be changed.
 
     Returns:
-        dict[str, str]: Name of the batch norm to name of the layer.
+        tuple[dict[str, str], dict[str, str]]: Name of the batch norm to
+        name of the layer; and of those that would qualify if the layer's
+        weight and bias were its own, name to reason.
     """
     modules = walker.record.modules
     calls: dict[str, list] = {}
     for op in walker.ops:
         if op.module and isinstance(modules[op.module], _BatchNorm):
             calls.setdefault(op.module, []).append(op)
-    folds = {}
+    folds, kept = {}, {}
     for norm, ops in calls.items():
         makers = [walker.producer(op.inputs[0]) for op in ops]
         names = {op.module if op else '' for op in makers}
@@ -43,9 +50,13 @@ def find_bn_folds(walker: Walker) -> dict[str, str]:
             alone
             and len(walker.calls[layer]) == len(ops)
             and _foldable(modules[norm], modules[layer])
+            and _same_axis(walker, ops, modules[layer])
         ):
-            folds[norm] = layer
-    return folds
+            if layer in sharing.why:
+                kept[norm] = f'not folded into {layer}: {sharing.why[layer]}'
+            else:
+                folds[norm] = layer
+    return folds, kept
 
 
 def _foldable(norm: _BatchNorm, layer: nn.Module) -> bool:
@@ -57,3 +68,14 @@ def _foldable(norm: _BatchNorm, layer: nn.Module) -> bool:
         and isinstance(getattr(layer, 'weight', None), Tensor)
         and out_channels(layer) == norm.num_features
     )
+
+
+def _same_axis(walker: Walker, ops: list[Op], layer: nn.Module) -> bool:
+    """Whether a norm takes for channels what are the layer's.
+
+    A norm's channels come second. So do a layer's where its output has as
+    many axes as its weight: of a linear layer (N, C), not (N, L, C); of a
+    convolution a map with a batch axis.
+    """
+    shapes = [walker.values[op.inputs[0]].shape for op in ops]
+    return all(len(shape) == layer.weight.dim() for shape in shapes)

@@ -40,6 +40,9 @@ class Trace:
             layers, by the innermost module that runs them.
         borrowed (dict[str, str]): Layers whose parameters are read outside
             of their calls, to the module that reads them.
+        reads (dict[int, str]): Parameters that were read by anything but
+            the module that owns them, by their id: name of the module in
+            which that was.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -49,6 +52,7 @@ class Trace:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     products: dict[str, list[str]] = field(default_factory=dict)
     borrowed: dict[str, str] = field(default_factory=dict)
+    reads: dict[int, str] = field(default_factory=dict)
 
 
 def tensors_in(item: Any, depth: int = 0) -> Iterator[Tensor]:

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ..structures import Op, Value
 from .functions import extension_functions
 from .outside import Outside
 from .record import Span, Trace, tensors_in
-from .vocabulary import CONSTANT, canonical, torch_name
+from .vocabulary import CONSTANT, FIRST_ONLY, canonical, torch_name
 
 #: tensor, its id if it has one, its version counter
 _Seen = tuple[Tensor, int | None, int]
@@ -54,6 +55,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.trace = Trace(modules=dict(model.named_modules()))
         self._model = model
+        self._parameters = {id(p) for p in model.parameters()}
         self._is_leaf = is_leaf
         self._ids = WeakTensorKeyDictionary()
         self._frames = [_Frame(model, '', 0)]
@@ -175,7 +177,9 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self._in_layers:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            self._note_reads(torch_name(func), (args, kwargs), result)
+            return result
         if self._quiet:
             # what a module without children is made of has no ids
             result = func(*args, **kwargs)
@@ -185,9 +189,24 @@ class Recorder(TorchFunctionMode):
             result = func(*args, **kwargs)
             live = any(self._live(i) for _, i, _ in seen)
             self.note(torch_name(func), seen, result)
+        self._note_reads(torch_name(func), (args, kwargs), result)
         where = self._frames[-1].name
         self._outside.note(func, (args, kwargs), result, where, live)
         return result
+
+    def _note_reads(self, name: str, given: Any, result: Any) -> None:
+        """Notes parameters that a module reads and does not own."""
+        name = canonical(name)
+        if name in CONSTANT or not any(True for _ in tensors_in(result)):
+            return
+        frame, found = self._frames[-1], tensors_in(given)
+        if name in FIRST_ONLY:
+            found = islice(found, 1)
+        for tensor in found:
+            if id(tensor) in self._parameters and not any(
+                tensor is own for own in frame.module._parameters.values()
+            ):
+                self.trace.reads.setdefault(id(tensor), frame.name)
 
     # -- modules --------------------------------------------------------
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -268,12 +287,16 @@ class Recorder(TorchFunctionMode):
     def _watched(self, name: str, forward: Callable) -> Callable:
 
         def watched(*args: Any, **kwargs: Any) -> Any:
+            given = args[1:], kwargs  # the first is its context
             if self._quiet:
-                return forward(*args, **kwargs)
+                result = forward(*args, **kwargs)
+                self._note_reads(name, given, result)
+                return result
             self._quiet += 1
             try:
-                seen = self.see(args[1:], kwargs)  # the first is its context
+                seen = self.see(*given)
                 result = forward(*args, **kwargs)
+                self._note_reads(name, given, result)
                 self.note(name, seen, result)
             finally:
                 self._quiet -= 1

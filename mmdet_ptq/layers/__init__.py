@@ -5,8 +5,8 @@ from .base import QuantLayer, quant_layers
 from .convert import convert
 from .matmul import MatMul
 from .modes import float_mode, quantizing
-from .state import named_tensors, restore_tensors
-from .twins import is_leaf, ports_of
+from .state import named_tensors, non_finite, restore_tensors
+from .twins import is_leaf, ports_of, twin_class
 
 __all__ = [
     'MatMul',
@@ -15,8 +15,10 @@ __all__ = [
     'float_mode',
     'is_leaf',
     'named_tensors',
+    'non_finite',
     'ports_of',
     'quant_layers',
     'quantizing',
     'restore_tensors',
+    'twin_class',
 ]

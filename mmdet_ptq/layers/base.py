@@ -47,7 +47,8 @@ class QuantLayer(Changes, nn.Module):
             quantized, in argument order.
         weight_axis (int, optional): Output channel axis of the weight;
             None if the layer has no weight.
-        act_axis (int): Channel axis of the inputs.
+        act_axis (int): Channel axis of the inputs. Convolutions count it
+            from the end: their maps are (N, C, H, W) or (C, H, W).
         has_groups (bool): Whether it is a convolution, with groups of input
             channels.
         weight_quantizer (BaseQuantizer, optional): None leaves the weight
@@ -65,6 +66,9 @@ class QuantLayer(Changes, nn.Module):
             float (QDrop); 0 but in reconstruction. Drawn from
             ``generator``.
         baked (bool): Whether the weight itself is the quantized one.
+        tied (bool): Whether another module has its weight or bias too. Such
+            a layer is quantized and neither learned nor corrected, which
+            would change the other.
         call_key (CallKey): By which contexts count its calls.
         levels (int): Calls in one forward of the detector, or of its head;
             which of them a call is, is known to :mod:`mmdet_ptq.context`.
@@ -74,7 +78,7 @@ class QuantLayer(Changes, nn.Module):
 
     ports: ClassVar[tuple[str, ...]] = ('input',)
     weight_axis: ClassVar[int | None] = 0
-    act_axis: ClassVar[int] = 1
+    act_axis: ClassVar[int] = -3
     has_groups: ClassVar[bool] = False
 
     def init_twin(self, name: str = '') -> None:
@@ -94,6 +98,7 @@ class QuantLayer(Changes, nn.Module):
         self.quantize_weight = True
         self.quantize_act = True
         self.baked = False
+        self.tied = False
         self.levels = 1
         self.by_head = False
         self.call_key = CallKey(name)

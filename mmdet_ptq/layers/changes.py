@@ -25,6 +25,7 @@ class Changes:
         acts: Mapping[str, BaseQuantizer] | None = None,
         levels: int = 1,
         by_head: bool = False,
+        tied: bool = False,
     ) -> None:
         """Gives the layer its quantizers; those there already go.
 
@@ -37,6 +38,8 @@ class Changes:
             by_head (bool): Whether levels are counted from the call of the
                 part of the detector that holds the layer. Defaults to
                 False: from that of the detector.
+            tied (bool): Whether another module has its weight or bias too.
+                Defaults to False.
 
         Raises:
             ValueError: If the layer has no such tensor.
@@ -47,6 +50,7 @@ class Changes:
             self.set_quantizer(port, quantizer)
         self.levels = levels
         self.by_head = by_head
+        self.tied = tied
 
     def set_quantizer(
         self, tensor: str, quantizer: BaseQuantizer | None

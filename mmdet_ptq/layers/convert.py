@@ -4,8 +4,9 @@
 from torch import nn
 
 from ..context import follow
-from ..registry import QUANT_LAYERS
+from .base import QuantLayer
 from .rounds import follow_rounds
+from .twins import is_leaf, twin_class
 
 
 def convert(model: nn.Module) -> None:
@@ -14,9 +15,8 @@ def convert(model: nn.Module) -> None:
     The twins quantize nothing until quantizers are attached.
     """
     for name, module in list(model.named_modules()):
-        twin = QUANT_LAYERS.get(type(module))
-        if twin is not None:
-            module.__class__ = twin
+        if is_leaf(module) and not isinstance(module, QuantLayer):
+            module.__class__ = twin_class(module)
             module.init_twin(name)
     follow(model)
     follow_rounds(model)

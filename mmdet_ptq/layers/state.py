@@ -1,6 +1,9 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Every tensor of a model by the name its module has."""
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
@@ -16,6 +19,20 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """
     named = sorted([*model.named_parameters(), *model.named_buffers()])
     return {name: t.detach().cpu().contiguous() for name, t in named}
+
+
+def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or Inf.
+
+    Args:
+        tensors (Mapping[str, Tensor]): By name, of any dtype.
+    """
+    return [
+        name
+        for name, t in tensors.items()
+        if (t.is_floating_point() or t.is_complex())
+        and not bool(torch.isfinite(t).all())
+    ]
 
 
 def restore_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:

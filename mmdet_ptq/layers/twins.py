@@ -106,12 +106,22 @@ class QuantModulatedDeformConv2dPack(
 
 
 def is_leaf(module: Any) -> bool:
-    """Whether the module is quantizable as a whole (or already a twin)."""
-    return type(module) in QUANT_LAYERS or isinstance(module, QuantLayer)
+    """Whether the module is quantizable as a whole (or already a twin).
+
+    A weight that a hook sets in every forward cannot be quantized.
+    """
+    twin = QUANT_LAYERS.get(type(module))
+    if twin is None:
+        return isinstance(module, QuantLayer)
+    return twin.weight_axis is None or 'weight' in module._parameters
+
+
+def twin_class(module: nn.Module) -> type[QuantLayer]:
+    """The class of a twin, or that which a leaf layer will have."""
+    kind = type(module)
+    return kind if issubclass(kind, QuantLayer) else QUANT_LAYERS.get(kind)
 
 
 def ports_of(module: nn.Module) -> tuple[str, ...]:
     """Names of the quantizable inputs of a leaf layer."""
-    if isinstance(module, QuantLayer):
-        return module.ports
-    return QUANT_LAYERS.get(type(module)).ports
+    return twin_class(module).ports

@@ -43,16 +43,17 @@ class L2Loss(LocalLoss):
     activations use ``p=2.4``.
 
     Args:
-        p (float): Exponent, above 0. Defaults to 2.
+        p (float): Exponent, at least 1: below, the slope at an error of 0
+            is infinite. Defaults to 2.
         weight (float): Factor of the loss. Defaults to 1.
 
     Raises:
-        ValueError: If ``p`` is not above 0 or ``weight`` is negative.
+        ValueError: If ``p`` is below 1 or ``weight`` is negative.
     """
 
     def __init__(self, p: float = 2.0, weight: float = 1.0) -> None:
         super().__init__(weight)
-        self.p = number('p', p, above=True)
+        self.p = number('p', p, 1)
 
     def __call__(
         self,
@@ -138,5 +139,5 @@ class FisherLoss(GradientWeighted):
 def _power(difference: Tensor, p: float) -> Tensor:
     if p == 2:
         return difference**2
-    # the slope of |x|^p at 0 is 0 for p > 1, autograd of abs gives that
+    # autograd of abs gives the slope 0 at 0
     return difference.abs() ** p

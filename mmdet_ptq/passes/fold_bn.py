@@ -15,7 +15,8 @@ class FoldBatchNorm(BasePass):
 
     ``W' = W * gamma / sqrt(var + eps)`` for each output channel, and the
     bias accordingly. A norm that several layers feed, or whose layer feeds
-    several norms, stays.
+    several norms, stays; so does one whose layer shares its weight or bias
+    with something else, which is noted.
     """
 
     refuses: ClassVar[frozenset[str]] = frozenset(
@@ -29,3 +30,5 @@ class FoldBatchNorm(BasePass):
         for norm, layer in session.graph.bn_folds.items():
             if norm not in done:
                 session.edit(FoldedNorm(norm, layer))
+        for norm, why in session.graph.kept_norms.items():
+            session.notes.append(f'{norm}: {why}')

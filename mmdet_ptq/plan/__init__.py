@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Rules applied to a graph, and quantizers attached as they say."""
 
-from .attach import attach
+from .attach import attach, check_plan
 from .make import check_globs, make_plan, unmatched_rules
 from .manifest import plan_of, plan_to_dict
 from .replace import replace
@@ -9,6 +9,7 @@ from .replace import replace
 __all__ = [
     'attach',
     'check_globs',
+    'check_plan',
     'make_plan',
     'plan_of',
     'plan_to_dict',

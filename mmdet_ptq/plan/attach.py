@@ -1,15 +1,16 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Quantizers onto twins, as a plan says."""
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
 from ..errors import QuantConfigError
-from ..layers import QuantLayer, quant_layers
+from ..layers import quant_layers, twin_class
 from ..quantizers import BaseQuantizer
 from ..registry import QUANTIZERS, build_from
-from ..structures import QuantPlan, QuantSpec
+from ..structures import LayerGraph, QuantPlan, QuantSpec
 
 
 def attach(
@@ -23,21 +24,26 @@ def attach(
     Args:
         model (nn.Module): A model of twins.
         plan (QuantPlan): Specs of weights and activations; ports of one
-            group get one and the same quantizer. Quantizers there already
-            go.
+            group get one and the same quantizer, and so do layers with one
+            and the same weight. Quantizers there already go.
         levels (dict[str, int]): Calls of each layer in one forward.
         heads (Collection[str]): Children of the model whose call begins the
             count of levels anew.
     """
     layers = quant_layers(model)
     device = next(model.parameters()).device
-    weights = {
-        name: build_quantizer(one.weight, layers[name], 'weight', name).to(
-            device
-        )
-        for name, one in plan.layers.items()
-        if one.weight is not None
-    }
+    weights: dict[str, BaseQuantizer] = {}
+    of_weight: dict[int, BaseQuantizer] = {}
+    for name, one in plan.layers.items():
+        if one.weight is None:
+            continue
+        key = id(layers[name].weight)
+        if key not in of_weight:
+            quantizer = build_quantizer(
+                one.weight, layers[name], 'weight', name
+            )
+            of_weight[key] = quantizer.to(device)
+        weights[name] = of_weight[key]
     acts: dict[str, dict[str, BaseQuantizer]] = {name: {} for name in layers}
     for group in plan.groups:
         name, port = group[0]
@@ -45,23 +51,28 @@ def attach(
         quantizer = build_quantizer(spec, layers[name], port, name).to(device)
         for name, port in group:
             acts[name][port] = quantizer
+    owners = Counter(
+        id(p) for m in model.modules() for p in m._parameters.values()
+    )
     for name, layer in layers.items():
+        own = [p for p in layer._parameters.values() if p is not None]
         layer.attach(
             weights.get(name),
             acts[name],
             levels.get(name, 1),
-            name.partition('.')[0] in heads,
+            by_head=name.partition('.')[0] in heads,
+            tied=any(owners[id(p)] > 1 for p in own),
         )
 
 
 def build_quantizer(
-    spec: QuantSpec, layer: QuantLayer, tensor: str, name: str
+    spec: QuantSpec, layer: nn.Module, tensor: str, name: str
 ) -> BaseQuantizer:
     """Builds the quantizer of one tensor.
 
     Args:
         spec (QuantSpec): What the tensor becomes.
-        layer (QuantLayer): The layer.
+        layer (nn.Module): The layer, float or a twin.
         tensor (str): ``'weight'`` or the name of a port.
         name (str): Name of the layer, for messages.
 
@@ -72,22 +83,74 @@ def build_quantizer(
         QuantConfigError: On an unknown quantizer, or arguments that do not
             fit the layer.
     """
-    args = dict(spec.args)
+    args, twin = dict(spec.args), twin_class(layer)
     if tensor == 'weight':
-        args.setdefault('axis', layer.weight_axis)
+        args.setdefault('axis', twin.weight_axis)
         args['role'] = 'weight'
     else:
-        args.setdefault('axis', layer.act_axis)
+        args.setdefault('axis', twin.act_axis)
         if args.get('group_size') == 'conv':
-            if not layer.has_groups:
+            if not twin.has_groups:
                 raise QuantConfigError(
                     f"{name}: granularity='group' without group_size means "
                     "a convolution's own groups, and this layer has none; "
                     'give group_size'
                 )
             args['group_size'] = layer.in_channels // layer.groups
-    return build_from(
+    quantizer = build_from(
         QUANTIZERS,
         dict(type=spec.type, bits=spec.bits, **args),
         f'{name}.{tensor}',
     )
+    if tensor == 'weight':
+        check_rows(quantizer, layer.weight.shape, f'{name}.weight')
+    return quantizer
+
+
+def check_rows(
+    quantizer: BaseQuantizer, shape: Sequence[int], where: str
+) -> None:
+    """Refuses a quantizer whose rows do not fit a tensor.
+
+    Args:
+        quantizer (BaseQuantizer): With or without a range.
+        shape (Sequence[int]): Shape of the tensor.
+        where (str): Layer and tensor, for the message.
+
+    Raises:
+        QuantConfigError: If the tensor lacks the axis, or ``group_size``
+            does not divide what it groups.
+    """
+    try:
+        quantizer.granularity.num_rows(shape)
+    except ValueError as error:
+        raise QuantConfigError(
+            f'{where}: {error}; give this layer another granularity by a rule'
+        ) from error
+
+
+def check_plan(model: nn.Module, plan: QuantPlan, graph: LayerGraph) -> None:
+    """Builds every quantizer of a plan as a trial, and changes nothing.
+
+    Args:
+        model (nn.Module): The surveyed float model.
+        plan (QuantPlan): Made for it.
+        graph (LayerGraph): The survey, for the shapes of activations.
+
+    Raises:
+        QuantConfigError: If arguments of a quantizer do not fit its layer
+            or the tensors that the survey saw there.
+    """
+    for name, one in plan.layers.items():
+        layer, node = model.get_submodule(name), graph.layers[name]
+        if one.weight is not None:
+            build_quantizer(one.weight, layer, 'weight', name)
+        for port, spec in one.acts.items():
+            if spec is None:
+                continue
+            quantizer = build_quantizer(spec, layer, port, name)
+            at = node.ports.index(port)
+            for call in node.calls:
+                shape = graph.values[call.inputs[at]].shape
+                if shape:  # else what it was is not known any more
+                    check_rows(quantizer, shape, f'{name}.{port}')

@@ -12,6 +12,7 @@ from ..quant_cfg import (
     check_width,
     patterns_of,
 )
+from ..registry import QUANT_LAYERS
 from ..structures import (
     LayerGraph,
     LayerNode,
@@ -21,6 +22,7 @@ from ..structures import (
     QuantSpec,
 )
 from .rules import Outcome, apply_rules, hits, holds
+from .shared import settle_shared
 
 
 def check_globs(config: QuantConfig, names: Iterable[str]) -> None:
@@ -84,9 +86,11 @@ def make_plan(
     """Decides the quantizer of every weight and activation.
 
     Rules are applied in order and merged key by key, so that a later rule
-    changes only what it says; a changed ``type`` drops the arguments that
-    belonged to the earlier type. A skip holds until a later rule with
-    ``skip=False`` lifts it; what rules say meanwhile counts from then on.
+    changes only what it says; a changed ``type`` keeps the bits and those
+    of the earlier arguments that it has too. ``None`` keeps a tensor float
+    until a later rule gives something, which goes on from what came before.
+    A skip holds until a later rule with ``skip=False`` lifts it; what rules
+    say meanwhile counts from then on.
 
     Args:
         config (QuantConfig): Checked rules and default bits.
@@ -110,7 +114,8 @@ def make_plan(
         name: _plan_layer(config, node, found[name])
         for name, node in graph.layers.items()
     }
-    return QuantPlan(layers, _groups(graph, layers), dict(uncovered))
+    notes = settle_shared(graph, layers)
+    return QuantPlan(layers, _groups(graph, layers), dict(uncovered), notes)
 
 
 def _check_rules_act(
@@ -210,7 +215,7 @@ def _groups(
             node = graph.layers[name]
             key = [spec.type, spec.bits, spec.args]
             if spec.args.get('granularity') in ('group', 'channel'):
-                key.append(node.groups)
+                key += [node.groups, QUANT_LAYERS.get(node.cls).act_axis]
             if spec.args.get('per_level'):
                 at = node.ports.index(port)
                 key.append([call.inputs[at] for call in node.calls])

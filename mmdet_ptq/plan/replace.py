@@ -20,7 +20,7 @@ def replace(
     """Changes model and plan for one weight or one port.
 
     A rounding and a bias correction that belonged to the old quantizer of a
-    weight go with it.
+    weight go with it. Layers that have the very same weight change together.
 
     Args:
         model (nn.Module): A model of twins with the plan's quantizers.
@@ -52,8 +52,16 @@ def replace(
     if spec is not None:
         device = next(model.parameters()).device
         quantizer = build_quantizer(spec, twin, tensor, layer).to(device)
+    changed = {layer: twin}
     if tensor == 'weight':
-        found.weight = spec
+        # those that have the very same weight have one quantizer
+        changed = {
+            n: m
+            for n, m in layers.items()
+            if m.weight_axis is not None and m.weight is twin.weight
+        }
+        for name in changed:
+            plan.layers[name].weight = spec
     else:
         found.acts[tensor] = spec
         port = (layer, tensor)
@@ -61,7 +69,9 @@ def replace(
         plan.groups = [group for group in plan.groups if group]
         if quantizer is not None:
             plan.groups.append([port])
-    twin.set_quantizer(tensor, quantizer)
-    quantized = found.weight is not None or any(found.acts.values())
-    found.why_float = '' if quantized else 'a pass left it float'
+    for name, one in changed.items():
+        one.set_quantizer(tensor, quantizer)
+        found = plan.layers[name]
+        quantized = found.weight is not None or any(found.acts.values())
+        found.why_float = '' if quantized else 'a pass left it float'
     return quantizer

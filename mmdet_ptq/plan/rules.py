@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from ..quant_cfg import PORT_ROLES, patterns_of
+from ..quant_cfg import DEFAULT_QUANTIZER, PORT_ROLES, patterns_of
+from ..registry import QUANTIZERS, arguments_of, find_class
 from ..structures import LayerNode
 
 
@@ -15,18 +16,22 @@ class Outcome:
 
     Attributes:
         spec (dict, optional): Type, bits and arguments of its quantizer, as
-            merged so far; None keeps it float.
+            merged so far; None if no rule gave any.
+        off (bool): Whether the last rule about it was None: float, until a
+            later rule gives something. While it is off, ``spec`` does not
+            count.
         skip (str): Patterns of the rule that skips it, else ''. While it is
             skipped, ``spec`` does not count.
     """
 
     spec: dict | None = None
+    off: bool = False
     skip: str = ''
 
     @property
     def counts(self) -> dict | None:
-        """``spec``, or None while the tensor is skipped."""
-        return None if self.skip else self.spec
+        """``spec``, or None while the tensor is float."""
+        return None if self.skip or self.off else self.spec
 
 
 def apply_rules(rules: Sequence[dict], node: LayerNode) -> dict[str, Outcome]:
@@ -48,7 +53,10 @@ def apply_rules(rules: Sequence[dict], node: LayerNode) -> dict[str, Outcome]:
             if 'skip' in rule:
                 one.skip = ' '.join(patterns) if rule['skip'] else ''
             if _key(tensor) in rule:
-                one.spec = _merge(one.spec, rule[_key(tensor)])
+                said = rule[_key(tensor)]
+                one.off = said is None
+                if said is not None:
+                    one.spec = _merge(one.spec or {}, said)
     return found
 
 
@@ -93,11 +101,11 @@ def holds(rule: dict, node: LayerNode, found: dict[str, Outcome]) -> bool:
             return True
         if _key(tensor) not in rule or one.skip:
             continue
-        said = rule[_key(tensor)]
-        if said is None or one.spec is None:
-            if said is one.spec:
+        said, spec = rule[_key(tensor)], one.counts
+        if said is None or spec is None:
+            if said is spec:
                 return True
-        elif not said or any(one.spec.get(k) == v for k, v in said.items()):
+        elif not said or any(spec.get(k) == v for k, v in said.items()):
             return True
     return False
 
@@ -125,9 +133,10 @@ def _matches(pattern: str, node: LayerNode) -> bool:
     return role not in PORT_ROLES and role in node.roles
 
 
-def _merge(old: dict | None, new: dict | None) -> dict | None:
-    if new is None:
-        return None
-    if old and 'type' in new and new['type'] != old.get('type'):
-        old = {k: v for k, v in old.items() if k == 'bits'}
-    return {**(old or {}), **new}
+def _merge(old: dict, new: dict) -> dict:
+    """Later over earlier; another type keeps the arguments it has too."""
+    kind = new.get('type')
+    if kind is not None and kind != old.get('type', DEFAULT_QUANTIZER):
+        kept = {'bits', *arguments_of(find_class(QUANTIZERS, kind))}
+        old = {k: v for k, v in old.items() if k in kept}
+    return {**old, **new}

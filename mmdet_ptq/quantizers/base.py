@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..checks import one_of
 from .encoding import Encoding
 from .granularity import Granularity
-from .kernels import to_dtype
+from .kernels import straight_through, to_dtype
 
 ROLES = ('act', 'weight')
 _SETTINGS = 'mmdet_ptq.settings'
@@ -124,9 +124,14 @@ class BaseQuantizer(nn.Module, ABC):
         """Bits that the parameters of ``rows`` scales take."""
 
     def forward(self, x: Tensor, level: int = 0) -> Tensor:
-        """``decode(encode(x))`` in the dtype of ``x``."""
+        """``decode(encode(x))`` in the dtype of ``x``.
+
+        Its gradient passes straight through, also where ``x`` is clipped.
+        A quantizer with another gradient overrides this.
+        """
         encoding = self.encoding(x, level)
-        return to_dtype(encoding.decode(encoding.encode(x)), x.dtype)
+        y = to_dtype(encoding.decode(encoding.encode(x)), x.dtype)
+        return straight_through(x, y)
 
     def num_levels(self) -> int:
         """Number of pyramid levels with a range of their own."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .granularity import Granularity
-from .packing import pack, unpack
+from .packing import check_codes, pack, unpack
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,11 @@ class Encoding(ABC):
     def first_code(self) -> int:
         """The lowest code; packed codes count from it."""
 
+    @property
+    @abstractmethod
+    def last_code(self) -> int:
+        """The highest code."""
+
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
         """Codes of a tensor.
@@ -55,13 +60,16 @@ class Encoding(ABC):
         """Values that codes stand for.
 
         Args:
-            codes (Tensor): Integers, any shape.
+            codes (Tensor): Integers, any shape, from ``first_code`` to
+                ``last_code``. That they lie there is not checked: on a GPU
+                that would stop the queue.
 
         Returns:
             Tensor: float32 of its shape, without a gradient.
 
         Raises:
-            ValueError: If the rows do not fit the shape of ``codes``.
+            ValueError: If the rows do not fit the shape of ``codes``, or
+                these are no integers.
         """
 
     def pack(self, codes: Tensor) -> Tensor:
@@ -74,9 +82,20 @@ class Encoding(ABC):
             Tensor: uint8 on the CPU, ``ceil(numel * bits / 8)`` bytes.
 
         Raises:
-            ValueError: If a code does not fit.
+            ValueError: If these are no integers, or one is no code of this
+                encoding.
         """
-        return pack(codes - self.first_code, self.bits)
+        check_codes(codes)
+        first, last = self.first_code, self.last_code
+        found = codes.detach().cpu().to(torch.int64)
+        if found.numel() and not (
+            first <= int(found.min()) <= int(found.max()) <= last
+        ):
+            raise ValueError(
+                f'codes from {int(found.min())} to {int(found.max())} do '
+                f'not fit {self.bits} bits of codes from {first} to {last}'
+            )
+        return pack(found - first, self.bits)
 
     def unpack(self, packed: Tensor, shape: Sequence[int]) -> Tensor:
         """Inverse of :meth:`pack`.
@@ -89,7 +108,8 @@ class Encoding(ABC):
             Tensor: int32 of ``shape``, on the CPU.
 
         Raises:
-            ValueError: If the length does not fit bits and shape.
+            ValueError: If ``packed`` is not uint8, or its length does not
+                fit bits and shape.
         """
         return unpack(packed, self.bits, tuple(shape)) + self.first_code
 
@@ -130,6 +150,11 @@ class UniformEncoding(Encoding):
         """See :class:`Encoding`."""
         return self.qmin
 
+    @property
+    def last_code(self) -> int:
+        """See :class:`Encoding`."""
+        return self.qmax
+
     def expanded(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Scale and zero point that broadcast against a tensor.
 
@@ -156,6 +181,7 @@ class UniformEncoding(Encoding):
 
     def decode(self, codes: Tensor) -> Tensor:
         """See :class:`Encoding`."""
+        check_codes(codes)
         if codes.numel() == 0:
             return torch.zeros_like(codes, dtype=torch.float32)
         scale, zero = self.expanded(codes.shape)
@@ -191,12 +217,18 @@ class TableEncoding(Encoding):
         """See :class:`Encoding`."""
         return 0
 
+    @property
+    def last_code(self) -> int:
+        """See :class:`Encoding`."""
+        return self.table.shape[1] - 1
+
     def encode(self, x: Tensor) -> Tensor:
         """See :class:`Encoding`."""
         return count(self.bounds, x, self.granularity)
 
     def decode(self, codes: Tensor) -> Tensor:
         """See :class:`Encoding`."""
+        check_codes(codes)
         return look_up(self.table, codes, self.granularity)
 
 

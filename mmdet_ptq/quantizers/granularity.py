@@ -84,9 +84,12 @@ class Granularity:
         grouped = rest if self.within else channels
         if grouped % self.group_size:
             what = 'weights a channel' if self.within else 'channels'
+            below = range(min(self.group_size, grouped), 0, -1)
+            near = next(d for d in below if grouped % d == 0)
             raise ValueError(
                 f'group_size {self.group_size} does not divide '
-                f'the {grouped} {what} of shape {tuple(shape)}'
+                f'the {grouped} {what} of shape {tuple(shape)}, '
+                f'as {near} does'
             )
         groups = grouped // self.group_size
         return channels * groups if self.within else groups

@@ -120,13 +120,42 @@ def ste_round(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
+class _StraightThrough(torch.autograd.Function):
+    """The second tensor, with the gradient of the first."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def straight_through(x: Tensor, y: Tensor) -> Tensor:
+    """``y`` bit for bit; its gradient goes to ``x`` unchanged.
+
+    Args:
+        x (Tensor): What was quantized.
+        y (Tensor): What became of it, of its shape and dtype.
+
+    Returns:
+        Tensor: ``y``, part of the graph of ``x`` where that has one.
+    """
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return y
+    found: Tensor = _StraightThrough.apply(x, y)  # type: ignore[no-untyped-call]
+    return found
+
+
 class UniformFunction(torch.autograd.Function):
     """:func:`fake_quantize` with gradients for x and for a learned scale.
 
     The input's gradient is 1 where the code is not clipped and 0 elsewhere.
     With ``S = clip(round(x/s) + z) - z``, the scale's is the sum over its
     elements of ``S - x/s`` where not clipped and ``S`` elsewhere, times
-    ``1 / sqrt(elements * qmax)`` (LSQ as in QDrop; the zero point is fixed).
+    ``1 / sqrt(sharing * qmax)`` (LSQ as in QDrop; the zero point is fixed);
+    ``sharing`` is how many elements share a step.
     """
 
     @staticmethod
@@ -138,17 +167,18 @@ class UniformFunction(torch.autograd.Function):
         axis: int | None,
         qmin: int,
         qmax: int,
+        sharing: int,
     ) -> Tensor:
         """See :func:`fake_quantize`."""
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.grid = axis, qmin, qmax
+        ctx.grid = axis, qmin, qmax, sharing
         return fake_quantize(x, scale, zero_point, axis, qmin, qmax)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x and scale; the other inputs have none."""
         x, scale, zero_point = ctx.saved_tensors
-        axis, qmin, qmax = ctx.grid
+        axis, qmin, qmax, sharing = ctx.grid
         shape = [1] * x.dim()
         if axis is not None:
             shape[axis] = -1
@@ -165,10 +195,11 @@ class UniformFunction(torch.autograd.Function):
             slope *= grad
             keep = [i for i in range(x.dim()) if i != axis]
             grad_scale = slope.sum(keep) if keep else slope
-            count = max(1, x.numel() // scale.numel())
             grad_scale = grad_scale.reshape(scale.shape)
-            grad_scale = grad_scale * (count * qmax) ** -0.5
-        return grad_x, grad_scale, None, None, None, None
+            # a grid of negative values alone has no highest step
+            top = qmax if qmax > 0 else -qmin
+            grad_scale = grad_scale * (sharing * top) ** -0.5
+        return grad_x, grad_scale, None, None, None, None, None
 
 
 def quantize_dequantize(
@@ -199,8 +230,8 @@ def quantize_dequantize(
     if x.numel() == 0:
         return x.clone()
     y, axis = x.to(torch.float32), None
+    rows = granularity.num_rows(x.shape)
     if granularity.kind != 'tensor':
-        rows = granularity.num_rows(x.shape)
         if scale.numel() != rows:
             raise ValueError(
                 f'{scale.numel()} scales do not fit a tensor'
@@ -214,7 +245,8 @@ def quantize_dequantize(
             zero_point = zero_point.repeat_interleave(granularity.group_size)
     grid = scale, zero_point, axis, qmin, qmax
     if torch.is_grad_enabled() and (y.requires_grad or scale.requires_grad):
-        y = UniformFunction.apply(y, *grid)  # type: ignore[no-untyped-call]
+        sharing = x.numel() // rows
+        y = UniformFunction.apply(y, *grid, sharing)  # type: ignore[no-untyped-call]
     else:
         y = fake_quantize(y, *grid)
     if granularity.within:

@@ -33,6 +33,9 @@ class UniformQuantizer(
     widened to hold zero, ``z = clip(-round(min / s), 0, n)``, codes 0..n.
     Symmetric: ``s = max|x| / (n / 2)``, ``z = 0``, codes -2^(b-1) ..
     2^(b-1) - 1 (the form of QDrop and MQBench). Steps are at least 1e-8.
+    A subclass may have other codes: it sets ``qmin`` and ``qmax``, at most
+    2^b codes apart, after its ``__init__``; then ``n = qmax - qmin``, and an
+    affine z is ``qmin`` higher.
 
     Floats of any width are computed in float32 and cast back.
 
@@ -88,16 +91,16 @@ class UniformQuantizer(
         """
         low = low.to(torch.float64).clamp(max=0.0)
         high = high.to(torch.float64).clamp(min=0.0)
-        steps = 2**self.bits - 1
+        steps = self.qmax - self.qmin
         if self.symmetric:
             scale = torch.maximum(-low, high) / (steps / 2)
             zero = torch.zeros_like(scale)
-            farthest = torch.full_like(scale, -self.qmin)
         else:
             scale = (high - low) / steps
             scale = scale.clamp(MIN_SCALE, MAX_SCALE)
-            zero = (-torch.round(low / scale)).clamp(0, steps)
-            farthest = torch.maximum(zero, steps - zero)
+            below = (-torch.round(low / scale)).clamp(0, steps)
+            zero = below + self.qmin
+        farthest = torch.maximum(zero - self.qmin, self.qmax - zero)
         # the outermost code times the scale stays within float32
         top = torch.finfo(torch.float32).max / farthest * (1 - 2.0**-22)
         scale = scale.clamp(MIN_SCALE, MAX_SCALE).minimum(top)
@@ -222,8 +225,8 @@ class UniformQuantizer(
     def range(self) -> tuple[Tensor, Tensor]:
         """See :meth:`HasRange.range`."""
         scale, zero = self.scale.detach(), self.zero_point
-        width = (2**self.bits - 1) * scale
-        low = -width / 2 if self.symmetric else -zero * scale
+        width = (self.qmax - self.qmin) * scale
+        low = -width / 2 if self.symmetric else (self.qmin - zero) * scale
         return low, low + width
 
     def learn_ends(self, enabled: bool = True) -> None:
@@ -250,11 +253,11 @@ class UniformQuantizer(
         if low.dim() == 2:
             at = level if low.shape[0] > 1 else 0
             low, high = low[at], high[at]
-        steps = 2**self.bits - 1
+        steps = self.qmax - self.qmin
         scale = ((high - low) / steps).clamp(MIN_SCALE, MAX_SCALE)
         if self.symmetric:
             return scale, torch.zeros_like(scale)
-        return scale, ste_round(-low / scale).clamp(0, steps)
+        return scale, ste_round(-low / scale).clamp(0, steps) + self.qmin
 
     def _by_ends(self, x: Tensor, level: int) -> Tensor:
         if x.numel() == 0:

@@ -5,6 +5,7 @@ from .attention import SplitMultiheadAttention, SplitWindowMSA
 from .decompose import Decomposable, decompose
 from .edits import AddedBias, Decomposed, Edit, FoldedNorm, edits_of
 from .fold import fold_batch_norm, out_channels
+from .fuse import FusedWeight, fuse_weights
 from .products import RoutedProducts
 from .standardized import PlainConvAWS2d, PlainConvWS2d
 
@@ -14,6 +15,7 @@ __all__ = [
     'Decomposed',
     'Edit',
     'FoldedNorm',
+    'FusedWeight',
     'PlainConvAWS2d',
     'PlainConvWS2d',
     'RoutedProducts',
@@ -22,5 +24,6 @@ __all__ = [
     'decompose',
     'edits_of',
     'fold_batch_norm',
+    'fuse_weights',
     'out_channels',
 ]

@@ -65,7 +65,7 @@ class Decomposed(Edit):
 
     def apply(self, model: nn.Module) -> None:
         """See :meth:`Edit.apply`."""
-        module = _module(model, self.module)
+        module = find_module(model, self.module)
         part = part_for(module)
         if part is None:
             raise PTQError(
@@ -99,13 +99,13 @@ class FoldedNorm(Edit):
 
     def apply(self, model: nn.Module) -> None:
         """See :meth:`Edit.apply`; ``W' = W gamma / sqrt(var + eps)``."""
-        self.removed = _module(model, self.norm)
+        self.removed = find_module(model, self.norm)
         fold_batch_norm(model, self.norm, self.layer)
 
     def rebuild(self, model: nn.Module) -> None:
         """See :meth:`Edit.rebuild`."""
-        self.removed = _module(model, self.norm)
-        layer = _module(model, self.layer)
+        self.removed = find_module(model, self.norm)
+        layer = find_module(model, self.layer)
         ensure_bias(layer, out_channels(layer))
         remove_norm(model, self.removed)
 
@@ -123,7 +123,7 @@ class AddedBias(Edit):
 
     def apply(self, model: nn.Module) -> None:
         """See :meth:`Edit.apply`."""
-        layer = _module(model, self.layer)
+        layer = find_module(model, self.layer)
         if 'bias' not in layer._parameters:
             raise PTQError(
                 f'{self.layer!r} cannot have a bias: a '
@@ -151,7 +151,12 @@ def edits_of(found: Iterable[dict[str, Any]]) -> list[Edit]:
     return [build_from(EDITS, cfg, 'edit') for cfg in found]
 
 
-def _module(model: nn.Module, name: str) -> nn.Module:
+def find_module(model: nn.Module, name: str) -> nn.Module:
+    """A module by any of its names.
+
+    Raises:
+        PTQError: If the model has none of that name.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     if name not in modules:
         raise PTQError(f'the model has no module {name!r}')

@@ -20,11 +20,12 @@ class PlainConvWS2d(Decomposable, ConvWS2d):
 
     @torch.no_grad()
     def split(self) -> None:
-        """Standardises the weight of each output channel in place."""
+        """Standardises the weight of each output channel."""
         rows = self.weight.flatten(1)
         rows = rows - rows.mean(1, keepdim=True)
         rows /= self.weight.flatten(1).std(1, keepdim=True) + self.eps
-        self.weight.copy_(rows.view_as(self.weight))
+        # anew: another module may own the weight too
+        self.weight = nn.Parameter(rows.view_as(self.weight))
         self.__class__ = nn.Conv2d
 
 
@@ -34,6 +35,6 @@ class PlainConvAWS2d(Decomposable, ConvAWS2d):
 
     @torch.no_grad()
     def split(self) -> None:
-        """Standardises and rescales the weight in place."""
-        self.weight.copy_(self._get_weight(self.weight))
+        """Standardises and rescales the weight."""
+        self.weight = nn.Parameter(self._get_weight(self.weight))
         self.__class__ = nn.Conv2d

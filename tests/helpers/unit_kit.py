@@ -9,7 +9,7 @@ from mmdet_ptq.calibration.units import UnitView
 def plain_view(module):
     view = object.__new__(UnitView)
     view.name, view.module, view.layers = 'unit', module, {}
-    view.relu = False
+    view.relu = view.maps = False
     return view
 
 

@@ -9,7 +9,12 @@ from torch import nn
 from twin_kit import attach
 
 from mmdet_ptq.errors import CheckpointError
-from mmdet_ptq.layers import convert, named_tensors, restore_tensors
+from mmdet_ptq.layers import (
+    convert,
+    named_tensors,
+    non_finite,
+    restore_tensors,
+)
 
 
 @pytest.fixture
@@ -74,3 +79,15 @@ def test_tensors_of_another_model(model, change, says):
     change(tensors)
     with pytest.raises(CheckpointError, match=says):
         restore_tensors(model, tensors)
+
+
+def test_tensors_that_are_not_finite():
+    found = dict(
+        good=torch.zeros(2),
+        nan=torch.tensor([0.0, float('nan')]),
+        inf=torch.tensor([float('inf')], dtype=torch.float16),
+        codes=torch.tensor([255], dtype=torch.uint8),
+        flag=torch.tensor(True),
+        empty=torch.empty(0),
+    )
+    assert non_finite(found) == ['nan', 'inf']

@@ -37,3 +37,13 @@ def test_fisher_weights_by_hand():
     assert torch.equal(FisherLoss().weigh(gradient, 0.0), ones)
     loss = FisherLoss(weight=3)([2 * ones], [ones], [whole])
     assert float(loss) == pytest.approx(3 * 2.0)
+
+
+def test_l2_has_a_slope_where_outputs_are_equal():
+    """Below 1, the slope of |x|^p at 0 is infinite."""
+    for p in (1, 1.5, 2.4):
+        x = torch.zeros(2, 3, requires_grad=True)
+        L2Loss(p=p)([x], [torch.zeros(2, 3)], []).backward()
+        assert torch.equal(x.grad, torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r'p must be a number of at least 1'):
+        L2Loss(p=0.5)

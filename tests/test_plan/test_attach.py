@@ -2,12 +2,16 @@
 """Quantizers of a plan written by hand, on twins."""
 
 import pytest
+from plan_kit import graph, node
+from reconstruct_model import INIT, RULES, Net, batches
 from torch import nn
 
+from mmdet_ptq import quantize_detector
 from mmdet_ptq.errors import QuantConfigError
-from mmdet_ptq.layers import convert
-from mmdet_ptq.plan import attach
-from mmdet_ptq.structures import LayerPlan, QuantPlan, QuantSpec
+from mmdet_ptq.layers import convert, quant_layers
+from mmdet_ptq.plan import attach, check_plan
+from mmdet_ptq.quant_cfg import parse_quant_cfg
+from mmdet_ptq.structures import LayerPlan, QuantPlan, QuantSpec, Value
 
 U = 'UniformQuantizer'
 
@@ -82,3 +86,69 @@ def test_mistakes_name_the_tensor(model):
     )
     with pytest.raises(QuantConfigError, match=r"0\.input: .*'x'"):
         attach(model, plan, {})
+
+
+@pytest.mark.parametrize(
+    'weight, act, says',
+    [
+        (
+            dict(granularity='group', group_size=5),
+            None,
+            r'0\.weight: group_size 5 does not divide the 36 weights a '
+            r'channel of shape \(6, 4, 3, 3\), as 4 does; give',
+        ),
+        (
+            dict(type='LLAQuantizer', granularity='group', group_size=4),
+            None,
+            r'0\.weight: .*LLAQuantizer: granularity must be one of',
+        ),
+        (
+            None,
+            dict(granularity='group', group_size=3),
+            r'0\.input: group_size 3 does not divide the 8 channels of '
+            r'shape \(8, 9, 8\), as 2 does',
+        ),
+        (
+            None,
+            dict(granularity='channel', axis=4),
+            r'0\.input: a tensor of shape \(8, 9, 8\) has no axis 4',
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit_are_found_before_there_are_twins(
+    weight, act, says
+):
+    model = nn.Sequential(nn.Conv2d(8, 6, 3, groups=2))
+    looked = graph(node('0', [[1]], groups=2))
+    looked.values[1] = Value(1, -1, (8, 9, 8))
+
+    def spec(args):
+        if args is None:
+            return None
+        args = dict(args)
+        return QuantSpec(args.pop('type', U), 4, args)
+
+    found = LayerPlan('0', spec(weight), dict(input=spec(act)))
+    with pytest.raises(QuantConfigError, match=says):
+        check_plan(model, QuantPlan({'0': found}, []), looked)
+    assert type(model[0]) is nn.Conv2d
+
+
+def test_a_run_that_is_refused_leaves_no_twins():
+    model = Net().eval()
+    rules = [*RULES, dict(match='tower', weight=dict(group_size=5))]
+    rules[-1]['weight']['granularity'] = 'group'
+    with pytest.raises(QuantConfigError, match=r'tower\.weight: group_size 5'):
+        quantize_detector(
+            model, batches(1), dict(bits='w8a8', rules=rules, passes=INIT)
+        )
+    assert quant_layers(model) == {}
+
+
+@pytest.mark.parametrize('size', [0, True, '4', 2.0])
+def test_what_is_no_group_size(size):
+    rule = dict(
+        match='*', weight=dict(granularity='group', group_size=size), act={}
+    )
+    with pytest.raises(QuantConfigError, match=r'rules\[0\].*group_size'):
+        parse_quant_cfg(dict(bits='w4a4', rules=[rule], passes=INIT))

@@ -1,6 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Rules on hand-made graphs, against plans written by hand."""
 
+from dataclasses import replace
+
 import pytest
 from plan_kit import BOTH, U, graph, node, plan
 from reconstruct_model import INIT, RULES, Net, batches
@@ -8,7 +10,7 @@ from reconstruct_model import INIT, RULES, Net, batches
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.plan import check_globs, make_plan, unmatched_rules
-from mmdet_ptq.quant_cfg import parse_quant_cfg
+from mmdet_ptq.quant_cfg import parse_quant_cfg, recipe_names
 from mmdet_ptq.quantizers import UniformQuantizer
 from mmdet_ptq.registry import QUANTIZERS
 from mmdet_ptq.structures import QuantSpec
@@ -48,27 +50,51 @@ def test_last_rule_wins(small):
     assert [p.weight.bits for p in found.layers.values()] == [5, 3, 8]
 
 
-def test_another_type_drops_arguments_but_not_bits(small):
+def test_another_type_keeps_bits_and_the_arguments_that_it_has_too(small):
 
     class OtherQuantizer(UniformQuantizer):
-        pass
+        def __init__(self, bits=8, granularity='tensor', role='act'):
+            super().__init__(bits, granularity=granularity, role=role)
 
     QUANTIZERS.register_module(module=OtherQuantizer)
     try:
         found = plan(
             small,
             dict(
-                match='*', weight=dict(type=U, granularity='channel', bits=3)
+                match='*',
+                weight=dict(granularity='channel', symmetric=True, bits=3),
             ),
-            dict(match='head.*', weight=dict(type='OtherQuantizer')),
-            dict(match='@backbone', weight=dict(type=U)),
+            # the type that it has by default
+            dict(match='*.conv1', weight=dict(type=U)),
+            dict(
+                match=['head.*', '*.conv2'], weight=dict(type='OtherQuantizer')
+            ),
+            dict(match='*.conv2', weight=dict(type=U)),
         )
     finally:
         QUANTIZERS.module_dict.pop('OtherQuantizer')
-    assert found.layers['head.cls'].weight == QuantSpec('OtherQuantizer', 3)
+    assert found.layers['head.cls'].weight == QuantSpec(
+        'OtherQuantizer', 3, dict(granularity='channel')
+    )
     assert found.layers['backbone.conv1'].weight == QuantSpec(
+        U, 3, dict(granularity='channel', symmetric=True)
+    )
+    # there and back again: what the type between has not is gone
+    assert found.layers['backbone.conv2'].weight == QuantSpec(
         U, 3, dict(granularity='channel')
     )
+
+
+def test_uniform_heads_of_a_recipe_with_others_stay_by_channel(heads):
+    config = parse_quant_cfg(
+        dict(
+            recipe='reg_ptq',
+            bits='w4a4',
+            rules=[dict(match='@head', weight=dict(type=U))],
+        )
+    )
+    found = make_plan(config, heads, {}).layers['head.conv']
+    assert found.weight == QuantSpec(U, 4, dict(granularity='channel'))
 
 
 def test_roles(small):
@@ -309,3 +335,53 @@ def test_a_run_notes_what_its_rules_did_not_find():
     )
     (note,) = [n for n in session.notes if n.startswith('rules[')]
     assert note.startswith('rules[2]: @mask matches no layer')
+
+
+def _tip(graph, recipe, *rules):
+    config = parse_quant_cfg(
+        dict(recipe=recipe, bits='w4a4', rules=list(rules))
+    )
+    return make_plan(config, graph, {}).layers
+
+
+@pytest.mark.parametrize('recipe', recipe_names())
+def test_the_tips_of_the_documentation(heads, recipe):
+    """More bits change bits: not granularity, not what is float."""
+    plain = _tip(heads, recipe)
+    tip = _tip(heads, recipe, dict(match='@head', act=dict(bits=8)))
+    assert plain['head.conv'].acts['input'].bits == 4
+    assert tip['head.conv'].weight == plain['head.conv'].weight
+    assert tip['head.conv'].acts['input'] == replace(
+        plain['head.conv'].acts['input'], bits=8
+    )
+    assert tip['head.cls'] == plain['head.cls']
+    assert plain['head.cls'].why_float
+    lifting = dict(match='@prediction', skip=False, act=dict(bits=8))
+    lifted = _tip(heads, recipe, dict(lifting, weight=dict(bits=3)))
+    assert lifted['head.cls'].weight == replace(
+        plain['head.conv'].weight, bits=3
+    )
+    assert lifted['head.cls'].acts == tip['head.conv'].acts
+    assert lifted['head.conv'] == plain['head.conv']
+
+
+def test_what_none_left_float_goes_on_from_what_came_before(small):
+    found = plan(
+        small,
+        dict(
+            match='*',
+            weight=dict(granularity='channel'),
+            act=dict(symmetric=True),
+        ),
+        dict(match='*', weight=None, act=None),
+        dict(match='head.*', act=dict(bits=8)),
+        dict(match='backbone.conv2', weight=dict(bits=3)),
+    ).layers
+    assert found['head.cls'].weight is None
+    assert found['head.cls'].acts['input'] == QuantSpec(
+        U, 8, dict(symmetric=True)
+    )
+    assert found['backbone.conv2'].weight == QuantSpec(
+        U, 3, dict(granularity='channel')
+    )
+    assert found['backbone.conv1'].why_float == 'rules leave it float'

@@ -13,7 +13,13 @@ from promises import (
 )
 
 from mmdet_ptq.errors import CalibrationError
-from mmdet_ptq.quantizers import FitsTensor, LLAQuantizer, Ranges
+from mmdet_ptq.quantizers import (
+    BaseQuantizer,
+    FitsTensor,
+    LLAQuantizer,
+    Ranges,
+    UniformEncoding,
+)
 from mmdet_ptq.registry import QUANTIZERS
 
 each = pytest.mark.parametrize('make', FACTORIES.values(), ids=FACTORIES)
@@ -146,3 +152,35 @@ def test_a_state_goes_with_its_settings(make):
     assert f'bits={many}' in str(told.value)
     assert f'bits={few}' in str(told.value)
     assert torch.equal(other(x), before)
+
+
+def test_a_quantizer_from_outside_passes_gradients_straight_through():
+    """One that says nothing else of its gradient can be learned behind."""
+
+    class Halves(BaseQuantizer):
+        def set_range(self, low, high):
+            self.initialized.fill_(True)
+
+        def encoding(self, x=None, level=0):
+            zero = torch.zeros(1, dtype=torch.int32)
+            half = torch.tensor([0.5])
+            return UniformEncoding(2, self.granularity, half, zero, -2, 1)
+
+        def num_rows(self):
+            return 1
+
+        def parameter_bits(self, rows):
+            return 0
+
+    for dtype in (torch.float32, torch.float16):
+        x = torch.tensor([0.3, -0.6, 9.0, -9.0], dtype=dtype)
+        q = Halves(2)
+        plain = q(x)
+        assert plain.tolist() == [0.5, -0.5, 0.5, -1.0]
+        y = q(x.requires_grad_())
+        assert torch.equal(y, plain) and y.dtype == dtype
+        slope = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=dtype)
+        y.backward(slope)
+        assert torch.equal(x.grad, slope)
+        with torch.no_grad():
+            assert not q(x).requires_grad

@@ -170,3 +170,35 @@ def test_without_parameters(make):
     assert make(4).num_rows() == 0
     with pytest.raises(CalibrationError, match='calibrate'):
         make(4).encoding()
+
+
+@pytest.mark.parametrize(
+    'codes, message',
+    [
+        ([0.0, 1.0], 'codes are integers, got torch.float32'),
+        ([float('nan')], 'codes are integers, got torch.float32'),
+        ([True, False], 'codes are integers, got torch.bool'),
+        ([-2, 0], r'from -2 to 0 do not fit 2 bits of codes from -1 to 1'),
+        ([0, 2], r'from 0 to 2 do not fit 2 bits of codes from -1 to 1'),
+    ],
+)
+def test_what_is_no_code_is_not_packed(codes, message):
+    narrow = uniform([1.0], [0], -1, 1)
+    with pytest.raises(ValueError, match=message):
+        narrow.pack(torch.tensor(codes))
+
+
+def test_codes_of_a_table_end_with_it():
+    three = table([[-1.0, 0.0, 1.0]], [[-0.5, 0.5]])
+    with pytest.raises(ValueError, match='from 0 to 2'):
+        three.pack(torch.tensor([3]))
+    assert three.pack(torch.tensor([2, 0])).tolist() == [0b10000000]
+
+
+def test_floats_are_not_decoded():
+    x = torch.tensor([0.5])
+    for e in (uniform([1.0], [0], -1, 1), table([[0.0, 1.0]], [[0.5]])):
+        with pytest.raises(ValueError, match='codes are integers'):
+            e.decode(x)
+        with pytest.raises(ValueError, match='packed codes are uint8'):
+            e.unpack(x, (4,))

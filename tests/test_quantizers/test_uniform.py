@@ -326,3 +326,65 @@ def test_ends_of_each_level():
     q.learn_ends(False)
     for level in (0, 1):
         torch.testing.assert_close(q(x, level), fixed[level])
+
+
+@pytest.mark.parametrize('symmetric', [False, True])
+def test_gradient_of_a_step_counts_all_that_share_it(symmetric):
+    """LSQ's 1 / sqrt(N Qp): groups of one channel are channels."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 2, 6, 4).unbind()
+    qmax = 7 if symmetric else 15
+    for size in (1, 2, 3, 6):
+        q = UniformQuantizer(4, symmetric, 'group', group_size=size)
+        ends = torch.full((6 // size,), 0.9)
+        q.set_range(-ends, ends)
+        q.learn_step()
+        (q(x) * weight).sum().backward()
+        # plain autograd through a step for each element
+        scale = q.scale.detach().clone().requires_grad_()
+        s = scale.repeat_interleave(size)[:, None]
+        z = int(q.zero_point[0])
+        ratio = x / s
+        code = ratio + (ratio.round() - ratio).detach() + z
+        y = (code.clamp(q.qmin, q.qmax) - z) * s
+        (y * weight).sum().backward()
+        n = 2 * size * 4
+        torch.testing.assert_close(
+            q.scale.grad, scale.grad / math.sqrt(n * qmax)
+        )
+
+
+@pytest.mark.parametrize(
+    'symmetric, qmin, qmax',
+    [(True, -7, 7), (False, -8, 7), (False, 1, 15), (False, -15, 0)],
+)
+def test_a_subclass_with_other_codes(symmetric, qmin, qmax):
+
+    class Other(UniformQuantizer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.qmin, self.qmax = qmin, qmax
+
+    q = Other(4, symmetric)
+    q.set_range(torch.tensor([-1.0]), torch.tensor([2.0]))
+    n = qmax - qmin
+    step = 2 / (n / 2) if symmetric else 3 / n
+    assert float(q.scale) == pytest.approx(step)
+    zero = 0 if symmetric else round(1 / step) + qmin
+    assert int(q.zero_point) == zero
+    # both ends are within half a step, beyond them all is clipped
+    x = torch.tensor([-1.0, 0.0, 2.0])
+    assert (q(x) - x).abs().max() <= step / 2 + 1e-6
+    assert q.encode(torch.tensor([-9.0, 9.0])).tolist() == [qmin, qmax]
+    # the range that is read back gives the grid again
+    before = q.scale.clone(), q.zero_point.clone()
+    q.set_range(*q.range())
+    torch.testing.assert_close(q.scale, before[0])
+    assert torch.equal(q.zero_point, before[1])
+    want = q(x)
+    q.learn_ends()
+    torch.testing.assert_close(q(x), want)
+    q.learn_ends(False)
+    q.learn_step()
+    q(x.requires_grad_()).sum().backward()
+    assert q.scale.grad.isfinite().all()

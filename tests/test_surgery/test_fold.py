@@ -225,3 +225,28 @@ def test_mistakes_change_nothing(folds, message):
     after = net.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[k], before[k]) for k in before)
+
+
+class Rows(nn.Module):
+    """A linear layer on (N, L, C) before a norm whose channels are L."""
+
+    def __init__(self, channels=4):
+        super().__init__()
+        self.layer, self.bn = nn.Linear(3, channels), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.bn(self.layer(x))
+
+
+def test_norms_across_another_axis_stay(kit):
+    """As wide as the layer by chance: nothing but the shape tells."""
+    net = shaken(Rows())
+    x = torch.randn(2, 4, 3)
+    with torch.no_grad():
+        assert kit.look(net, lambda: net(x)).bn_folds == {}
+        assert kit.look(net, lambda: net(x[:, 0])).bn_folds == {'bn': 'layer'}
+    # a map (C, H, W), whose norm takes H for channels
+    net.layer = nn.Conv2d(2, 4, 1)
+    with torch.no_grad():
+        image = torch.randn(2, 4, 5)
+        assert kit.look(net, lambda: net(image)).bn_folds == {}

@@ -84,11 +84,14 @@ Keys of a rule: {rule_keys}.
   that matches no layer is an error. A role may match none (`@mask` without a
   mask head); a note tells which of your rules found nothing.
 * `weight`, `act`: `type`, `bits` and arguments of a quantizer, merged into
-  what earlier rules said; a new `type` drops the old arguments; `None` keeps
-  the tensor float. Without `bits` the widths of `bits=` hold. For `act`,
-  `granularity='group'` without `group_size` means the convolution's own
-  groups; `per_level=True` gives each call of a shared head its own range.
-  The axis of channels follows from the layer.
+  what earlier rules said: a later rule changes what it says and nothing else.
+  A new `type` keeps the bits and those of the old arguments that it has too.
+  `None` keeps the tensor float, until a later rule gives something, which
+  goes on from what came before. What no rule speaks of stays float. Without
+  `bits` the widths of `bits=` hold. For `act`, `granularity='group'` without
+  `group_size` means the convolution's own groups; `per_level=True` gives each
+  call of a shared head its own range. The axis of channels follows from the
+  layer.
 * `skip=True`: the layer stays float, weight and input, whatever later rules
   say of it, until one with `skip=False` lifts that; then they all count. So
   `dict(match='@prediction', skip=False)` gives prediction layers, which

@@ -180,8 +180,11 @@ class Trainer(UnitLoss):
         return float(total + float(penalty))
 
     def split(self) -> tuple[list[int], list[int]]:
-        """Numbers of the images to learn from, and of the held-out ones."""
-        everyone = self.images.everyone
+        """Numbers of the images to learn from, and of the held-out ones.
+
+        Images that do not reach the unit are neither.
+        """
+        everyone = self.reached
         share = self.settings.holdout
         if not share or len(everyone) < 2:
             return everyone, everyone

@@ -3,10 +3,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import all_gather_object, all_reduce, get_world_size
 from torch import Tensor
 
 from ...calibration import Images, Replay, Sample, Session, UnitView, mix
@@ -26,6 +27,11 @@ class UnitLoss:
         replay (Replay, optional): For losses on the detector's outputs.
         losses (list): All losses.
         on_step (Callable): Told the number of each step that begins.
+
+    Attributes:
+        reached (list[int]): Numbers of the images, of all ranks, on which
+            the unit gives anything. Nothing can be learned from the others,
+            nor judged by them.
     """
 
     def __init__(
@@ -46,6 +52,8 @@ class UnitLoss:
         self.view = view
         self.samples = samples
         self.replay = replay
+        mine = [j for j, sample in samples.items() if sample.reached]
+        self.reached = sorted(chain(*all_gather_object(mine)))
         self.local = [one for one in losses if isinstance(one, LocalLoss)]
         self.whole = [one for one in losses if isinstance(one, GlobalLoss)]
 

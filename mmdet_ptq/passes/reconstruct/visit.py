@@ -94,12 +94,12 @@ class Visit:
         replay: Replay | None,
         k: int,
     ) -> UnitRecord | None:
-        """What became of the unit, None if no image runs it."""
+        """What became of the unit, None if no image reaches it."""
         name = self.units[k].name
-        called = any(sample.levels for sample in samples.values())
-        if not any(all_gather_object(called)):
+        reached = any(sample.reached for sample in samples.values())
+        if not any(all_gather_object(reached)):
             self.session.notes.append(
-                f'{name}: not reconstructed, no calibration image runs it'
+                f'{name}: not reconstructed, no calibration image reaches it'
             )
             return None
         sizes = (size_of(s.entries()) for s in samples.values())

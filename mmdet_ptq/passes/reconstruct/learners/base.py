@@ -50,5 +50,9 @@ class Learner(ABC):
 
 
 def with_weights(layers: dict[str, QuantLayer]) -> list[QuantLayer]:
-    """Layers of a unit that have weights to quantize."""
-    return [m for m in layers.values() if m.weight_quantizer is not None]
+    """Layers of a unit that have weights of their own to quantize."""
+    return [
+        m
+        for m in layers.values()
+        if m.weight_quantizer is not None and not m.tied
+    ]
