@@ -32,7 +32,7 @@ class RunError(Exception):
 
 def run_once(
     path: Path, checkpoint: Path, folder: Path, size: Sequence[int]
-) -> tuple[str, int]:
+) -> tuple[str, int | None]:
     """Quantizes by the command, loads the artefact and compares.
 
     Args:
@@ -42,8 +42,8 @@ def run_once(
         size (Sequence[int]): Height and width of the images in pixels.
 
     Returns:
-        tuple[str, int]: What the config's own was replaced by, and how many
-        objects were detected.
+        tuple[str, int | None]: What the config's own was replaced by, and
+        :func:`detections`.
 
     Raises:
         RunError: If the command fails, or the artefact tests as something
@@ -66,15 +66,27 @@ def run_once(
         raise RunError(f'saved: {metrics}; loaded: {again}')
     if not same(pickle.loads(out.read_bytes()), predictions):
         raise RunError('the loaded artefact predicts other values')
-    found = sum(len(p['pred_instances']['scores']) for p in predictions)
-    return '; '.join(notes), found
+    return '; '.join(notes), detections(predictions)
+
+
+def detections(predictions: list[dict]) -> int | None:
+    """How many objects were detected.
+
+    Args:
+        predictions (list[dict]): Of each image.
+
+    Returns:
+        int | None: None where segments are predicted and no objects.
+    """
+    found = [p['pred_instances'] for p in predictions if 'pred_instances' in p]
+    return sum(len(one['scores']) for one in found) if found else None
 
 
 def runner_run(
     path: Path,
     folder: Path,
     row: dict,
-    run_once: Callable[..., tuple[str, int]] = run_once,
+    run_once: Callable[..., tuple[str, int | None]] = run_once,
 ) -> None:
     """Runs the config once as a user would.
 
