@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from mmdet.models.detectors import RPN
 from torch import nn
 
 from ..errors import QuantConfigError
@@ -11,6 +12,8 @@ from ..errors import QuantConfigError
 def check_classes(model: nn.Module, metainfo: dict) -> None:
     """Refuses a dataset of another number of classes than the heads have.
 
+    The proposals of an RPN that stands alone have no classes.
+
     Args:
         model (nn.Module): The detector.
         metainfo (dict): Of the test dataset.
@@ -18,6 +21,8 @@ def check_classes(model: nn.Module, metainfo: dict) -> None:
     Raises:
         QuantConfigError: Names both numbers.
     """
+    if isinstance(model, RPN):
+        return
     classes = metainfo.get('classes')
     counts = {
         f'{name}.num_classes': m.num_classes

@@ -109,6 +109,9 @@ def without_pretrained(cfg: Any) -> Any:
         for key in ('pretrained', 'teacher_ckpt'):
             if isinstance(cfg.get(key), str | dict):
                 cfg[key] = None
+        if cfg.get('pretrained') is True:
+            # what backbones of timm are told
+            cfg['pretrained'] = False
         init = cfg.get('init_cfg')
         # the PVT backbones leave the type out
         if isinstance(init, dict) and 'checkpoint' in init:

@@ -30,6 +30,11 @@ def test_configs_lose_what_needs_a_network_or_a_process_group():
     )
 
 
+def test_backbones_of_timm_download_nothing():
+    cfg = dict(backbone=dict(type='TIMMBackbone', pretrained=True))
+    assert without_pretrained(cfg)['backbone']['pretrained'] is False
+
+
 def test_samples_bring_boxes_only_where_asked():
     assert 'proposals' not in noise_batches(1, (64, 96))[0]['data_samples'][0]
     sample = noise_batches(1, (64, 96), 40)[0]['data_samples'][0]

@@ -43,6 +43,7 @@ _EXTRAS = (
     'fairscale',
     'lap',
     'mmpretrain',
+    'motmetrics',
     'nltk',
     'scikit-image',
     'timm',

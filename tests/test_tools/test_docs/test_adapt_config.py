@@ -58,6 +58,12 @@ def test_a_coco_config_stays_what_it_is(tmp_path):
             8,
             'without CityScapesMetric',
         ),
+        (
+            'crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman.py',
+            1,
+            'CocoDataset for CrowdHumanDataset; no metric for '
+            'CrowdHumanMetric',
+        ),
         ('fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py', 80, ''),
         (
             'soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi'
