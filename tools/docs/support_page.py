@@ -13,14 +13,24 @@ _CLIPS = (
     'Its data preprocessor takes clips of several frames with track samples; '
     'the sweep feeds images.'
 )
+#: what was found out about a run through the runner, printed only
+#: while it fails
+FOUND_RUNNER = {
+    'rpn': 'A defect of MMDetection: its `eval_recalls` makes one array of '
+    'images with different numbers of proposals, which NumPy 1.24 and later '
+    'refuse.',
+}
 #: what was found out about a family, printed only while it fails
 FOUND = {
+    'deepsort': _CLIPS,
     'mask2former_vis': _CLIPS,
     'masktrack_rcnn': _CLIPS,
+    'ocsort': _CLIPS,
     'qdtrack': _CLIPS,
     'queryinst': 'As PyTorch starts its boxes they have negative sides; as '
     'MMDetection starts them they leave the image, and on a CPU MMDetection '
     'pastes a mask into the part of the image around its box.',
+    'reid': 'It embeds crops of people of one size and detects nothing.',
     'sort': 'MMDetection ships the config but not its `_base_`.',
     'ssd': 'A defect of MMDetection, whatever the image size: `SSDHead` does '
     'not run the constructor of `AnchorHead` and so has no `loss_cls`, which '
@@ -66,7 +76,7 @@ def runner_notes(rows: dict[str, dict]) -> list[str]:
         (
             'Do not go through the runner',
             [
-                f'- **{n}**: `{r["runner"]}`.'
+                f'- **{n}**: `{r["runner"]}`. {FOUND_RUNNER.get(n, "")}'.strip()
                 for n, r in rows.items()
                 if r['runner'] and not went_through(r)
             ],
@@ -109,7 +119,8 @@ def optional_packages(rows: dict[str, dict]) -> list[str]:
         'These families fail without a package that MMDetection does not '
         'require, and were run again with '
         + ', '.join(f'{k} {v}' for k, v in sorted(versions.items()))
-        + '. Language models have random weights.',
+        + '. Language models have random weights. What is of torchvision '
+        'needs a build that fits that of torch.',
         '',
         '| family | without | builds | float runs | quantized | predicts | '
         'runner |',
