@@ -76,7 +76,7 @@ def runner_notes(rows: dict[str, dict]) -> list[str]:
         (
             'Do not go through the runner',
             [
-                f'- **{n}**: `{r["runner"]}`. {FOUND_RUNNER.get(n, "")}'.strip()
+                f'- **{n}**: `{r["runner"]}`. {FOUND_RUNNER.get(n, "")}'
                 for n, r in rows.items()
                 if r['runner'] and not went_through(r)
             ],
@@ -95,7 +95,7 @@ def runner_notes(rows: dict[str, dict]) -> list[str]:
         ),
     ):
         if found:
-            lines += ['', f'### {title}', '', *found]
+            lines += ['', f'### {title}', '', *(s.strip() for s in found)]
     return ['', '## Through the runner', *lines] if lines else []
 
 
