@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from mmdet.models.detectors import RPN
 from mmengine.logging import print_log
 from torch import nn
 
@@ -13,9 +14,10 @@ from ..errors import QuantConfigError
 def check_classes(model: nn.Module, metainfo: dict) -> None:
     """Refuses a dataset of another number of classes than the heads have.
 
-    A panoptic model may be tested on things, or on things and stuff. Where
-    classes come from a prompt the heads have no number of them; then a
-    difference is a warning.
+    The proposals of an RPN that stands alone have no classes. A panoptic
+    model may be tested on things, or on things and stuff. Where classes come
+    from a prompt the heads have no number of them; then a difference is a
+    warning.
 
     Args:
         model (nn.Module): The detector.
@@ -24,6 +26,8 @@ def check_classes(model: nn.Module, metainfo: dict) -> None:
     Raises:
         QuantConfigError: Names both numbers.
     """
+    if isinstance(model, RPN):
+        return
     classes = metainfo.get('classes')
     counts = _counts(model)
     if classes is None or not counts or len(classes) in counts.values():

@@ -53,13 +53,18 @@ class Selections(TorchFunctionMode):
             for x in args[:2]
         ):
             return out
-        index = out if isinstance(out, Tensor) else out[1]
+        # `nonzero(as_tuple=True)`: a tensor for each axis
+        axes = name == 'nonzero' and isinstance(out, tuple)
+        index = torch.stack(out) if axes else out
+        index = index if isinstance(index, Tensor) else index[1]
         if self.replay is None:
             self.made.append(index)
             return out
         if not self.replay or self.replay[0].shape != index.shape:
             return out
         index = self.replay.pop(0)
+        if axes:
+            return index.unbind()
         if isinstance(out, Tensor):
             return index
         dim = (kwargs or {}).get('dim', -1)

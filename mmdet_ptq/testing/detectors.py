@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
+from mmdet.models.backbones.trident_resnet import TridentConv
 from mmengine.config import Config
 from torch import Tensor, nn
 
@@ -80,6 +81,9 @@ def calm(model: nn.Module) -> None:
         embed = module._parameters.get('level_embed')
         if embed is not None:
             nn.init.normal_(embed)
+        # and TridentNet its weights
+        if isinstance(module, TridentConv):
+            nn.init.kaiming_normal_(module.weight, nonlinearity='relu')
         if isinstance(module, DeformConv2dPack | ModulatedDeformConv2dPack):
             fan_in = module.conv_offset.weight[0].numel()
             nn.init.normal_(module.conv_offset.weight, std=0.3 / fan_in**0.5)
@@ -109,6 +113,9 @@ def without_pretrained(cfg: Any) -> Any:
         for key in ('pretrained', 'teacher_ckpt'):
             if isinstance(cfg.get(key), str | dict):
                 cfg[key] = None
+        if cfg.get('pretrained') is True:
+            # what backbones of timm are told
+            cfg['pretrained'] = False
         init = cfg.get('init_cfg')
         # the PVT backbones leave the type out
         if isinstance(init, dict) and 'checkpoint' in init:

@@ -30,6 +30,21 @@ def test_selections_replays_choices_on_other_numbers():
     assert y.topk(2)[1].tolist() == [2, 0]
 
 
+def test_selections_replays_masks_as_tuples():
+    """As Grounding DINO asks which scores are high enough."""
+    high = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    with Selections() as seen:
+        found = (high > 0.5).nonzero(as_tuple=True)
+        (flat,) = torch.nonzero(high[0] > 0.5, as_tuple=True)
+    assert [i.tolist() for i in found] == [[0, 1], [0, 1]]
+    assert flat.tolist() == [0] and len(seen.made) == 2
+    with Selections(seen.made):
+        again = (1 - high > 0.5).nonzero(as_tuple=True)
+        (flat,) = torch.nonzero(1 - high[0] > 0.5, as_tuple=True)
+    assert [i.tolist() for i in again] == [[0, 1], [0, 1]]
+    assert flat.tolist() == [0]
+
+
 def test_selections_replays_local_maxima_only():
     x, y = torch.tensor([1.0, 3.0, 2.0]), torch.tensor([5.0, 4.0, 6.0])
     with Selections() as first:

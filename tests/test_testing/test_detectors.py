@@ -3,6 +3,7 @@
 
 import torch
 from mmcv.ops import ModulatedDeformConv2dPack
+from mmdet.models.backbones.trident_resnet import TridentConv
 from torch import nn
 
 from mmdet_ptq.testing import noise_batches, random_detector
@@ -28,6 +29,11 @@ def test_configs_lose_what_needs_a_network_or_a_process_group():
         norm_cfg=[dict(type='BN', requires_grad=True)],
         neck=dict(init_cfg=dict(type='Normal')),
     )
+
+
+def test_backbones_of_timm_download_nothing():
+    cfg = dict(backbone=dict(type='TIMMBackbone', pretrained=True))
+    assert without_pretrained(cfg)['backbone']['pretrained'] is False
 
 
 def test_samples_bring_boxes_only_where_asked():
@@ -63,3 +69,11 @@ def test_nothing_is_as_memory_happens_to_be():
     module.level_embed = nn.Parameter(torch.full((4, 256), float('nan')))
     calm(module)
     assert 0.8 < float(module.level_embed.std()) < 1.2
+
+
+def test_weights_of_tridentnet_are_not_as_memory_happens_to_be():
+    conv = TridentConv(64, 64, 3, [1, 2, 3])
+    nn.init.constant_(conv.weight, float('nan'))
+    calm(conv)
+    # the power of a half-wave stays: 2 / (64 * 9)
+    assert 0.055 < float(conv.weight.std()) < 0.063

@@ -2,11 +2,10 @@
 """Builds one random detector of a family, quantizes it and compares."""
 
 import copy
-import re
 import resource
+import tempfile
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +22,9 @@ from mmdet_ptq.testing import (
     raw_outputs,
     settle_batch_norms,
 )
+from tools.docs.messages import said
+from tools.docs.run_once import runner_run
+from tools.docs.tiny_bert import TEXT
 
 #: two for calibration; one value a channel is left of a pooled feature map,
 #: and a batch norm there needs more than two of them
@@ -43,7 +45,11 @@ def empty_row(**known: Any) -> dict:
         whether the ``heads`` started as MMDetection starts them, ``built``,
         ``float_ok``, ``quantized``, ``predicts``, ``layers``,
         ``left_float``, ``cosine``, ``bfloat16`` (the cosine that the float
-        model has in bfloat16), ``seconds``, ``why``.
+        model has in bfloat16), ``seconds``, ``why``; whether it went through
+        the ``runner`` ('yes', why not, or nothing if it was not tried), what
+        of the config was ``replaced`` for that, and how many objects were
+        ``detected``; the optional packages that were there (``extras``, name
+        to version), and why the family failed ``without`` them.
     """
     row: dict[str, Any] = dict(
         config='',
@@ -59,6 +65,11 @@ def empty_row(**known: Any) -> dict:
         bfloat16=None,
         seconds=0.0,
         why='',
+        runner='',
+        replaced='',
+        detected=None,
+        extras={},
+        without='',
     )
     return {**row, **known}
 
@@ -97,6 +108,11 @@ def draw(
     row['built'] = True
     second_stage = not getattr(model, 'with_rpn', True)
     images = noise_batches(_IMAGES, size, 64 if second_stage else 0)
+    for batch in images:
+        # read by those that have a language model alone
+        batch['data_samples'][0].set_metainfo(
+            dict(text=TEXT, custom_entities=True)
+        )
     try:
         settle_batch_norms(model, images)
     except Exception:
@@ -164,7 +180,7 @@ def float_run(
                 run = draw(path, larger, heads, row)
                 row['bfloat16'] = round(resolution(run), 5)
         except Exception as error:
-            row['why'] = _said(error)
+            row['why'] = said(error)
             # what the largest images failed with is told
             failed = failed if heads else row
             # neither is a matter of size
@@ -208,7 +224,7 @@ def quantized_run(run: FloatRun, row: dict) -> None:
     )
 
 
-def examine(paths: list[Path], size: tuple[int, int]) -> dict:
+def examine(paths: list[Path], size: tuple[int, int]) -> Iterator[dict]:
     """Builds, quantizes and runs one detector of a family.
 
     Args:
@@ -216,45 +232,41 @@ def examine(paths: list[Path], size: tuple[int, int]) -> dict:
             used, of the first three.
         size (tuple[int, int]): Height and width of the images in pixels.
 
-    Returns:
-        dict: See :func:`empty_row`.
+    Yields:
+        dict: See :func:`empty_row`; what is known before the config goes
+        through the runner, and, if it does, after that.
     """
     start = time.perf_counter()
     row = empty_row(config=paths[0].name, size=list(size))
-    for path in paths[:3]:
-        found, run = float_run(path, size)
-        # what is wrong with the smallest is told if none runs
-        if run is not None or path is paths[0]:
-            row = found
-        if run is not None:
-            try:
-                quantized_run(run, row)
-            except Exception as error:
-                row['why'] = _said(error)
-            break
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path in paths[:3]:
+            found, run = float_run(path, size)
+            # what is wrong with the smallest is told if none runs
+            if run is not None or path is paths[0]:
+                row = found
+            if run is not None:
+                weights = dict(state_dict=run.model.state_dict())
+                torch.save(weights, folder / 'float.pth')
+                try:
+                    quantized_run(run, row)
+                except Exception as error:
+                    row['why'] = said(error)
+                break
+        _measure(row, start)
+        yield dict(row)
+        # the detector of the runner needs its memory
+        run = weights = None
+        if row['predicts']:
+            runner_run(path, folder, row)
+            _measure(row, start)
+            yield row
+
+
+def _measure(row: dict, start: float) -> None:
+    """Notes the time since the start and the memory of the process."""
     row['seconds'] = round(time.perf_counter() - start, 1)
     row['peak_mb'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return row
-
-
-def without_folders(text: str) -> str:
-    """A message in one line, without the folders of this machine."""
-    return re.sub(r'/(?:[\w.+-]+/)+', '', ' '.join(text.split()))
-
-
-def _said(error: Exception) -> str:
-    """An error in one line.
-
-    Args:
-        error (Exception): What was raised.
-
-    Returns:
-        str: Its type, file and line, and message.
-    """
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    first = without_folders((str(error).splitlines() or [''])[0])[:160]
-    where = f'{Path(at.filename).name}:{at.lineno}'
-    return f'{type(error).__name__} at {where}: {first}'
 
 
 def _finite(results: list) -> bool:

@@ -3,7 +3,9 @@
 
 Each detector is built with random weights (batch norm statistics taken from
 a few images), quantized by ``uniform`` w8a8 on two small images, and asked
-to predict. A crash or a time-out of one does not stop the rest.
+to predict. What predicts then goes once through the runner, as a user runs
+it: on a tiny data set, by the command, and its artefact is loaded and tested
+again. A crash or a time-out of one does not stop the rest.
 
 Some detectors need larger images, which are tried next. A random network can
 also be one in which nothing is to be seen: rounding to bfloat16 changes its
@@ -18,16 +20,36 @@ import multiprocessing
 import os
 import re
 import sys
+import tempfile
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mmdet
 import torch
 
 from tools.docs.examine import empty_row, examine
 from tools.docs.support_page import to_markdown
+from tools.docs.tiny_bert import make_tiny_bert
 
+#: packages that MMDetection can do without and some families cannot
+_EXTRAS = (
+    'fairscale',
+    'lap',
+    'mmpretrain',
+    'motmetrics',
+    'nltk',
+    'scikit-image',
+    'timm',
+    'torchvision',
+    'transformers',
+)
 # from small to large; a name holding none of them counts as middling
 _SIZES = (
     'nano',
@@ -99,11 +121,38 @@ def families() -> dict[str, list[Path]]:
     return {name: paths for name, paths in found.items() if paths}
 
 
+def installed_extras() -> dict[str, str]:
+    """Packages that some families need, as far as they are installed.
+
+    Returns:
+        dict[str, str]: Name to version.
+    """
+    found = {}
+    for name in _EXTRAS:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def failed_without(row: dict | None) -> str:
+    """Why a family failed where no optional package was installed.
+
+    Args:
+        row (dict | None): Of an earlier run, see :func:`empty_row`.
+
+    Returns:
+        str: Nothing if it did not, or was not run there.
+    """
+    if row is None or (row['float_ok'] and not row['extras']):
+        return ''
+    return row['without'] if row['extras'] else row['why']
+
+
 def in_child(
     paths: list[Path],
     size: tuple[int, int],
     limit: float,
-    examine: Callable[[list[Path], tuple[int, int]], dict] = examine,
+    examine: Callable[[list[Path], tuple[int, int]], Iterable[dict]] = examine,
 ) -> dict:
     """Runs :func:`examine` in a forked process that may die.
 
@@ -111,38 +160,60 @@ def in_child(
         paths (list[Path]): Configs of one family.
         size (tuple[int, int]): Height and width of the images in pixels.
         limit (float): Seconds that it may take.
-        examine (Callable): What is run.
+        examine (Callable): What is run; of the rows that it gives, the last
+            one counts.
 
     Returns:
         dict: See :func:`empty_row`.
     """
     context = multiprocessing.get_context('fork')
     receiver, sender = context.Pipe(duplex=False)
+    row = empty_row(config=paths[0].name, size=list(size), seconds=limit)
+    failed, end = 'why', time.monotonic() + limit
+    # the parent's, so that nothing is left of a child that is killed
+    with TemporaryDirectory() as folder:
+        child = context.Process(
+            target=_work, args=(sender, folder, lambda: examine(paths, size))
+        )
+        child.start()
+        sender.close()
+        try:
+            while receiver.poll(max(0.0, end - time.monotonic())):
+                # what comes after the first row is the run by the runner
+                row, failed = receiver.recv(), 'runner'
+            row[failed] = f'no result within {limit:.0f} s'
+        except EOFError:
+            child.join()
+            if child.exitcode:
+                row[failed] = (
+                    f'the process died with exit code {child.exitcode}'
+                )
+        finally:
+            child.kill() if child.is_alive() else None
+            child.join()
+    return row
 
-    def work() -> None:
-        """The child: silent, and done when the row is sent."""
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, 1)
-        os.dup2(devnull, 2)
-        torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
-        sender.send(examine(paths, size))
 
-    child = context.Process(target=work)
-    child.start()
-    sender.close()
-    try:
-        if receiver.poll(limit):
-            return receiver.recv()
-        why = f'no result within {limit:.0f} s'
-    except EOFError:
-        child.join()
-        why = f'the process died with exit code {child.exitcode}'
-    finally:
-        child.kill() if child.is_alive() else None
-        child.join()
-    return empty_row(
-        config=paths[0].name, size=list(size), seconds=limit, why=why
-    )
+def _work(
+    sender: Connection, folder: str, rows: Callable[[], Iterable[dict]]
+) -> None:
+    """The child: silent, and done when the last row is sent.
+
+    Args:
+        sender (Connection): Where rows go.
+        folder (str): Where files go.
+        rows (Callable): Makes the rows.
+    """
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
+    os.dup2(devnull, 2)
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    os.chdir(folder)
+    tempfile.tempdir = folder
+    if find_spec('transformers') is not None:
+        make_tiny_bert(Path(folder))
+    for row in rows():
+        sender.send(row)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -165,7 +236,7 @@ def main(words: list[str] | None = None) -> int:
         help='height and width of the images',
     )
     parser.add_argument(
-        '--limit', type=float, default=240, help='seconds for one family'
+        '--limit', type=float, default=600, help='seconds for one family'
     )
     parser.add_argument(
         '--resume',
@@ -181,6 +252,7 @@ def main(words: list[str] | None = None) -> int:
         parser.error(
             f'no such family: {", ".join(unknown)}; allowed: {", ".join(todo)}'
         )
+    extras = installed_extras()
     store = Path(args.out).with_suffix('.json')
     rows = (
         json.loads(store.read_text())
@@ -207,6 +279,7 @@ def main(words: list[str] | None = None) -> int:
         if name not in (args.families or set(todo) - set(rows)):
             continue
         row = in_child(paths, tuple(args.size), args.limit)
+        row.update(extras=extras, without=failed_without(rows.get(name)))
         rows[name] = row
         print(
             name,

@@ -13,8 +13,9 @@ from tools.docs import examine
 def test_examine_reports_where_a_family_fails(tmp_path):
     path = tmp_path / 'broken.py'
     path.write_text("model = dict(type='NoSuchDetector')")
-    row = examine.examine([path], (8, 8))
+    (row,) = examine.examine([path], (8, 8))
     assert not row['built'] and 'NoSuchDetector' in row['why']
+    assert not row['runner']
 
 
 def test_examine_tries_larger_images_then_other_starts():
@@ -62,7 +63,7 @@ def test_examine_keeps_the_smallest_config_that_fails(tmp_path):
     paths = [tmp_path / f'{i}.py' for i in range(3)]
     for i, path in enumerate(paths):
         path.write_text(f"model = dict(type='No{i}')")
-    row = examine.examine(paths, (8, 8))
+    (row,) = examine.examine(paths, (8, 8))
     assert row['config'] == '0.py' and 'No0' in row['why']
 
 
@@ -89,8 +90,32 @@ def test_predictions_are_made_without_gradients(monkeypatch):
     assert row['predicts'] and row['cosine'] == 1
 
 
-def test_messages_name_no_folders():
-    text = examine.without_folders(
-        'file "/a/b-1.0/c.py"  at /x/y.cpp":12\n 3 / 4 and a/b'
-    )
-    assert text == 'file "c.py" at y.cpp":12 3 / 4 and a/b'
+def test_what_predicts_goes_through_the_runner(monkeypatch, tmp_path):
+    model = nn.Linear(2, 2)
+    started, went = [], []
+
+    def draw(path, size):
+        run = examine.FloatRun(model, [], {}, [])
+        return examine.empty_row(config=path.name, size=list(size)), run
+
+    def quantize(run, row):
+        # the checkpoint holds the float weights, not what becomes of them
+        started.append(run.model.weight.detach().clone())
+        with torch.no_grad():
+            run.model.weight.zero_()
+        row['predicts'] = row['config'] == 'good.py'
+
+    def go(path, folder, row):
+        saved = torch.load(folder / 'float.pth')['state_dict']['weight']
+        went.append((path.name, torch.equal(saved, started[0])))
+        row['runner'] = 'yes'
+
+    monkeypatch.setattr(examine, 'float_run', draw)
+    monkeypatch.setattr(examine, 'quantized_run', quantize)
+    monkeypatch.setattr(examine, 'runner_run', go)
+    first, last = examine.examine([Path('good.py')], (8, 8))
+    # the first row is what is known if the runner hangs
+    assert first['runner'] == '' and last['runner'] == 'yes'
+    assert went == [('good.py', True)] and bool(started[0].any())
+    assert len(list(examine.examine([Path('bad.py')], (8, 8)))) == 1
+    assert len(went) == 1

@@ -36,4 +36,27 @@ def test_markdown_counts():
     assert FOUND['sort'] in end
     # words about a family that passes are not printed
     assert FOUND['ssd'] not in end and '**good**' not in end
-    assert '## Exceptions' not in to_markdown({'good': row}, 7, 'cmd', (8, 8))
+    text = to_markdown({'good': row}, 7, 'cmd', (8, 8))
+    assert '##' not in text and 'PTQRunner' not in text
+
+
+def test_runner_and_optional_packages():
+    row = empty_row(config='a.py', built=True, float_ok=True, cosine=0.999)
+    row.update(quantized=True, predicts=True, runner='yes', detected=7)
+    rows = {
+        'good': dict(row, replaced='CocoMetric for VOCMetric'),
+        'blank': dict(row, detected=0),
+        'bad': dict(row, runner='the dataset has 1 class', detected=None),
+        'plain': dict(row, runner=''),
+        'text': dict(row, extras={'lap': '1.2'}, without='Error: a | b'),
+    }
+    text = to_markdown(rows, 5, 'cmd', (8, 8))
+    assert '**3** of 4 that were tried do.' in text
+    assert '| bad | a.py |  | yes | yes | yes | no |' in text
+    assert '| plain | a.py |  | yes | yes | yes |  |' in text
+    assert '- **bad**: `the dataset has 1 class`.' in text
+    assert '- **good**: CocoMetric for VOCMetric.' in text
+    assert text.count('- **blank**') == 1
+    assert 'run again with lap 1.2.' in text
+    assert '| text | `Error: a / b` | yes | yes | yes | yes | yes |' in text
+    assert '## Exceptions' not in text
