@@ -147,7 +147,10 @@ def from_config(cfg: Config, calibration: Calibration) -> CalibrationImages:
                 '"train", "test" or a folder of images'
             )
         where = f'{key}.dataset'
-        leaves = _leaf_datasets(cfg[key].dataset, where)
+        leaves = [
+            {**_asked(cfg), **leaf}
+            for leaf in _leaf_datasets(cfg[key].dataset, where)
+        ]
         source: Any = _Datasets(leaves, pipeline)
         names = source.names
     else:
@@ -159,10 +162,22 @@ def from_config(cfg: Config, calibration: Calibration) -> CalibrationImages:
     return CalibrationImages(source, names, indices)
 
 
-def _inference_pipeline(cfg: Config) -> list[dict]:
+def _test_dataset(cfg: Config, key: str) -> dict:
     dataset = cfg.test_dataloader.dataset
-    if 'pipeline' not in dataset:
-        dataset = _leaf_datasets(dataset, 'test_dataloader.dataset')[0]
+    if key in dataset:
+        return dataset
+    return _leaf_datasets(dataset, 'test_dataloader.dataset')[0]
+
+
+def _asked(cfg: Config) -> dict:
+    """What makes a test dataset give text, for detectors that need it."""
+    keys = ('return_classes', 'caption_prompt')
+    dataset = _test_dataset(cfg, keys[0])
+    return {key: dataset[key] for key in keys if key in dataset}
+
+
+def _inference_pipeline(cfg: Config) -> list[dict]:
+    dataset = _test_dataset(cfg, 'pipeline')
     transforms: list = []
     for t in copy.deepcopy(list(dataset.pipeline)):
         if 'TestTimeAug' in str(t['type']):

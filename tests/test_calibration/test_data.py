@@ -55,6 +55,17 @@ def test_voc(tmp_path, monkeypatch):
     assert {tuple(b['inputs'][0].shape) for b in batches} == {(3, 600, 800)}
 
 
+def test_text_that_the_test_images_come_with(tiny):
+    """For detectors that are told what to find; train sets have none."""
+    register_all_modules()
+    cfg = Config.fromfile(tiny.config['retinanet'])
+    cfg.test_dataloader.dataset.return_classes = True
+    cfg.test_dataloader.dataset.pipeline[-1].meta_keys += ('text',)
+    images = from_config(cfg, Calibration(num_samples=2))
+    for _, batch in images.batches():
+        assert batch['data_samples'][0].text == tiny.classes
+
+
 def test_images_of_a_folder(tmp_path):
     """Links are followed; folders and other programs' files do not count."""
     root, other = tmp_path / 'root', tmp_path / 'other'
