@@ -92,7 +92,7 @@ def test_a_loss_of_another_kind_is_refused():
 @pytest.mark.parametrize(
     ('args', 'says'),
     [
-        (dict(type='L2Loss', p=0), 'p must be a number above 0'),
+        (dict(type='L2Loss', p=0), 'p must be a number of at least 1'),
         (dict(type='L2Loss', p=float('inf')), 'p must be a number'),
         (dict(type='L2Loss', weight=-1), 'weight must be a number'),
         (dict(type='FisherLoss', damping=1.5), 'damping must.* from 0 to 1'),
