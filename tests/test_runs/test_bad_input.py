@@ -304,7 +304,7 @@ PASS = (
             PASS.format(
                 "type='Observe', observer=dict(type='LpObserver', p=-1)"
             ),
-            ['Observe.observer', 'p must be positive', '-1'],
+            ['Observe.observer', 'p must be a number above 0', '-1'],
         ),
         (
             "quant_cfg = dict(recipe='uniform', bit='w8a8')",

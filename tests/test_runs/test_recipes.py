@@ -2,7 +2,11 @@
 """Every recipe, run as a user runs it."""
 
 import pytest
+from mmengine.config import Config
+from torch import nn
 
+from mmdet_ptq import PTQRunner, quantize_detector
+from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.quant_cfg import load_recipe, recipe_names
 
 #: as short as it gets
@@ -65,3 +69,13 @@ def test_iters_of_the_command(ptq):
     assert run.result['quant_cfg']['passes'][-1]['iters'] == 0
     run = ptq('--recipe', 'uniform', '--iters', 5)
     assert run.code == 1 and '--iters 5: no pass' in run.err
+
+
+def test_a_recipe_is_no_quant_cfg(tmp_path):
+    """A string is told what to write, by the doors without a command too."""
+    says = r"got 'minmax'; write e\.g\. dict\(recipe='minmax', bits='w8a8'\)"
+    cfg = Config(dict(quant_cfg='minmax'))
+    with pytest.raises(QuantConfigError, match=says):
+        PTQRunner(cfg=cfg, work_dir=str(tmp_path))
+    with pytest.raises(QuantConfigError, match=says):
+        quantize_detector(nn.Conv2d(1, 1, 1), [], 'minmax')
