@@ -58,17 +58,7 @@ def check_rule(rule: dict, where: str, earlier: Sequence[dict] = ()) -> None:
         raise QuantConfigError(
             f'{where}: {rule!r} says nothing; give weight, act or skip'
         )
-    if not isinstance(rule.get('skip', False), bool):
-        raise QuantConfigError(
-            f'{where}: skip={rule["skip"]!r} must be True or False'
-        )
-    said = [key for key in TENSORS if rule.get(key) is not None]
-    if rule.get('skip') and said:
-        raise QuantConfigError(
-            f'{where}: skip=True leaves the layer float and {said[0]}= '
-            'quantizes it; give one of them, or skip=False with '
-            f'{said[0]}='
-        )
+    _check_skip(rule, where)
     for key in TENSORS:
         spec = rule.get(key)
         if spec is None:
@@ -135,6 +125,20 @@ def check_default_widths(
         for i in typed[-1:]:
             if patterns_of(rules[i]) != ['@softmax']:
                 check_width(rules[i][key]['type'], width, f'{where(i)}.{key}')
+
+
+def _check_skip(rule: dict, where: str) -> None:
+    if not isinstance(rule.get('skip', False), bool):
+        raise QuantConfigError(
+            f'{where}: skip={rule["skip"]!r} must be True or False'
+        )
+    said = [key for key in TENSORS if rule.get(key) is not None]
+    if rule.get('skip') and said:
+        raise QuantConfigError(
+            f'{where}: skip=True leaves the layer float and {said[0]}= '
+            'quantizes it; give one of them, or skip=False with '
+            f'{said[0]}='
+        )
 
 
 def _check_match(rule: dict, where: str) -> None:
