@@ -27,9 +27,9 @@ def notes_on(
     """Looks at calibration images before they are used, and warns.
 
     Args:
-        feed (Feed): This rank's images; ``LOOKED_AT`` batches at most are
-            read.
-        total (int): How many images calibrate, of all ranks.
+        feed (Feed): The images of all ranks; ``LOOKED_AT`` batches at most
+            are read.
+        total (int): How many images calibrate.
         test (CalibrationImages, optional): Images as the detector will get
             them, to compare with.
 

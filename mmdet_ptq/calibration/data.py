@@ -28,7 +28,8 @@ class CalibrationImages:
         indices (Sequence[int]): Which of them, in order.
 
     Attributes:
-        skipped (list[str]): Names of images that could not be read.
+        skipped (list[str]): Names of images that could not be read, by it
+            or by what :meth:`take` took.
     """
 
     def __init__(
@@ -83,9 +84,12 @@ class CalibrationImages:
 
     def take(self, indices: Sequence[int]) -> 'CalibrationImages':
         """The images at these positions."""
-        return CalibrationImages(
+        taken = CalibrationImages(
             self.source, self.names, [self.indices[i] for i in indices]
         )
+        # what cannot be read is said once, whoever reads it
+        taken.skipped = self.skipped
+        return taken
 
 
 def share_of_rank(

@@ -64,7 +64,8 @@ def quantize_and_test(
     # every rank surveys the same image
     example = images.first()
     test = tested_images(runner.test_dataloader.dataset)
-    doubts = notes_on(loop, len(images), test)
+    # all images, so that ranks have the same notes
+    doubts = notes_on(CalibLoop(runner, images), len(images), test)
     if runner.options['float_eval'] and result.float_metrics is None:
         # a mistake in quant_cfg shall not cost a float test first
         model = copy.deepcopy(runner.detector)

@@ -78,8 +78,9 @@ class PTQRunner(Runner):
         # all of it before a model or a dataset is built
         if cfg.get('device'):
             check_device(cfg.device)
-        if kwargs.get('load_from') and '://' not in kwargs['load_from']:
-            check_file(local_checkpoint(kwargs['load_from']))
+        path = str(kwargs.get('load_from') or '')
+        if path and '://' not in path and '::' not in path:
+            check_file(local_checkpoint(path))
         check_writable(kwargs['work_dir'])
         super().__init__(*args, **kwargs)
 

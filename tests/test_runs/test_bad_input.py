@@ -521,6 +521,8 @@ def test_unreadable_images_are_named(ptq, folder):
     assert run.code == 0
     notes = [n for n in run.result['notes'] if 'cannot be read' in n]
     assert [Path(n.split(':')[0]).name for n in notes] == ['1.png', '3.png']
+    # each is told once, whoever reads it
+    assert run.log.count('cannot be read, skipped') == 2
 
 
 def test_unreadable_images_change_nothing(ptq, folder, tmp_path):

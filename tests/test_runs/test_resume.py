@@ -16,7 +16,7 @@ from mmdet_ptq.passes import BasePass
 from mmdet_ptq.registry import PASSES
 
 # the command, standing still before calibration image number 3; one image
-# is read to check quant_cfg and for the survey
+# is read to check quant_cfg and for the survey, and the six are looked at
 STUCK = """
 import signal, sys, time
 # a shell starts background jobs with Ctrl-C ignored
@@ -25,7 +25,7 @@ from mmdet_ptq.calibration import CalibrationImages
 load, count = CalibrationImages.load, [0]
 def stuck(self, i):
     count[0] += 1
-    if count[0] > 4:
+    if count[0] > 1 + 6 + 3:
         time.sleep(300)
     return load(self, i)
 CalibrationImages.load = stuck
@@ -119,7 +119,7 @@ def test_stop_in_calibration(
 
     resumed = ptq('--calib-num', 6, '--resume', work=work)
     assert resumed.code == 0
-    assert len(loads) == 1 + 3  # the survey, and what was left
+    assert len(loads) == 1 + 6 + 3  # survey, look, and what was left
     assert tests['runs'] == 1  # the float metrics are taken over
     assert resumed.result['float'] == float_metrics
     assert not resume_file.exists()
@@ -145,7 +145,7 @@ def test_stop_in_the_last_test(ptq, loads, tests, tmp_path):
     tests.update(runs=0, stop_at=None)
     loads.clear()
     resumed = ptq('--calib-num', 4, '--resume')
-    assert len(loads) == 1
+    assert len(loads) == 1 + 4
     assert tests['runs'] == 1
     assert resumed.digest == whole.digest
     assert resumed.result['quantized'] == whole.result['quantized']
@@ -190,10 +190,14 @@ def test_replanned(ptq, tiny, loads, tests, tmp_path, dropping, at):
     tests.update(stop_at=None)
     loads.clear()
     resumed = ptq('--no-float-eval', '--resume', config=config)
-    assert len(loads) == 1
+    assert len(loads) == 1 + 3
     assert resumed.code == 0
     assert resumed.digest == whole.digest
-    assert resumed.result['notes'] == whole.result['notes'] == ['dropped one']
+    assert resumed.result['notes'] == whole.result['notes']
+    assert [note.split(':')[0] for note in whole.result['notes']] == [
+        'dropped one',
+        'only 3 calibration images',
+    ]
 
 
 def test_other_settings_are_not_resumed(ptq, loads, tests):
@@ -208,7 +212,7 @@ def test_other_settings_are_not_resumed(ptq, loads, tests):
     assert run.code == 0
     assert tests['runs'] == 2
     assert 'nothing to resume' in run.log
-    assert len(loads) == 1 + 3
+    assert len(loads) == 1 + 3 + 3
     tests.update(runs=0)
     again = ptq(
         '--calib-num',
