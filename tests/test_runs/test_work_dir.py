@@ -86,11 +86,17 @@ def counted(runs):
     return one
 
 
-def test_a_mistake_leaves_the_set(ptq):
+def test_a_mistake_leaves_the_set(ptq, tiny, tmp_path):
     made = ptq(*MINMAX)
     before = files(made.work)
-    rule = "quant_cfg.rules=[{'match':'no.such','skip':True}]"
-    assert ptq(*QUICK, '--cfg-options', rule).code == 1
+    config = tmp_path / 'retinanet.py'
+    config.write_text(
+        f"_base_ = r'{tiny.config['retinanet']}'\n"
+        "quant_cfg = dict(recipe='minmax', bits='w8a8', "
+        "rules=[dict(match='no.such', skip=True)])\n"
+    )
+    run = ptq(*QUICK, config=config)
+    assert run.code == 1 and 'matches no' in run.err
     assert files(made.work) == before
 
 
