@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """When progress is saved, and what its line says in the end."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -75,12 +76,14 @@ def test_calibration_images_are_told_too(monkeypatch):
 @pytest.mark.parametrize(
     ('finished', 'line'), [(True, '44/44'), (False, '13/44')]
 )
-def test_line_that_stays(capsys, finished, line):
+def test_line_that_stays(capsys, monkeypatch, finished, line):
+    # for rich it is a terminal
+    monkeypatch.setenv('FORCE_COLOR', '1')
     hook = ProgressHook()
     hook.before_calib(None, 44)
     for i in range(13):
         hook.after_calib_iter(None, i)
     hook.after_quantize(None, finished)
-    said = capsys.readouterr().err
+    said = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', ' ', capsys.readouterr().err)
     counts = [word for word in said.split() if '/' in word]
     assert counts[-1] == line, said

@@ -174,7 +174,7 @@ def test_mistakes_in_use():
         (PercentileObserver, dict(percentile=1.01), 'percentile'),
         (LpObserver, dict(p=0.0), 'p must'),
         (LpObserver, dict(steps=1), 'steps'),
-        (LpObserver, dict(search='3d'), 'auto, 1d, 2d'),
+        (LpObserver, dict(search='3d'), '1d, 2d, auto, upper'),
     ],
 )
 def test_wrong_arguments(cls, kwargs, message):

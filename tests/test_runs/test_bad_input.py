@@ -631,6 +631,8 @@ def test_full_disk_keeps_the_old_artefact(ptq, full_disk, monkeypatch):
 
 def test_interrupt(ptq, monkeypatch, request):
     """Ctrl-C in the middle: exit code 130, and --resume goes on from there."""
+    # the bar is drawn in terminals
+    monkeypatch.setenv('FORCE_COLOR', '1')
     # pytest may itself run where a shell has Ctrl-C ignored
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
