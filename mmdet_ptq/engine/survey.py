@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import CalibrationError, PTQError
-from ..graph import survey
+from ..graph import Trace, assemble, trace
 from ..layers import is_leaf, ports_of
 from ..structures import LayerGraph
 
@@ -35,21 +35,27 @@ def survey_detector(model: nn.Module, example: dict) -> LayerGraph:
         CalibrationError: If the float model fails in both modes.
         PTQError: If it calls no layer that has a twin.
     """
-    graphs: dict[str, LayerGraph] = {}
+    records: dict[str, Trace] = {}
     errors = []
     for mode in MODES:
         try:
-            graphs[mode] = _survey(model, example, mode)
+            records[mode] = _trace(model, example, mode)
         except PTQError:
             raise
         except Exception as error:
             # some detectors of MMDetection have no working raw mode
             errors.append(f'{mode}: {type(error).__name__}: {error}')
-    if not graphs:
+    if not records:
         raise CalibrationError(
             'the float model fails on the first calibration image. '
             + ' '.join(errors)
         )
+    # what a function reads in one mode holds in all
+    reads = {k: v for one in records.values() for k, v in one.reads.items()}
+    graphs = {
+        mode: assemble(replace(one, reads=reads), is_leaf, ports_of)
+        for mode, one in records.items()
+    }
     useful = {mode: g for mode, g in graphs.items() if g.layers}
     if not useful:
         raise PTQError(
@@ -60,15 +66,9 @@ def survey_detector(model: nn.Module, example: dict) -> LayerGraph:
     return _joined(useful)
 
 
-def _survey(model: nn.Module, example: dict, mode: str) -> LayerGraph:
+def _trace(model: nn.Module, example: dict, mode: str) -> Trace:
     data = model.data_preprocessor(_shallow(example), False)
-    with torch.no_grad():
-        return survey(
-            model,
-            lambda: _forward(model, data, mode),
-            is_leaf=is_leaf,
-            ports=ports_of,
-        )
+    return trace(model, lambda: _forward(model, data, mode), None, is_leaf)
 
 
 def _joined(graphs: dict[str, LayerGraph]) -> LayerGraph:
@@ -87,10 +87,9 @@ def _joined(graphs: dict[str, LayerGraph]) -> LayerGraph:
         others = [one for one in heads if one not in called]
         heads = (*deployed.heads, *others)
     products: dict[str, str] = {}
-    borrowed: dict[str, str] = {}
     for one in graphs.values():
         products.update(one.products)
-        borrowed.update(one.borrowed)
+    folds, kept = _folds(graph, [g for g in graphs.values() if g is not graph])
     return replace(
         graph,
         mode=mode,
@@ -102,8 +101,26 @@ def _joined(graphs: dict[str, LayerGraph]) -> LayerGraph:
         levels=levels,
         heads=heads,
         products=products,
-        borrowed=borrowed,
+        bn_folds=folds,
+        kept_norms=kept,
     )
+
+
+def _folds(
+    graph: LayerGraph, others: list[LayerGraph]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The folds that are exact in every mode, and the others' reasons."""
+    folds, kept = dict(graph.bn_folds), dict(graph.kept_norms)
+    for other in others:
+        called = {op.module for op in other.ops}
+        for norm, layer in graph.bn_folds.items():
+            if {norm, layer} & called and other.bn_folds.get(norm) != layer:
+                del folds[norm]
+                kept[norm] = (
+                    f'not folded into {layer}: not every forward runs the '
+                    'two one after the other'
+                )
+    return folds, kept
 
 
 def _forward(model: nn.Module, data: Any, mode: str) -> Any:

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """One real forward → :class:`~mmdet_ptq.structures.LayerGraph`."""
 
-from .assemble import survey
+from .assemble import assemble, survey, trace
+from .record import Trace
 
-__all__ = ['survey']
+__all__ = ['Trace', 'assemble', 'survey', 'trace']

@@ -45,12 +45,34 @@ def survey(
     Returns:
         LayerGraph: The graph.
     """
-    record = trace(model, forward, images, is_leaf)
+    return assemble(trace(model, forward, images, is_leaf), is_leaf, ports)
+
+
+def assemble(
+    record: Trace,
+    is_leaf: Callable[[nn.Module], bool],
+    ports: Callable[[nn.Module], tuple[str, ...]],
+) -> LayerGraph:
+    """Says how the layers of a recorded forward hang together.
+
+    Args:
+        record (Trace): From :func:`trace`.
+        is_leaf (Callable): Whether a module is a quantizable layer.
+        ports (Callable): Names of the quantizable inputs of such a layer.
+
+    Returns:
+        LayerGraph: The graph.
+    """
     walker = Walker(record, is_leaf)
     names = {n: ports(record.modules[n]) for n in walker.calls}
     levels, heads = find_levels(walker)
     sharing = find_sharing(walker)
     folds, kept = find_bn_folds(walker, sharing)
+    uncalled = [
+        name
+        for name, module in record.modules.items()
+        if is_leaf(module) and name not in walker.calls
+    ]
     return LayerGraph(
         ops=record.ops,
         values=record.values,
@@ -60,11 +82,7 @@ def survey(
         norm_links=norm_links(walker, names),
         shared_ports=shared_ports(walker, names),
         units=find_units(walker),
-        uncalled=[
-            n
-            for n, m in record.modules.items()
-            if is_leaf(m) and n not in walker.calls
-        ],
+        uncalled=uncalled,
         outputs=record.outputs,
         levels=levels,
         heads=heads,
@@ -72,13 +90,20 @@ def survey(
             name: f'multiplies outside of layers ({", ".join(functions)})'
             for name, functions in record.products.items()
         },
-        borrowed={
-            name: 'weight used without calling the layer'
-            + (f' (in {where})' if where else '')
-            for name, where in record.borrowed.items()
-            if name not in walker.calls
-        },
+        borrowed=_borrowed(record, uncalled),
     )
+
+
+def _borrowed(record: Trace, uncalled: list[str]) -> dict[str, str]:
+    """Those of the layers whose parameters are read all the same."""
+    found = {}
+    for name in uncalled:
+        for parameter in record.modules[name].parameters(recurse=False):
+            where = record.reads.get(id(parameter))
+            if where is not None:
+                place = f' (in {where})' if where else ''
+                found[name] = f'weight used without calling the layer{place}'
+    return found
 
 
 def _layers(

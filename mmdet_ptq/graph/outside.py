@@ -1,64 +1,60 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""What multiplies without being a layer, and so stays float."""
+"""What functions do that no layer does: multiply, and read weights."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
 
 from .record import Trace, tensors_in
-from .vocabulary import CONSTANT, MULTIPLIES, canonical, torch_name
+from .vocabulary import CONSTANT, FIRST_ONLY, MULTIPLIES, canonical
 
 
 class Outside:
-    """Notes products, and weights that are read past their layer.
+    """Notes products that stay float, and who reads a parameter.
 
     Args:
-        trace (Trace): Where it writes; ``trace.modules`` is read.
-        is_leaf (Callable): Whether a module is a quantizable layer.
+        trace (Trace): Where it writes.
+        parameters (Iterable[Tensor]): Those of the model.
     """
 
-    def __init__(
-        self, trace: Trace, is_leaf: Callable[[nn.Module], bool]
-    ) -> None:
-        self.trace = trace
-        self.owners = {
-            id(p): name
-            for name, module in trace.modules.items()
-            if is_leaf(module)
-            for p in module.parameters(recurse=False)
-        }
+    def __init__(self, trace: Trace, parameters: Iterable[Tensor]) -> None:
+        self._trace = trace
+        self._parameters = {id(p) for p in parameters}
 
     def note(
-        self, func: Callable, given: Any, result: Any, where: str, live: bool
+        self,
+        function: str,
+        given: Any,
+        result: Any,
+        caller: tuple[nn.Module, str],
+        product: bool,
     ) -> None:
-        """Looks at a function that no layer called.
+        """Looks at a function after it ran.
 
         Args:
-            func (Callable): The function.
+            function (str): Its name.
             given (Any): Its arguments.
             result (Any): What it returned.
-            where (str): Name of the innermost module that runs.
-            live (bool): Whether an argument comes from the images; what is
-                made of constants alone could be computed beforehand.
+            caller (tuple[nn.Module, str]): The innermost module that runs,
+                and its name.
+            product (bool): Whether it counts where it multiplies: not in a
+                layer, nor on constants alone, which could be computed
+                beforehand.
         """
-        name = canonical(torch_name(func))
-        if name in CONSTANT or not _floating(result):
+        name, made = canonical(function), list(tensors_in(result))
+        if name in CONSTANT or not made:
             return
-        for tensor in tensors_in(given):
-            layer = self._owner(tensor)
-            if layer is not None:
-                self.trace.borrowed.setdefault(layer, where)
-        if live and name in MULTIPLIES:
-            found = self.trace.products.setdefault(where, [])
-            if torch_name(func) not in found:
-                found.append(torch_name(func))
-
-    def _owner(self, tensor: Tensor) -> str | None:
-        """The layer whose parameter a tensor is, or is a view of."""
-        base = None if tensor.is_inference() else tensor._base
-        return self.owners.get(id(tensor), self.owners.get(id(base)))
-
-
-def _floating(result: Any) -> bool:
-    return any(t.is_floating_point() for t in tensors_in(result))
+        module, where = caller
+        read = tensors_in(given)
+        for tensor in islice(read, 1) if name in FIRST_ONLY else read:
+            if id(tensor) in self._parameters and not any(
+                tensor is own for own in module._parameters.values()
+            ):
+                self._trace.reads.setdefault(id(tensor), where)
+        floating = any(t.is_floating_point() for t in made)
+        if product and floating and name in MULTIPLIES:
+            found = self._trace.products.setdefault(where, [])
+            if function not in found:
+                found.append(function)

@@ -38,8 +38,6 @@ class Trace:
         modules (dict[str, nn.Module]): Every module by its first name.
         products (dict[str, list[str]]): Functions that multiply outside of
             layers, by the innermost module that runs them.
-        borrowed (dict[str, str]): Layers whose parameters are read outside
-            of their calls, to the module that reads them.
         reads (dict[int, str]): Parameters that were read by anything but
             the module that owns them, by their id: name of the module in
             which that was.
@@ -51,7 +49,6 @@ class Trace:
     outputs: tuple[int, ...] = ()
     modules: dict[str, nn.Module] = field(default_factory=dict)
     products: dict[str, list[str]] = field(default_factory=dict)
-    borrowed: dict[str, str] = field(default_factory=dict)
     reads: dict[int, str] = field(default_factory=dict)
 
 

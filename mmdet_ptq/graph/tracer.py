@@ -5,7 +5,6 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from ..structures import Op, Value
 from .functions import extension_functions
 from .outside import Outside
 from .record import Span, Trace, tensors_in
-from .vocabulary import CONSTANT, FIRST_ONLY, canonical, torch_name
+from .vocabulary import CONSTANT, canonical, torch_name
 
 #: tensor, its id if it has one, its version counter
 _Seen = tuple[Tensor, int | None, int]
@@ -55,13 +54,12 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.trace = Trace(modules=dict(model.named_modules()))
         self._model = model
-        self._parameters = {id(p) for p in model.parameters()}
         self._is_leaf = is_leaf
         self._ids = WeakTensorKeyDictionary()
         self._frames = [_Frame(model, '', 0)]
         self._quiet = 0
         self._in_layers = 0
-        self._outside = Outside(self.trace, is_leaf)
+        self._outside = Outside(self.trace, model.parameters())
 
     # -- values ---------------------------------------------------------
     def mark_image(self, tensor: Tensor) -> None:
@@ -175,38 +173,23 @@ class Recorder(TorchFunctionMode):
         args: tuple = (),
         kwargs: dict | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        if self._in_layers:
-            result = func(*args, **kwargs)
-            self._note_reads(torch_name(func), (args, kwargs), result)
-            return result
+        kwargs, name = kwargs or {}, torch_name(func)
         if self._quiet:
             # what a module without children is made of has no ids
             result = func(*args, **kwargs)
-            live = True
+            product = self._in_layers == 0
         else:
             seen = self.see(args, kwargs)
             result = func(*args, **kwargs)
-            live = any(self._live(i) for _, i, _ in seen)
-            self.note(torch_name(func), seen, result)
-        self._note_reads(torch_name(func), (args, kwargs), result)
-        where = self._frames[-1].name
-        self._outside.note(func, (args, kwargs), result, where, live)
+            product = any(self._live(i) for _, i, _ in seen)
+            self.note(name, seen, result)
+        self._look(name, (args, kwargs), result, product)
         return result
 
-    def _note_reads(self, name: str, given: Any, result: Any) -> None:
-        """Notes parameters that a module reads and does not own."""
-        name = canonical(name)
-        if name in CONSTANT or not any(True for _ in tensors_in(result)):
-            return
-        frame, found = self._frames[-1], tensors_in(given)
-        if name in FIRST_ONLY:
-            found = islice(found, 1)
-        for tensor in found:
-            if id(tensor) in self._parameters and not any(
-                tensor is own for own in frame.module._parameters.values()
-            ):
-                self.trace.reads.setdefault(id(tensor), frame.name)
+    def _look(self, name: str, given: Any, result: Any, product: bool) -> None:
+        frame = self._frames[-1]
+        caller = frame.module, frame.name
+        self._outside.note(name, given, result, caller, product)
 
     # -- modules --------------------------------------------------------
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -290,13 +273,13 @@ class Recorder(TorchFunctionMode):
             given = args[1:], kwargs  # the first is its context
             if self._quiet:
                 result = forward(*args, **kwargs)
-                self._note_reads(name, given, result)
+                self._look(name, given, result, product=False)
                 return result
             self._quiet += 1
             try:
                 seen = self.see(*given)
                 result = forward(*args, **kwargs)
-                self._note_reads(name, given, result)
+                self._look(name, given, result, product=False)
                 self.note(name, seen, result)
             finally:
                 self._quiet -= 1

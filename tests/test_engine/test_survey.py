@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import nn
 from two_levels import PASSES, RULES, batches
@@ -128,3 +129,47 @@ def test_what_no_twin_covers():
     )
     model.append(nn.BatchNorm2d(2))
     assert uncovered_modules(model) == {'0': 'no twin for Conv3d'}
+
+
+class Normed(Detector):
+    """A convolution and its batch norm, which the modes run as they like."""
+
+    def __init__(self, **modes):
+        super().__init__(**modes)
+        self.bn = nn.BatchNorm2d(4)
+
+    def maps(self, inputs):
+        x = self.bn(self.extra(self.backbone(torch.stack(list(inputs)))))
+        return [x, x[..., ::2, ::2]]
+
+
+def reads_the_weight(net, inputs):
+    x = whole(net, inputs)[0]
+    return F.conv2d(x, net.extra.weight)
+
+
+def skips_the_norm(net, inputs):
+    return net.extra(whole(net, inputs)[0])
+
+
+@pytest.mark.parametrize(
+    'modes', [('tensor', 'predict'), ('predict', 'tensor')]
+)
+@pytest.mark.parametrize(
+    ('odd', 'why'),
+    [
+        (whole, ''),
+        (nothing, ''),
+        (reads_the_weight, 'also read by a function in the detector itself'),
+        (skips_the_norm, 'not every forward runs the two one after the other'),
+    ],
+)
+def test_what_one_mode_forbids_no_mode_folds(modes, odd, why):
+    model = Normed(**dict(zip(modes, (whole, odd), strict=True))).eval()
+    graph = survey_detector(model, batches(1)[0])
+    if not why:
+        assert graph.bn_folds == {'bn': 'extra'}
+        return
+    # a norm that the graph's own forward leaves out was never to fold
+    assert graph.bn_folds == {} and why in graph.kept_norms.get('bn', why)
+    assert graph.layers['extra'].held == (odd is reads_the_weight)
