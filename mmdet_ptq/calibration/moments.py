@@ -50,8 +50,13 @@ class ChannelMeans:
         channels = x.shape[axis]
         count = x.numel() // channels
         mean = x.mean([i for i in range(x.dim()) if i != axis])
-        total = (mean.double() * count * _UNIT).round().long().cpu()
-        self.sums[name] = self.sums.get(name, 0) + total
+        total = (mean.double() * count * _UNIT).round().long()
+        self._add(name, total, count)
+
+    def _add(self, name: str, total: Tensor, count: int) -> None:
+        if name in self.sums:
+            total = total + self.sums[name].to(total.device)
+        self.sums[name] = total
         self.counts[name] = self.counts.get(name, 0) + count
 
     def for_unseen(self) -> 'ChannelMeans':
@@ -61,16 +66,14 @@ class ChannelMeans:
         )
 
     def state_dict(self) -> dict:
-        """Sums and counts, to resume and to merge."""
-        return dict(sums=dict(self.sums), counts=dict(self.counts))
+        """Sums and counts on the CPU, to resume and to merge."""
+        sums = {name: total.cpu() for name, total in self.sums.items()}
+        return dict(sums=sums, counts=dict(self.counts))
 
     def add(self, state: dict) -> None:
         """Adds the sums of another rank, or those before a stop."""
         for name, total in state['sums'].items():
-            self.sums[name] = self.sums.get(name, 0) + total
-            self.counts[name] = (
-                self.counts.get(name, 0) + state['counts'][name]
-            )
+            self._add(name, total, state['counts'][name])
 
     @torch.no_grad()
     def correct(self) -> None:

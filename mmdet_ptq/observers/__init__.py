@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Observers: statistics of a stream of tensors, and ranges from them."""
 
-from .base import BaseObserver
+from .base import BaseObserver, end_batch
 from .histogram import HistogramObserver
 from .lp import LpObserver, search_weight_range
 from .minmax import (
@@ -20,6 +20,7 @@ __all__ = [
     'MinMaxObserver',
     'MovingAverageObserver',
     'PercentileObserver',
+    'end_batch',
     'sample_tokens',
     'search_weight_range',
 ]

@@ -2,6 +2,7 @@
 """What every observer shares: binding, exact extremes, state and merging."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,13 +19,17 @@ INF = float('inf')
 class BaseObserver(ABC):
     """Collects a stream of tensors and gives the range to quantize them in.
 
-    No tensor is kept. Statistics live on the CPU.
+    Statistics live where the data is. What a batch adds is taken in when it
+    ends, by :func:`end_batch` or :meth:`end_image`, so that a GPU is asked
+    once for all observers; until then, and no longer, samples are kept.
 
     Attributes:
         low (Tensor): float32 ``[L, K]``, exact minima; +inf where a level
             has had no data. ``[L, 0]`` before any data.
         high (Tensor): float32 ``[L, K]``, exact maxima.
-        count (Tensor): int64 ``[L]``, elements observed.
+        count (Tensor): int64 ``[L]``, elements observed, on the CPU.
+        waiting (bool): Whether there has been data since the last batch
+            ended.
     """
 
     def __init__(self) -> None:
@@ -45,12 +50,14 @@ class BaseObserver(ABC):
         self.granularity = granularity
         self.levels = levels
         self.count = torch.zeros(levels, dtype=torch.int64)
-        self._allocate(0)
+        self.waiting = False
+        self._allocate(0, torch.device('cpu'))
 
-    def _allocate(self, rows: int) -> None:
+    def _allocate(self, rows: int, device: torch.device) -> None:
         """Makes empty statistics for K rows."""
-        self.low = torch.full((self.levels, rows), INF)
-        self.high = torch.full((self.levels, rows), -INF)
+        shape = (self.levels, rows)
+        self.low = torch.full(shape, INF, device=device)
+        self.high = torch.full(shape, -INF, device=device)
 
     @property
     def rows(self) -> int:
@@ -70,8 +77,9 @@ class BaseObserver(ABC):
             x (Tensor): Floats of any shape, strides and device.
             level (int): Pyramid level; ignored where all share one range.
 
+        NaN and Inf are told when the batch ends.
+
         Raises:
-            NumericError: If ``x`` holds NaN or Inf.
             CalibrationError: If the number of channels changed.
             IndexError: If there is no such level.
             ValueError: If ``x`` is not floating-point.
@@ -85,23 +93,29 @@ class BaseObserver(ABC):
             return
         rows = self.granularity.num_rows(x.shape)
         if self.rows == 0:
-            self._allocate(rows)
+            self._allocate(rows, x.device)
         elif rows != self.rows:
             raise CalibrationError(
                 f'a tensor of shape {tuple(x.shape)} has {rows} rows to '
                 f'quantize, earlier ones had {self.rows}'
             )
         x = x.detach()
+        if self.low.device != x.device:  # after a resume
+            self._move(x.device)
         low, high = (
-            t.to('cpu', torch.float32)
-            for t in row_extremes(x, self.granularity)
+            t.to(torch.float32) for t in row_extremes(x, self.granularity)
         )
-        if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
-            raise NumericError('an observed tensor holds NaN or Inf')
+        self.waiting = True
         self.count[level] += x.numel()
         self.low[level] = torch.minimum(self.low[level], low)
         self.high[level] = torch.maximum(self.high[level], high)
         self._update(x, level, low, high)
+
+    def _move(self, device: torch.device) -> None:
+        """Takes all statistics but ``count`` to another device."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and name != 'count':
+                setattr(self, name, value.to(device))
 
     def _update(  # noqa: B027  (nothing to add is a fair answer)
         self, x: Tensor, level: int, low: Tensor, high: Tensor
@@ -109,14 +123,48 @@ class BaseObserver(ABC):
         """Adds to statistics beyond the extremes.
 
         Args:
-            x (Tensor): As observed, not empty.
+            x (Tensor): As observed, not empty; what is kept of it has to be
+                a copy.
             level (int): Pyramid level.
             low (Tensor): ``[K]``, the minima of ``x``.
             high (Tensor): ``[K]``, the maxima of ``x``.
         """
 
-    def end_image(self) -> None:  # noqa: B027
-        """Marks the end of a calibration batch."""
+    def signals(self) -> Tensor:
+        """What the CPU has to know before the batch is taken in.
+
+        Returns:
+            Tensor: bool ``[1 + F]``: whether there is NaN or Inf, and what
+            a subclass adds for :meth:`_settle`.
+        """
+        off = self.low.isnan() | self.high.isnan()
+        return (off | (self.low == -INF) | (self.high == INF)).any()[None]
+
+    def settle(self, signals: list[bool]) -> bool:
+        """Takes the batch in.
+
+        Args:
+            signals (list[bool]): What :meth:`signals` gave.
+
+        Returns:
+            bool: False if there was NaN or Inf.
+        """
+        self.waiting = False
+        if not signals[0]:
+            self._settle(signals[1:])
+        return not signals[0]
+
+    def _settle(self, signals: list[bool]) -> None:  # noqa: B027
+        """What a subclass does at the end of a batch."""
+
+    def end_image(self) -> None:
+        """Marks the end of a calibration batch.
+
+        Raises:
+            NumericError: If it held NaN or Inf.
+        """
+        if end_batch([self]):
+            raise NumericError('an observed tensor holds NaN or Inf')
 
     def why_not(self, quantizer: BaseQuantizer) -> str:
         """Why it gives no ranges for a quantizer, '' if it does."""
@@ -129,8 +177,8 @@ class BaseObserver(ABC):
             quantizer (BaseQuantizer): Whose range it will be.
 
         Returns:
-            tuple[Tensor, Tensor]: float32 ``[L, K]`` low and high. A level
-            without data gets the union of the others.
+            tuple[Tensor, Tensor]: float32 ``[L, K]`` low and high, where
+            the data was. A level without data gets the union of the others.
 
         Raises:
             CalibrationError: If there has been no data at all.
@@ -139,9 +187,10 @@ class BaseObserver(ABC):
             raise CalibrationError('an observer has seen no data')
         self.end_image()
         low, high = (t.clone() for t in self._ranges(quantizer))
-        empty = self.count == 0
-        low[empty] = low[~empty].amin(0)
-        high[empty] = high[~empty].amax(0)
+        known = self.count.nonzero()[:, 0].tolist()
+        for level in set(range(self.levels)) - set(known):
+            low[level] = low[known].amin(0)
+            high[level] = high[known].amax(0)
         return low, high
 
     @abstractmethod
@@ -149,13 +198,9 @@ class BaseObserver(ABC):
         """Ranges ``[L, K]``; those of levels without data are ignored."""
 
     def state_dict(self) -> State:
-        """All data as plain tensors, to resume and to merge."""
+        """All data as plain tensors on the CPU, to resume and to merge."""
         self.end_image()
-        return dict(
-            low=self.low.clone(),
-            high=self.high.clone(),
-            count=self.count.clone(),
-        )
+        return on_cpu(low=self.low, high=self.high, count=self.count)
 
     def load_state_dict(self, state: State) -> None:
         """Replaces the data by that of a state.
@@ -168,7 +213,7 @@ class BaseObserver(ABC):
                 f'the state has {state["count"].shape[0]} levels, the '
                 f'observer has {self.levels}'
             )
-        self._allocate(state['low'].shape[1])
+        self._allocate(state['low'].shape[1], torch.device('cpu'))
         self.low = state['low'].clone()
         self.high = state['high'].clone()
         self.count = state['count'].clone()
@@ -198,3 +243,31 @@ class BaseObserver(ABC):
             high=torch.stack([s['high'] for s in states]).amax(0),
             count=torch.stack([s['count'] for s in states]).sum(0),
         )
+
+
+def end_batch(observers: Sequence[BaseObserver]) -> list[BaseObserver]:
+    """Ends a calibration batch for many observers.
+
+    A GPU is waited for once.
+
+    Args:
+        observers (Sequence[BaseObserver]): Those of one device.
+
+    Returns:
+        list[BaseObserver]: Those that were given NaN or Inf.
+    """
+    waiting = [one for one in observers if one.waiting]
+    if not waiting:
+        return []
+    parts = [one.signals() for one in waiting]
+    told, strange = torch.cat(parts).tolist(), []
+    for one, part in zip(waiting, parts, strict=True):
+        signals, told = told[: len(part)], told[len(part) :]
+        if not one.settle(signals):
+            strange.append(one)
+    return strange
+
+
+def on_cpu(**tensors: Tensor) -> State:
+    """Copies of tensors on the CPU."""
+    return {n: t.to('cpu', copy=True) for n, t in tensors.items()}

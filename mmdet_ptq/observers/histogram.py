@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from .base import BaseObserver, State
+from .base import BaseObserver, State, on_cpu
 from .sampling import sample_rows
 
 # Below the exponent of the smallest bin of the smallest subnormal float32.
@@ -53,7 +53,8 @@ def coarsen(counts: Tensor, by: Tensor) -> Tensor:
         Tensor: ``[R, B]`` in bins ``2^by`` times as wide.
     """
     half = counts.shape[1] // 2
-    index = torch.arange(-half, half) >> by.clamp(max=62).long()[:, None]
+    place = torch.arange(-half, half, device=counts.device)
+    index = place >> by.clamp(max=62).long()[:, None]
     return torch.zeros_like(counts).scatter_add_(1, index + half, counts)
 
 
@@ -74,53 +75,74 @@ class HistogramObserver(BaseObserver):
         exponent (Tensor): int32 ``[L, K]``.
     """
 
-    def _allocate(self, rows: int) -> None:
-        super()._allocate(rows)
+    def _allocate(self, rows: int, device: torch.device) -> None:
+        super()._allocate(rows, device)
         share = 1 << (ALL_BINS // max(1, rows)).bit_length() - 1
         bins = max(FEWEST_BINS, min(MOST_BINS, share))
         shape = (self.levels, rows)
-        self.counts = torch.zeros((*shape, bins), dtype=torch.int64)
-        self.zeros = torch.zeros(shape, dtype=torch.int64)
-        self.exponent = torch.full(shape, MIN_EXPONENT, dtype=torch.int32)
+        self.counts = torch.zeros(
+            (*shape, bins), dtype=torch.int64, device=device
+        )
+        self.zeros = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.exponent = torch.full(
+            shape, MIN_EXPONENT, dtype=torch.int32, device=device
+        )
+        self._samples: list[tuple[int, Tensor, int]] = []
 
     @property
     def half(self) -> int:
         """Number of bins on either side of zero."""
         return self.counts.shape[-1] // 2
 
-    def _rescale(self, exponent: Tensor, level: int) -> None:
-        by = exponent - self.exponent[level]
-        grown = by > 0
-        if bool(grown.any()):
-            self.counts[level, grown] = coarsen(
-                self.counts[level, grown], by[grown]
-            )
-            self.exponent[level] = exponent
-
     def _update(
         self, x: Tensor, level: int, low: Tensor, high: Tensor
     ) -> None:
-        self._rescale(
-            exponents(self.low[level], self.high[level], self.half), level
-        )
         sample, weight = sample_rows(x, self.granularity)
-        sample = sample.to('cpu', torch.float64)
-        bins = 2 * self.half
+        # a copy: what follows may work in place on what was observed
+        sample = sample.to(torch.float32, copy=True)
+        self._samples.append((level, sample, weight))
+
+    def signals(self) -> Tensor:
+        """See the base class: also of each level whether its bins grow."""
+        grown = exponents(self.low, self.high, self.half) > self.exponent
+        return torch.cat([super().signals(), grown.any(1)])
+
+    def _settle(self, signals: list[bool]) -> None:
+        for level, grown in enumerate(signals):
+            if grown:
+                self._rescale(level)
+        for level, sample, weight in self._samples:
+            self._count(level, sample.to(torch.float64), weight)
+        self._samples = []
+
+    def _rescale(self, level: int) -> None:
+        exponent = exponents(self.low[level], self.high[level], self.half)
+        by = exponent - self.exponent[level]
+        # of all rows: to pick some, a GPU would have to be waited for
+        rows = by > 0 if by.is_cpu else slice(None)
+        self.counts[level, rows] = coarsen(self.counts[level, rows], by[rows])
+        self.exponent[level] = exponent
+
+    def _count(self, level: int, sample: Tensor, weight: int) -> None:
+        """Adds a sample ``[K, S]``, each element as often as ``weight``."""
         # exact: a float32 times a power of two, in float64
         factor = power_of_two(-self.exponent[level])
         index = (sample * factor[:, None]).floor_().to(torch.int64)
-        index += (torch.arange(self.rows) * bins + self.half)[:, None]
-        counts = torch.bincount(index.reshape(-1), minlength=self.rows * bins)
-        self.counts[level] += counts.view(self.rows, bins) * weight
+        rows = torch.arange(self.rows, device=index.device)
+        index += (rows * 2 * self.half + self.half)[:, None]
+        index = index.reshape(-1)
+        one = torch.full((1,), weight, device=index.device)
+        counts = self.counts[level].view(-1)
+        counts.index_add_(0, index, one.expand_as(index))
         self.zeros[level] += (sample == 0).sum(1) * weight
 
     def state_dict(self) -> State:
         """See the base class."""
         return dict(
             super().state_dict(),
-            counts=self.counts.clone(),
-            zeros=self.zeros.clone(),
-            exponent=self.exponent.clone(),
+            **on_cpu(
+                counts=self.counts, zeros=self.zeros, exponent=self.exponent
+            ),
         )
 
     def load_state_dict(self, state: State) -> None:

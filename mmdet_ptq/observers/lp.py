@@ -12,11 +12,11 @@ from ..registry import OBSERVERS
 from .histogram import HistogramObserver, coarsen, power_of_two
 from .sampling import jittered_index
 from .search import (
-    BLOCK,
-    FINE,
     BestRange,
     GridError,
+    block,
     coarse_grid,
+    fine,
     shrink_search,
 )
 
@@ -131,7 +131,8 @@ class LpObserver(HistogramObserver):
             exponent = exponent + 1
             used = (counts > 0).any(0).nonzero()[:, 0]
         parts = max(1, min(8, wanted // max(1, len(used))))
-        inside = (torch.arange(parts, dtype=torch.float64) + 0.5) / parts
+        inside = torch.arange(parts, dtype=torch.float64, device=counts.device)
+        inside = (inside + 0.5) / parts
         place = ((used - self.half)[:, None] + inside).reshape(-1)
         points = power_of_two(exponent)[:, None] * place
         points = points.to(torch.float32)
@@ -169,25 +170,25 @@ def search_weight_range(
     _check(p, steps)
     rows = quantizer.granularity.rows(weight.detach())
     k, m = rows.shape
-    low, high = torch.zeros(k), torch.zeros(k)
+    low, high = torch.zeros(2, k, device=weight.device)
     if m == 0:
-        return low.to(weight.device), high.to(weight.device)
-    index, stands_for = torch.arange(m), 1
+        return low, high
+    index, stands_for = torch.arange(m, device=weight.device), 1
     sample = max(WEIGHT_SAMPLE, (1 << 18) // k)
     if m > sample:
-        index, stands_for = jittered_index(m, sample)
-    few = max(1, BLOCK // (len(index) + 2))
+        index, stands_for = jittered_index(m, sample, weight.device)
+    few = max(1, block(weight) // (len(index) + 2))
     for i in range(0, k, few):
         r = slice(i, i + few)
         low[r], high[r] = _search_rows(
-            rows[r].to('cpu', torch.float32),
+            rows[r].to(torch.float32),
             quantizer,
             p,
             -(-steps // 5),
             index,
             stands_for,
         )
-    return low.to(weight.device), high.to(weight.device)
+    return low, high
 
 
 def _search_rows(
@@ -205,13 +206,12 @@ def _search_rows(
         points = torch.cat(
             [x.index_select(1, index), low[:, None], high[:, None]], 1
         )
-        weights = torch.full((points.shape[1],), float(stands_for))
+        weights = points.new_full((points.shape[1],), float(stands_for))
         weights[-2:] = 1.0
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     rough = BestRange(GridError(quantizer, points, weights, p), low, high)
-    t = rough.attempt(coarse_grid(steps), True, True)
+    t = rough.attempt(coarse_grid(steps, x.device), True, True)
     best = BestRange(GridError(quantizer, x, None, p), low, high)
-    best.attempt(
-        t + torch.cat([torch.zeros(1, 1), FINE], 1) / steps, True, True
-    )
+    near = torch.cat([x.new_zeros(1, 1), fine(x.device)], 1)
+    best.attempt(t + near / steps, True, True)
     return best.low, best.high

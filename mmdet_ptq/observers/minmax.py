@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..quantizers import BaseQuantizer
 from ..registry import OBSERVERS
-from .base import INF, BaseObserver, State
+from .base import INF, BaseObserver, State, on_cpu
 
 
 def ordered_sum(values: Tensor) -> Tensor:
@@ -30,8 +30,8 @@ class MinMaxObserver(BaseObserver):
 class _PerImageObserver(BaseObserver):
     """Gathers the extremes of the current image in ``now_{low,high}``."""
 
-    def _allocate(self, rows: int) -> None:
-        super()._allocate(rows)
+    def _allocate(self, rows: int, device: torch.device) -> None:
+        super()._allocate(rows, device)
         self.now_low, self.now_high = self.low.clone(), self.high.clone()
 
     def _update(
@@ -40,10 +40,9 @@ class _PerImageObserver(BaseObserver):
         self.now_low[level] = torch.minimum(self.now_low[level], low)
         self.now_high[level] = torch.maximum(self.now_high[level], high)
 
-    def end_image(self) -> None:
+    def _settle(self, signals: list[bool]) -> None:
         """Takes the extremes of the batch as one term of the average."""
-        if torch.isfinite(self.now_low).any():
-            self._fold(self.now_low, self.now_high)
+        self._fold(self.now_low, self.now_high)
         self.now_low = torch.full_like(self.low, INF)
         self.now_high = torch.full_like(self.high, -INF)
 
@@ -72,21 +71,21 @@ class MovingAverageObserver(_PerImageObserver):
         self.momentum = momentum
         super().__init__()
 
-    def _allocate(self, rows: int) -> None:
-        super()._allocate(rows)
+    def _allocate(self, rows: int, device: torch.device) -> None:
+        super()._allocate(rows, device)
         shape = (2, self.levels, rows)
-        self.average = torch.zeros(shape, dtype=torch.float64)
-        self.images = torch.zeros(self.levels, dtype=torch.int64)
+        self.average = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.images = torch.zeros(
+            self.levels, dtype=torch.int64, device=device
+        )
 
     def _fold(self, low: Tensor, high: Tensor) -> None:
         here = torch.isfinite(low).any(1)
-        new = torch.stack([low, high]).double()[:, here]
-        old = self.average[:, here]
-        first = (self.images[here] == 0)[:, None]
-        self.average[:, here] = torch.where(
-            first, new, old + self.momentum * (new - old)
-        )
-        self.images[here] += 1
+        new, old = torch.stack([low, high]).double(), self.average
+        first = (self.images == 0)[:, None]
+        moved = torch.where(first, new, old + self.momentum * (new - old))
+        self.average = torch.where(here[:, None], moved, old)
+        self.images += here
 
     def _ranges(self, quantizer: BaseQuantizer) -> tuple[Tensor, Tensor]:
         low, high = self.average.to(torch.float32)
@@ -96,8 +95,7 @@ class MovingAverageObserver(_PerImageObserver):
         """See the base class."""
         return dict(
             super().state_dict(),
-            average=self.average.clone(),
-            images=self.images.clone(),
+            **on_cpu(average=self.average, images=self.images),
         )
 
     def load_state_dict(self, state: State) -> None:
@@ -123,9 +121,13 @@ class AverageMinMaxObserver(_PerImageObserver):
     summed, so that neither order nor split over processes changes a bit.
     """
 
-    def _allocate(self, rows: int) -> None:
-        super()._allocate(rows)
+    def _allocate(self, rows: int, device: torch.device) -> None:
+        super()._allocate(rows, device)
         self.terms: list[Tensor] = []
+
+    def _move(self, device: torch.device) -> None:
+        super()._move(device)
+        self.terms = [term.to(device) for term in self.terms]
 
     def _fold(self, low: Tensor, high: Tensor) -> None:
         self.terms.append(torch.stack([low, high]))
@@ -142,7 +144,7 @@ class AverageMinMaxObserver(_PerImageObserver):
         """See the base class; ``terms`` is ``[N, 2, L, K]``."""
         state: dict[str, Any] = super().state_dict()
         state['terms'] = (
-            torch.stack(self.terms)
+            torch.stack(self.terms).cpu()
             if self.terms
             else torch.empty(0, 2, *self.low.shape)
         )

@@ -105,8 +105,7 @@ def _pick(x: Tensor, limit: int) -> tuple[Tensor, int]:
     count = x[0].numel()
     if count <= limit:
         return x.reshape(x.shape[0], -1), 1
-    index, weight = jittered_index(count, limit)
-    index = index.to(x.device)
+    index, weight = jittered_index(count, limit, x.device)
     if x.is_contiguous():
         return x.reshape(x.shape[0], -1).index_select(1, index), weight
     # reshape would copy all of x: gather from its storage by strides
@@ -123,8 +122,10 @@ def _pick(x: Tensor, limit: int) -> tuple[Tensor, int]:
     return picked.reshape(x.shape[0], -1), weight
 
 
-@lru_cache(maxsize=32)
-def jittered_index(count: int, limit: int) -> tuple[Tensor, int]:
+@lru_cache(maxsize=64)
+def jittered_index(
+    count: int, limit: int, device: torch.device
+) -> tuple[Tensor, int]:
     """Positions of a sample of ``range(count)``, one from each stratum.
 
     A plain stride would meet the same column or channel again and again
@@ -134,12 +135,13 @@ def jittered_index(count: int, limit: int) -> tuple[Tensor, int]:
     Args:
         count (int): Number of elements, more than ``limit``.
         limit (int): Most positions.
+        device (torch.device): Where the positions are wanted.
 
     Returns:
         tuple[Tensor, int]: int64 positions, increasing, and the stratum's
         length, which is what each position stands for.
     """
     width = -(-count // limit)
-    strata = torch.arange(count // width)
+    strata = torch.arange(count // width, device=device)
     phase = (strata * 2654435769) & 0xFFFFFFFF
     return strata * width + ((phase * width) >> 32), width

@@ -2,18 +2,25 @@
 """Search for the range that quantizes weighted points best."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..quantizers import BaseQuantizer, Ranges, Searchable
 
-#: elements worked on at once: 256 KiB of float32, in a core's L2 cache
-BLOCK = 1 << 16
+#: elements worked on at once: 256 KiB of float32, in a core's L2 cache; of a
+#: GPU its memory is the bound
+BLOCK, GPU_BLOCK = 1 << 16, 1 << 25
 
 LIMIT = torch.finfo(torch.float32).max
 
 Error = Callable[[Tensor, Tensor], Tensor]
+
+
+def block(x: Tensor) -> int:
+    """Elements that are worked on at once where a tensor is."""
+    return BLOCK if x.is_cpu else GPU_BLOCK
 
 
 def power_(x: Tensor, p: float) -> Tensor:
@@ -60,11 +67,12 @@ class GridError:
         """Errors ``[K, C]`` of candidates ``[K, C]``."""
         rows, candidates = low.shape
         size = max(1, self.points.shape[1])
-        out = torch.empty(rows, candidates)
-        few = max(1, BLOCK // size)
+        out = low.new_empty(rows, candidates)
+        most = block(self.points)
+        few = max(1, most // size)
         for i in range(0, rows, few):
             r = slice(i, min(i + few, rows))
-            step = max(1, BLOCK // (size * (r.stop - r.start)))
+            step = max(1, most // (size * (r.stop - r.start)))
             for j in range(0, candidates, step):
                 c = slice(j, j + step)
                 out[r, c] = self._block(r, low[r, c], high[r, c])
@@ -133,24 +141,27 @@ class BestRange:
         Equal steps of t, not of the fraction, are fine where outliers ask
         for a small fraction, and coarse near 1 where the error is flat.
         """
-        grid = coarse_grid(steps)
+        device = self.low.device
+        grid = coarse_grid(steps, device)
         if not (move_low and move_high):
-            grid = torch.cat([grid, torch.zeros(1, 1)], 1)
+            grid = torch.cat([grid, grid.new_zeros(1, 1)], 1)
         t = self.attempt(grid, move_low, move_high)
-        self.attempt(t + FINE / steps, move_low, move_high)
+        self.attempt(t + fine(device) / steps, move_low, move_high)
 
 
-#: where to look between a coarse candidate and its neighbours
-FINE = torch.tensor([[-3.0, -2.0, -1.0, 1.0, 2.0, 3.0]]) / 4
+@lru_cache(maxsize=8)
+def fine(device: torch.device) -> Tensor:
+    """Where to look between a coarse candidate and its neighbours."""
+    return torch.tensor([[-3.0, -2.0, -1.0, 1.0, 2.0, 3.0]]).to(device) / 4
 
 
-def coarse_grid(steps: int) -> Tensor:
+def coarse_grid(steps: int, device: torch.device) -> Tensor:
     """``[1, steps + 1]`` values of t from ``1 + 1 / steps`` down.
 
     Slightly more than the data's range can be best: it moves the zero point,
     and with it the grid under a peak such as SiLU's minimum.
     """
-    return torch.arange(steps + 1, 0, -1.0)[None] / steps
+    return torch.arange(steps + 1, 0, -1.0, device=device)[None] / steps
 
 
 def shrink_search(

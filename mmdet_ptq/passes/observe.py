@@ -12,7 +12,7 @@ from torch import Tensor
 from ..calibration import ChannelMeans, Session, Statistics, observing
 from ..errors import NumericError, QuantConfigError
 from ..layers import QuantLayer, float_mode
-from ..observers import BaseObserver
+from ..observers import BaseObserver, end_batch
 from ..registry import OBSERVERS, PASSES, build_from
 from ..structures import LayerGraph, Port
 from .base import BasePass
@@ -68,8 +68,7 @@ class Observe(BasePass):
         taps = _Taps(session.graph, stats)
 
         def after(i: int) -> None:
-            for observer in stats.observers:
-                observer.end_image()
+            taps.end_batch()
             session.state['images'] = i + 1
 
         def export() -> dict[str, Any]:
@@ -104,18 +103,24 @@ class Observe(BasePass):
         taps.only(unseen, means)
         # a raw forward takes every proposal: one image is plenty
         session.feed.run_raw(1)
-        for observer in unseen:
-            observer.end_image()
+        taps.end_batch()
         merge_ranks(unseen, means)
         if means is not None:
             stats.means.add(means.state_dict())
 
 
 def _check_weights(layers: dict[str, QuantLayer]) -> None:
-    for name, layer in layers.items():
-        if layer.weight_quantizer is None:
-            continue
-        if not torch.isfinite(layer.weight).all():
+    found = {
+        name: torch.isfinite(layer.weight).all()
+        for name, layer in layers.items()
+        if layer.weight_quantizer is not None
+    }
+    if not found:
+        return
+    for name, fine in zip(
+        found, torch.stack(list(found.values())).tolist(), strict=True
+    ):
+        if not fine:
             raise NumericError(f'{name}: the weight has NaN or Inf values')
 
 
@@ -203,6 +208,7 @@ class _Taps:
     """Routes the inputs of layers to the observer of their quantizer."""
 
     def __init__(self, graph: LayerGraph, stats: Statistics) -> None:
+        self.stats = stats
         self.means = stats.means
         self.active = {id(o) for o in stats.observers}
         self.owner = {
@@ -229,10 +235,18 @@ class _Taps:
         observer = self.owner.get((name, port))
         if id(observer) not in self.active:
             return
-        try:
-            observer.observe(x, level)
-        except NumericError as error:
-            raise NumericError(
-                f'{name}: NaN or Inf in its {port} during calibration; the '
-                'float model overflows on this image'
-            ) from error
+        observer.observe(x, level)
+
+    def end_batch(self) -> None:
+        """Takes in what the batch has added.
+
+        Raises:
+            NumericError: If there was NaN or Inf; says where it came first.
+        """
+        strange = {id(o) for o in end_batch(self.stats.observers)}
+        for (name, port), observer in self.owner.items():
+            if id(observer) in strange:
+                raise NumericError(
+                    f'{name}: NaN or Inf in its {port} during calibration; '
+                    'the float model overflows on this image'
+                )

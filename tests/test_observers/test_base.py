@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from crossings import crossings
 from observer_kit import ALL, feed, grains, new
 
 from mmdet_ptq.errors import CalibrationError, NumericError
@@ -13,6 +14,7 @@ from mmdet_ptq.observers import (
     LpObserver,
     MovingAverageObserver,
     PercentileObserver,
+    end_batch,
 )
 from mmdet_ptq.quantizers import Granularity
 from mmdet_ptq.registry import OBSERVERS, build_from
@@ -154,8 +156,9 @@ def test_mistakes_in_use():
     with pytest.raises(ValueError, match='floats'):
         observer.observe(torch.zeros(1, 4, dtype=torch.int64))
     for bad in (float('nan'), float('inf')):
+        observer.observe(torch.full((1, 4), bad))
         with pytest.raises(NumericError, match='NaN or Inf'):
-            observer.observe(torch.full((1, 4), bad))
+            observer.end_image()
     with pytest.raises(CalibrationError, match='2'):
         new('minmax', 'channel')[0].load_state_dict(observer.state_dict())
     other, _ = new('minmax', 'channel', levels=2)
@@ -192,3 +195,34 @@ def test_registered():
     ):
         build_from(OBSERVERS, dict(type=name))
     assert build_from(OBSERVERS, dict(type='LpObserver', p=2.0)).p == 2.0
+
+
+@grains
+@pytest.mark.parametrize('name', ALL)
+def test_a_batch_waits_for_the_device_once(name, kind, size):
+    observers = [new(name, kind, size, levels=2)[0] for _ in range(3)]
+
+    # permuted, so that a sample is gathered by strides
+    wide = torch.randn(1, 300, 200, 4).permute(0, 3, 1, 2)
+    maps = [wide, torch.randn(1, 4, 9), torch.randn(1, 4, 5)]
+
+    def batch(scale):
+        for observer in observers:
+            for x, level in zip(maps, (0, 1, 1), strict=True):
+                observer.observe(x * scale, level)
+        return end_batch(observers)
+
+    assert batch(1) == []
+    with crossings() as found:
+        # no wider, so no histogram grows
+        assert batch(0.9) == []
+    assert found == {'tolist': 1}
+
+
+def test_ends_of_a_batch_name_what_is_not_finite():
+    observers = [new(name)[0] for name in ALL]
+    for i, observer in enumerate(observers):
+        observer.observe(torch.tensor([1.0, float('nan') if i == 3 else 2.0]))
+    assert end_batch(observers) == [observers[3]]
+    # nothing has come since
+    assert end_batch(observers) == []

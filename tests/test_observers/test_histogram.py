@@ -24,6 +24,8 @@ from mmdet_ptq.observers.sampling import (
 )
 from mmdet_ptq.quantizers import Granularity
 
+CPU = torch.device('cpu')
+
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -56,6 +58,7 @@ def test_against_a_loop(batches):
     observer = LpObserver()
     for values in batches:
         observer.observe(torch.tensor(values))
+    observer.end_image()
     e = int(observer.exponent)
     want = [0] * (2 * observer.half)
     for value in (v for values in batches for v in values):
@@ -70,7 +73,9 @@ def test_rows_have_their_own_exponents():
     observer.bind(Granularity('channel', 1))
     scale = torch.tensor([1e-4, 1.0, 300.0])[:, None]
     observer.observe(torch.randn(7, 3, 50) * scale)
+    observer.end_image()
     observer.observe(torch.randn(7, 3, 50) * scale * 9)
+    observer.end_image()
     spread = (observer.counts[0] > 0).sum(1)
     assert (spread > 100).all()
     assert observer.exponent.unique().numel() == 3
@@ -131,14 +136,14 @@ def test_strides_change_nothing(grain):
 
 @pytest.mark.parametrize('count', [SAMPLE + 1, 100_000, 10**6, 2**24 + 7])
 def test_sample_is_one_of_each_stratum(count):
-    index, width = jittered_index(count, SAMPLE)
+    index, width = jittered_index(count, SAMPLE, CPU)
     assert len(index) <= SAMPLE and index[-1] < count
     assert torch.equal(index // width, torch.arange(len(index)))
 
 
 @pytest.mark.parametrize('period', [2, 3, 64, 200, 256, 800, 1024])
 def test_sample_meets_no_column_more_often(period):
-    index, _ = jittered_index(2**22, SAMPLE)
+    index, _ = jittered_index(2**22, SAMPLE, CPU)
     share = torch.bincount(index % period, minlength=period)
     assert share.min() > 0
     expected = len(index) / period
@@ -149,6 +154,7 @@ def test_samples_weigh_what_they_stand_for():
     observer = LpObserver()
     observer.observe(torch.randn(1, 3, 400, 500).relu())
     observer.observe(torch.randn(1, 3, 4, 5))
+    observer.end_image()
     assert int(observer.counts.sum()) == pytest.approx(600_060, rel=1e-3)
     assert int(observer.zeros) == pytest.approx(300_000, rel=0.02)
 
@@ -163,8 +169,10 @@ def test_growth_by_many_octaves(monkeypatch):
     ]
     for x in values:
         a.observe(x)
+        a.end_image()
     for x in reversed(values):
         b.observe(x)
+        b.end_image()
     assert a.half == 512
     assert torch.equal(a.counts, b.counts)
     assert torch.equal(a.exponent, b.exponent)

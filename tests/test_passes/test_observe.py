@@ -185,7 +185,7 @@ def test_states_of_other_ranks_are_added_once(monkeypatch):
 
     def mean(value):
         found = ChannelMeans({})
-        found.add(dict(sums=dict(x=value), counts=dict(x=1)))
+        found.add(dict(sums=dict(x=torch.tensor(value)), counts=dict(x=1)))
         return found
 
     means, gathered = mean(10), [[[1], [10], [100]]]
