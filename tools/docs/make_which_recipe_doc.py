@@ -43,8 +43,8 @@ TAIL = """
   {convolutional}. DETR has a column of its own.
 * *Time* is that of a whole run, float and quantized test included, divided by
   that of `uniform` on the same detector; the median over the five detectors.
-* Recipes that learn took 200 steps a unit. The default is 2000, which takes ten
-  times as long and gains little at 4 bits
+* Recipes that learn took 200 steps a unit. The default is 2000, which takes
+  ten times as long and gains little at 4 bits
   ([table1_long](results/table1_long.md)).
 * Seeds alone move single detectors by up to 0.014 at 2 bits
   ([table2](results/table2.md)), so treat recipes within 0.005 of one another
