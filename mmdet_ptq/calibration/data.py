@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """A choice of calibration images, read one by one."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ class CalibrationImages:
                     f'calibration image {name} cannot be read, skipped: '
                     f'{type(error).__name__}: {error}',
                     'current',
-                    30,
+                    logging.WARNING,
                 )
             return None
         return pseudo_collate([data])

@@ -5,6 +5,7 @@ All go through the detector's own test pipeline.
 """
 
 import copy
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def choose(total: int, wanted: int, seed: int, where: str) -> list[int]:
             f'{wanted} calibration images asked for, {where} holds only '
             f'{total}: going on with these',
             'current',
-            30,
+            logging.WARNING,
         )
     order = np.random.default_rng(seed).permutation(total)
     return [int(i) for i in order[:wanted]]
