@@ -2,6 +2,7 @@
 """The saved quantized model: packed codes, tensors and a plain manifest."""
 
 import json
+import logging
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,13 @@ def save_artefact(
     for name in codes:
         del tensors[f'{name}.weight']
     saved = OrderedDict(
-        meta=dict(dataset_meta=encode_meta(dataset_meta)),
+        meta={'dataset_meta': encode_meta(dataset_meta)}
+        if dataset_meta
+        else {},
         **{KEY: json.loads(json.dumps(manifest))},
         tensors=tensors,
         codes=codes,
     )
-    if not dataset_meta:
-        del saved['meta']['dataset_meta']
     saved._metadata = NeedsConfigOfWorkDir()
     write_atomic(saved, path)
 
@@ -127,7 +128,7 @@ def _packed_weights(
                 f'{name}: its weight is not on the grid of its quantizer and '
                 'is saved in full',
                 'current',
-                30,
+                logging.WARNING,
             )
     return packed
 

@@ -3,7 +3,7 @@
 
 from .appearance import notes_on
 from .cache import ActivationCache
-from .data import CalibrationImages, from_config, share_of_rank
+from .data import CalibrationImages, share_of_rank
 from .feed import Batches, Feed
 from .gradients import gradients
 from .moments import ChannelMeans
@@ -19,6 +19,7 @@ from .samples import (
 )
 from .second_moments import SecondMoments, moment_size, split_by_memory
 from .session import Progress, Session, timed
+from .sources import from_config
 from .statistics import Statistics
 from .store import ResumeStore
 from .units import Call, UnitView, frozen, mix

@@ -49,16 +49,18 @@ def quant_cfg_of(cfg: Config, args: argparse.Namespace) -> dict:
             quant_cfg['bits'] = 'w8a8'
     if args.bits is not None:
         quant_cfg['bits'] = args.bits
-    given = dict(num_samples=args.calib_num, source=args.calib_source)
-    given = {k: v for k, v in given.items() if v is not None}
-    if given:
-        quant_cfg['calibration'] = {
-            **quant_cfg.get('calibration', {}),
-            **given,
-        }
+    if given := _calibration(args):
+        before = quant_cfg.get('calibration', {})
+        quant_cfg['calibration'] = {**before, **given}
     if args.iters is not None:
         quant_cfg['pass_args'] = _with_iters(quant_cfg, args.iters)
     return quant_cfg
+
+
+def _calibration(args: argparse.Namespace) -> dict:
+    """What the command line says of the calibration images."""
+    given = dict(num_samples=args.calib_num, source=args.calib_source)
+    return {k: v for k, v in given.items() if v is not None}
 
 
 def _check_agree(
@@ -143,9 +145,7 @@ def asked_of(args: argparse.Namespace, quant: QuantConfig) -> dict:
         asked.update(rules=spelled['rules'], passes=spelled['passes'])
     if args.bits is not None:
         asked['bits'] = spelled['bits']
-    given = dict(num_samples=args.calib_num, source=args.calib_source)
-    given = {k: v for k, v in given.items() if v is not None}
-    if given:
+    if given := _calibration(args):
         asked['calibration'] = given
     return asked
 
@@ -186,13 +186,13 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         stem = osp.splitext(osp.basename(args.config))[0]
         cfg.work_dir = osp.join('work_dirs', stem)
-    options = dict(cfg.get('ptq_cfg') or {})
-    options.setdefault('float_eval', not args.no_float_eval)
+    options = dict(float_eval=True, resume=False, trust_checkpoint=False)
+    options |= cfg.get('ptq_cfg') or {}
     if args.no_float_eval:
         options['float_eval'] = False
-    options['resume'] = args.resume or options.get('resume', False)
-    options['trust_checkpoint'] = args.trust_checkpoint or options.get(
-        'trust_checkpoint', False
-    )
+    if args.resume:
+        options['resume'] = True
+    if args.trust_checkpoint:
+        options['trust_checkpoint'] = True
     cfg.ptq_cfg = options
     return cfg

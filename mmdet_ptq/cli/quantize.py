@@ -21,26 +21,36 @@ def parse_args(
 ) -> argparse.Namespace:
     """Reads the command line; see :func:`main`."""
     parser = argparse.ArgumentParser(prog, description=__doc__)
+    _add_what(parser)
+    _add_calibration(parser)
+    _add_run(parser)
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    """Which detector, and what becomes of it."""
     parser.add_argument(
         'config',
-        help='config of the float detector; any '
-        'MMDetection config, unmodified, a file or mmdet::<config>',
+        help='config of the float detector; any MMDetection config, '
+        'unmodified, a file or mmdet::<config>',
     )
     parser.add_argument(
         'checkpoint',
         nargs='?',
-        help='its float checkpoint, a path, a URL or '
-        "mmdet::<config>; default: the config's load_from",
+        help='its float checkpoint, a path, a URL or mmdet::<config>; '
+        "default: the config's load_from",
     )
     parser.add_argument(
         '--recipe',
-        help="recipe name or file; default: the config's "
-        f'quant_cfg, else "uniform" ({", ".join(recipe_names())})',
+        help="recipe name or file; default: the config's quant_cfg, else "
+        f'"uniform" ({", ".join(recipe_names())})',
     )
     parser.add_argument(
         '--bits',
-        help='w<bits>a<bits>[s<bits>], 2 to 8: weights, '
-        'activations, attention softmax; default w8a8',
+        help='w<bits>a<bits>[s<bits>], 2 to 8: weights, activations, '
+        'attention softmax; default w8a8',
     )
     parser.add_argument(
         '--iters',
@@ -49,10 +59,21 @@ def parse_args(
         'recipe says',
     )
     parser.add_argument(
-        '--work-dir',
-        help='where artefact, result and logs '
-        'go; default ./work_dirs/<config name>',
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config, key=value',
     )
+    parser.add_argument(
+        '--print-recipe',
+        action='store_true',
+        help='print the quant_cfg with every default and exit; saved as a '
+        'file it is a recipe',
+    )
+
+
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    """On which images."""
     parser.add_argument(
         '--calib-num',
         type=int,
@@ -61,6 +82,15 @@ def parse_args(
     parser.add_argument(
         '--calib-source',
         help='"train", "test" or a folder of images; default train',
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """Where and how it runs."""
+    parser.add_argument(
+        '--work-dir',
+        help='where artefact, result and logs go; default '
+        './work_dirs/<config name>',
     )
     parser.add_argument(
         '--device', help='e.g. cpu or cuda:0; default: a GPU if there is one'
@@ -76,17 +106,10 @@ def parse_args(
         help='do not test the float model',
     )
     parser.add_argument(
-        '--print-recipe',
-        action='store_true',
-        help='print the quant_cfg with every default and exit; saved as a '
-        'file it is a recipe',
-    )
-    parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='load '
-        'a checkpoint that holds arbitrary objects, which '
-        'can run code',
+        help='load a checkpoint that holds arbitrary objects, which can run '
+        'code',
     )
     parser.add_argument(
         '--launcher',
@@ -95,21 +118,12 @@ def parse_args(
         help='job launcher for several processes',
     )
     parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config, key=value',
-    )
-    parser.add_argument(
         '--local_rank',
         '--local-rank',
         type=int,
         default=0,
         help='set by torch.distributed.launch',
     )
-    args = parser.parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

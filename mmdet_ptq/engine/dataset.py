@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What a test dataset says of its classes, and its images."""
 
+import logging
 from typing import Any
 
 from mmdet.models.detectors import RPN
@@ -41,7 +42,7 @@ def check_classes(model: nn.Module, metainfo: dict) -> None:
             f'{found}; this is not checked, since the classes of this model '
             'come from its prompt',
             'current',
-            30,
+            logging.WARNING,
         )
         return
     raise QuantConfigError(

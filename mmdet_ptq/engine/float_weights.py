@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Float weights of a checkpoint into a detector, strictly."""
 
+import logging
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -135,7 +136,7 @@ def _prefixes(missing: list[str], found: list[str]) -> list[str]:
 
 def _note(path: str | Path, what: str, keys: list[str]) -> None:
     if keys:
-        print_log(f'{path}:{_some(what, keys)}', 'current', 30)
+        print_log(f'{path}:{_some(what, keys)}', 'current', logging.WARNING)
 
 
 def _some(what: str, keys: list[str]) -> str:

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What finished passes did, in a form that a later run goes on from."""
 
+import logging
 from typing import Any
 
 from mmengine.dist import all_gather_object
@@ -92,7 +93,7 @@ def saved_progress(store: ResumeStore | None, resume: bool) -> dict:
             'nothing to resume of this checkpoint and configuration: '
             'starting from the beginning',
             'current',
-            30,
+            logging.WARNING,
         )
         return {}
     return saved

@@ -3,13 +3,14 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..calibration import Feed, Progress, ResumeStore, Session, timed
-from ..errors import CalibrationError, NumericError, PTQError
+from ..errors import CalibrationError, NumericError
 from ..layers import convert, non_finite, quant_layers
 from ..passes import BasePass, checked
 from ..plan import (
@@ -105,8 +106,6 @@ def prepare(
         graph = survey_detector(model, example)
     uncovered = {**uncovered_modules(model, graph), **refused, **computed}
     plan = make_plan(config, graph, uncovered)
-    if all(p.why_float for p in plan.layers.values()):
-        raise PTQError('the rules quantize nothing: every layer is skipped')
     check_plan(model, plan, graph)
     convert(model)
     attach(model, plan, graph.levels, graph.heads)
@@ -170,19 +169,7 @@ def _run_passes(
         before = saved.get('state', {}) if i == done else {}
         session.state = dict(before)
 
-        def save(
-            i: int = i,
-            finished: dict | None = finished,
-            before: dict = before,
-        ) -> None:
-            if store is not None:
-                # until the pass has taken its progress over
-                state = session.export() or before
-                kept = without_twice(finished, state)
-                found = dict(done=i, state=state, finished=kept)
-                store.save(dict(found, skipped=list(session.feed.skipped)))
-
-        session.save = save
+        session.save = partial(_save, session, store, i, finished, before)
         with torch.no_grad():
             passes[i].run(session)
         session.state = {}
@@ -194,6 +181,32 @@ def _run_passes(
             store.save(dict(done=i + 1, finished=finished, skipped=skipped))
     # it holds a copy of the tensors
     session.save = lambda: None
+
+
+def _save(
+    session: Session,
+    store: ResumeStore | None,
+    done: int,
+    finished: dict | None,
+    before: dict,
+) -> None:
+    """Keeps the progress of the pass that is running.
+
+    Args:
+        session (Session): The running quantization.
+        store (ResumeStore, optional): Where to.
+        done (int): How many passes are finished.
+        finished (dict, optional): What they left.
+        before (dict): Progress of an earlier start, which counts until the
+            pass has taken it over.
+    """
+    if store is not None:
+        state = session.export() or before
+        kept = without_twice(finished, state)
+        skipped = list(session.feed.skipped)
+        store.save(
+            dict(done=done, state=state, finished=kept, skipped=skipped)
+        )
 
 
 def _check_ranges(session: Session) -> None:

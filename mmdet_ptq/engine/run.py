@@ -14,6 +14,7 @@ from mmengine.dist import (
 
 from ..artefact import save_artefact
 from ..calibration import (
+    CalibrationImages,
     ResumeStore,
     Session,
     from_config,
@@ -53,29 +54,20 @@ def quantize_and_test(
     runner.model.eval()
     # before the float test, so that a wrong source is told at once
     images = from_config(runner.cfg, config.calibration)
-    digest = sha256(path)
-    fingerprint = fingerprint_of(digest, config, runner.cfg, runner.world_size)
-    name = str(runner.cfg.load_from or path)
-    result = Result(
-        outputs, runner.cfg, config, name, digest, fingerprint, resume
-    )
+    result, fingerprint = _result(runner, path, outputs)
     rank, world = get_dist_info()
     loop = CalibLoop(runner, share_of_rank(images, rank, world), images)
     # every rank surveys the same image
     example = images.first()
-    test = tested_images(runner.test_dataloader.dataset)
-    # all images, so that ranks have the same notes
-    doubts = notes_on(CalibLoop(runner, images), len(images), test)
-    if runner.options['float_eval'] and result.float_metrics is None:
+    doubts = _doubts(runner, images)
+    to_test = runner.options['float_eval'] and result.float_metrics is None
+    if to_test:
         # a mistake in quant_cfg shall not cost a float test first
-        model = copy.deepcopy(runner.detector)
-        prepare(model, config, example, loop)
-        outputs.begin(runner.cfg, resume)
-        with result.stage('float evaluation'):
-            result.float_metrics = runner.test_loop.run()
+        prepare(copy.deepcopy(runner.detector), config, example, loop)
+    outputs.begin(runner.cfg, resume)
+    if to_test:
+        result.float_metrics = _test(runner, result, 'float evaluation')
         result.write()
-    else:
-        outputs.begin(runner.cfg, resume)
     store = ResumeStore(
         Path(runner.work_dir) / f'ptq_resume_{rank}.pth', fingerprint
     )
@@ -84,8 +76,7 @@ def quantize_and_test(
     _save(runner, checkpoint, outputs)
     result.add_session(runner.session)
     result.write()
-    with result.stage('quantized evaluation'):
-        result.quantized_metrics = runner.test_loop.run()
+    result.quantized_metrics = _test(runner, result, 'quantized evaluation')
     result.write()
     # kept until here, so that a stop in the test can be resumed too
     barrier()
@@ -93,6 +84,28 @@ def quantize_and_test(
     if is_main_process():
         result.print_table()
     return result.quantized_metrics
+
+
+def _result(runner: Any, path: Path, outputs: Outputs) -> tuple[Result, str]:
+    """The result of a run that begins, and what identifies the run."""
+    cfg, config = runner.cfg, runner.quant_config
+    digest = sha256(path)
+    fingerprint = fingerprint_of(digest, config, cfg, runner.world_size)
+    name, resume = str(cfg.load_from or path), runner.options['resume']
+    result = Result(outputs, cfg, config, name, digest, fingerprint, resume)
+    return result, fingerprint
+
+
+def _test(runner: Any, result: Result, name: str) -> dict:
+    """Metrics of the detector as it is now, and the time they took."""
+    with result.stage(name):
+        return runner.test_loop.run()
+
+
+def _doubts(runner: Any, images: CalibrationImages) -> list[str]:
+    """Notes on all images, so that ranks have the same."""
+    test = tested_images(runner.test_dataloader.dataset)
+    return notes_on(CalibLoop(runner, images), len(images), test)
 
 
 def _quantize(

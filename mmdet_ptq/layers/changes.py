@@ -78,14 +78,6 @@ class Changes:
         elif tensor in self.act_quantizers:
             del self.act_quantizers[tensor]
 
-    def leave_float(self, port: str) -> None:
-        """Takes the quantizer off an input.
-
-        Raises:
-            ValueError: If the layer has no such port.
-        """
-        self.set_quantizer(port, None)
-
     def switch(self, weight: bool, act: bool) -> None:
         """Says which operands are quantized, where there are quantizers.
 

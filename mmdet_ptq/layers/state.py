@@ -52,29 +52,7 @@ def restore_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         ):
             found = left.get(f'{name}.{extra}')
             put(None if found is None else found.to(device))
-    names = {id(m): n for n, m in model.named_modules()}
-    done: set[int] = set()
-    for layer in quant_layers(model).values():
-        for quantizer in (
-            layer.weight_quantizer,
-            *layer.act_quantizers.values(),
-        ):
-            if quantizer is None or id(quantizer) in done:
-                continue
-            done.add(id(quantizer))
-            prefix = names[id(quantizer)] + '.'
-            state = {
-                n[len(prefix) :]: left.pop(n)
-                for n in list(left)
-                if n.startswith(prefix)
-            }
-            quantizer.load_state_dict(state)
-    inside = {
-        id(t)
-        for m in model.modules()
-        if id(m) in done
-        for t in (*m.parameters(), *m.buffers())
-    }
+    inside = _restore_quantizers(model, left)
     own = dict([*model.named_parameters(), *model.named_buffers()])
     own = {n: t for n, t in own.items() if id(t) not in inside}
     wrong = sorted(set(left) ^ set(own)) + [
@@ -90,3 +68,27 @@ def restore_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         )
     for name, target in own.items():
         target.data.copy_(left[name])
+
+
+def _restore_quantizers(model: nn.Module, left: dict[str, Tensor]) -> set[int]:
+    """Takes the states of quantizers out of what is left.
+
+    Returns:
+        set[int]: The ``id`` of every tensor of theirs.
+    """
+    quantizers = {
+        q
+        for layer in quant_layers(model).values()
+        for q in (layer.weight_quantizer, *layer.act_quantizers.values())
+        if q is not None
+    }
+    for name, module in model.named_modules():
+        if module in quantizers:
+            prefix = f'{name}.'
+            state = {
+                n.removeprefix(prefix): left.pop(n)
+                for n in list(left)
+                if n.startswith(prefix)
+            }
+            module.load_state_dict(state)
+    return {id(t) for q in quantizers for t in (*q.parameters(), *q.buffers())}

@@ -84,14 +84,7 @@ class Observe(BasePass):
             session.feed.predict(done, after)
             merge_ranks(stats.observers, stats.means)
             self._reach_the_rest(session, taps)
-        unreached = [g for g in stats.groups if not stats.of(g[0]).seen]
-        if unreached:
-            line = unreached_line([name for g in unreached for name, _ in g])
-            session.notes.append(line)
-            print_log(line, 'current', logging.WARNING)
-        for group in unreached:
-            stats.drop(group)
-            _leave_float(session, group)
+        _drop_unreached(session)
 
     def _reach_the_rest(self, session: Session, taps: '_Taps') -> None:
         """A prediction skips the mask head when nothing is found."""
@@ -107,6 +100,19 @@ class Observe(BasePass):
         merge_ranks(unseen, means)
         if means is not None:
             stats.means.add(means.state_dict())
+
+
+def _drop_unreached(session: Session) -> None:
+    """Leaves ports float that no image reached, and says so."""
+    stats = session.stats
+    unreached = [g for g in stats.groups if not stats.of(g[0]).seen]
+    if unreached:
+        line = unreached_line([name for g in unreached for name, _ in g])
+        session.notes.append(line)
+        print_log(line, 'current', logging.WARNING)
+    for group in unreached:
+        stats.drop(group)
+        _leave_float(session, group)
 
 
 def _check_weights(layers: dict[str, QuantLayer]) -> None:

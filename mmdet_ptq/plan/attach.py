@@ -4,10 +4,11 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+import torch
 from torch import nn
 
-from ..errors import QuantConfigError
-from ..layers import quant_layers, twin_class
+from ..errors import PTQError, QuantConfigError
+from ..layers import QuantLayer, quant_layers, twin_class
 from ..quantizers import BaseQuantizer
 from ..registry import QUANTIZERS, build_from
 from ..structures import LayerGraph, QuantPlan, QuantSpec
@@ -32,25 +33,8 @@ def attach(
     """
     layers = quant_layers(model)
     device = next(model.parameters()).device
-    weights: dict[str, BaseQuantizer] = {}
-    of_weight: dict[int, BaseQuantizer] = {}
-    for name, one in plan.layers.items():
-        if one.weight is None:
-            continue
-        key = id(layers[name].weight)
-        if key not in of_weight:
-            quantizer = build_quantizer(
-                one.weight, layers[name], 'weight', name
-            )
-            of_weight[key] = quantizer.to(device)
-        weights[name] = of_weight[key]
-    acts: dict[str, dict[str, BaseQuantizer]] = {name: {} for name in layers}
-    for group in plan.groups:
-        name, port = group[0]
-        spec = plan.layers[name].acts[port]
-        quantizer = build_quantizer(spec, layers[name], port, name).to(device)
-        for name, port in group:
-            acts[name][port] = quantizer
+    weights = _weight_quantizers(layers, plan, device)
+    acts = _act_quantizers(layers, plan, device)
     owners = Counter(
         id(p) for m in model.modules() for p in m._parameters.values()
     )
@@ -63,6 +47,38 @@ def attach(
             by_head=name.partition('.')[0] in heads,
             tied=any(owners[id(p)] > 1 for p in own),
         )
+
+
+def _weight_quantizers(
+    layers: dict[str, QuantLayer], plan: QuantPlan, device: torch.device
+) -> dict[str, BaseQuantizer]:
+    """By layer; one for all that have the same weight."""
+    found: dict[str, BaseQuantizer] = {}
+    of_weight: dict[int, BaseQuantizer] = {}
+    for name, one in plan.layers.items():
+        if one.weight is None:
+            continue
+        layer = layers[name]
+        key = id(layer.weight)
+        if key not in of_weight:
+            quantizer = build_quantizer(one.weight, layer, 'weight', name)
+            of_weight[key] = quantizer.to(device)
+        found[name] = of_weight[key]
+    return found
+
+
+def _act_quantizers(
+    layers: dict[str, QuantLayer], plan: QuantPlan, device: torch.device
+) -> dict[str, dict[str, BaseQuantizer]]:
+    """By layer and port; one for all ports of a group."""
+    found: dict[str, dict[str, BaseQuantizer]] = {n: {} for n in layers}
+    for group in plan.groups:
+        name, port = group[0]
+        spec = plan.layers[name].acts[port]
+        quantizer = build_quantizer(spec, layers[name], port, name).to(device)
+        for name, port in group:
+            found[name][port] = quantizer
+    return found
 
 
 def build_quantizer(
@@ -138,9 +154,12 @@ def check_plan(model: nn.Module, plan: QuantPlan, graph: LayerGraph) -> None:
         graph (LayerGraph): The survey, for the shapes of activations.
 
     Raises:
+        PTQError: If every layer stays float.
         QuantConfigError: If arguments of a quantizer do not fit its layer
             or the tensors that the survey saw there.
     """
+    if all(one.why_float for one in plan.layers.values()):
+        raise PTQError('the rules quantize nothing: every layer is skipped')
     for name, one in plan.layers.items():
         layer, node = model.get_submodule(name), graph.layers[name]
         if one.weight is not None:

@@ -4,7 +4,7 @@
 from torch import nn
 
 from ..errors import QuantConfigError, unknown
-from ..layers import quant_layers
+from ..layers import QuantLayer, quant_layers
 from ..quantizers import BaseQuantizer
 from ..structures import QuantPlan, QuantSpec
 from .attach import build_quantizer
@@ -38,16 +38,8 @@ def replace(
             nothing is changed then.
     """
     layers = quant_layers(model)
-    if layer not in plan.layers:
-        raise QuantConfigError(unknown('layer', layer, plan.layers))
+    _check_names(layers, plan, layer, tensor)
     found, twin = plan.layers[layer], layers[layer]
-    tensors = list(found.acts)
-    if twin.weight_axis is not None:
-        tensors.append('weight')
-    if tensor not in tensors:
-        raise QuantConfigError(
-            unknown(f'tensor of layer {layer!r}', tensor, tensors)
-        )
     quantizer = None
     if spec is not None:
         device = next(model.parameters()).device
@@ -75,3 +67,18 @@ def replace(
         quantized = found.weight is not None or any(found.acts.values())
         found.why_float = '' if quantized else 'a pass left it float'
     return quantizer
+
+
+def _check_names(
+    layers: dict[str, QuantLayer], plan: QuantPlan, layer: str, tensor: str
+) -> None:
+    """Refuses a layer that is not there, or a tensor that it lacks."""
+    if layer not in plan.layers:
+        raise QuantConfigError(unknown('layer', layer, plan.layers))
+    tensors = list(plan.layers[layer].acts)
+    if layers[layer].weight_axis is not None:
+        tensors.append('weight')
+    if tensor not in tensors:
+        raise QuantConfigError(
+            unknown(f'tensor of layer {layer!r}', tensor, tensors)
+        )

@@ -13,11 +13,14 @@ def replaced_rules(filename: str) -> list[str]:
     is not seen: so it is told.
 
     Args:
-        filename (str): A config file that can be loaded.
+        filename (str): A config file that can be loaded, or
+            ``package::config`` of an installed package.
 
     Returns:
         list[str]: A sentence for each base with rules that are gone.
     """
+    if '::' in filename:
+        filename, _ = Config._get_cfg_path(filename, '')
     kept = _rules(filename)
     if kept is None:
         return []

@@ -7,21 +7,22 @@ from ..errors import QuantConfigError, unknown
 from ..registry import QUANTIZERS, build_from, check_arguments, find_class
 from .bits import Bits, check_bits
 
-ROLES = (
-    'stem',
-    'prediction',
-    'backbone',
-    'neck',
-    'rpn',
-    'head',
-    'mask',
-    'attention',
-    'offset',
-    'grouped',
-    'matmul',
-    'softmax',
-    'gelu',
-)
+#: each with what it stands for
+ROLES = {
+    'stem': 'layers that read the image',
+    'backbone': 'layers of the backbone',
+    'neck': 'layers of the neck',
+    'head': 'all that is neither backbone nor neck',
+    'rpn': 'layers of the RPN; they are `@head` too',
+    'mask': 'layers of a mask head; they are `@head` too',
+    'prediction': 'last layers, which give classes, boxes or masks',
+    'attention': 'projections and products of an attention',
+    'matmul': 'products of two activations',
+    'grouped': 'convolutions with groups, depthwise ones included',
+    'offset': 'layers that say where a deformable layer samples',
+    'softmax': 'inputs that come from a softmax',
+    'gelu': 'inputs that come from a GELU',
+}
 #: of single inputs of a layer
 PORT_ROLES = ('softmax', 'gelu')
 #: where no rule gives a type

@@ -164,13 +164,7 @@ class SplitMultiheadAttention(Decomposable, nn.MultiheadAttention):
         q = self._heads(self.q_proj(query))
         k = self._heads(self.k_proj(key))
         v = self._heads(self.v_proj(value))
-        logits = self.matmul_qk(
-            q / math.sqrt(self.head_dim), k.transpose(-2, -1)
-        )
-        logits = self._mask(logits, attn_mask, key_padding_mask)
-        weights = torch.softmax(logits, dim=-1)
-        if self.training and self.dropout:
-            weights = torch.dropout(weights, self.dropout, True)
+        weights = self._weights(q, k, attn_mask, key_padding_mask)
         out = self.matmul_pv(weights, v).transpose(1, 2).flatten(2)
         out = self.out_proj(out)
         if not batched:
@@ -186,6 +180,23 @@ class SplitMultiheadAttention(Decomposable, nn.MultiheadAttention):
     def _heads(self, x: Tensor) -> Tensor:
         """(N, L, E) to (N, heads, L, E / heads)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        attn_mask: Tensor | None,
+        padding: Tensor | None,
+    ) -> Tensor:
+        """Attention weights, shape (N, heads, L, S)."""
+        logits = self.matmul_qk(
+            q / math.sqrt(self.head_dim), k.transpose(-2, -1)
+        )
+        logits = self._mask(logits, attn_mask, padding)
+        weights = torch.softmax(logits, dim=-1)
+        if self.training and self.dropout:
+            weights = torch.dropout(weights, self.dropout, True)
+        return weights
 
     def _mask(
         self, logits: Tensor, attn_mask: Tensor | None, padding: Tensor | None

@@ -188,11 +188,7 @@ def _same_choices(
 
         return predict_by_feat
 
-    rpns = {
-        n: m
-        for n, m in model.named_modules()
-        if 'rpn_head' in n.split('.') and hasattr(m, 'predict_by_feat')
-    }
+    rpns = _rpns(model)
     for name, rpn in rpns.items():
         rpn.predict_by_feat = proposing(name, rpn.predict_by_feat)
     NMSop.forward = staticmethod(forward)
@@ -203,6 +199,15 @@ def _same_choices(
         NMSop.forward = suppress
         for rpn in rpns.values():
             del rpn.predict_by_feat
+
+
+def _rpns(model: nn.Module) -> dict[str, nn.Module]:
+    """Heads that make proposals, by name."""
+    return {
+        n: m
+        for n, m in model.named_modules()
+        if 'rpn_head' in n.split('.') and hasattr(m, 'predict_by_feat')
+    }
 
 
 @contextmanager

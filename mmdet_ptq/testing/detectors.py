@@ -152,18 +152,7 @@ def noise_batches(
     height, width = size
     found = []
     for i in range(count):
-        coarse = torch.from_numpy(rng.random((1, 3, 8, 8), np.float32))
-        image = (
-            nn.functional.interpolate(coarse, size, mode='bicubic')[0].clamp(
-                0, 1
-            )
-            * 255
-        )
-        for _ in range(6):
-            y, x = rng.integers(0, height - 16), rng.integers(0, width - 16)
-            h, w = rng.integers(8, height // 2), rng.integers(8, width // 2)
-            color = torch.from_numpy(rng.random(3, np.float32)) * 255
-            image[:, y : y + h, x : x + w] = color[:, None, None]
+        image = _noise(rng, size)
         sample = DetDataSample(
             metainfo=dict(
                 img_id=i,
@@ -185,6 +174,20 @@ def noise_batches(
             sample.proposals = InstanceData(bboxes=_boxes(proposals, size))
         found.append(dict(inputs=[image.byte()], data_samples=[sample]))
     return found
+
+
+def _noise(rng: np.random.Generator, size: tuple[int, int]) -> Tensor:
+    """One image, shape (3, height, width), from 0 to 255."""
+    height, width = size
+    coarse = torch.from_numpy(rng.random((1, 3, 8, 8), np.float32))
+    smooth = nn.functional.interpolate(coarse, size, mode='bicubic')[0]
+    image = smooth.clamp(0, 1) * 255
+    for _ in range(6):
+        y, x = rng.integers(0, height - 16), rng.integers(0, width - 16)
+        h, w = rng.integers(8, height // 2), rng.integers(8, width // 2)
+        color = torch.from_numpy(rng.random(3, np.float32)) * 255
+        image[:, y : y + h, x : x + w] = color[:, None, None]
+    return image
 
 
 def _boxes(count: int, size: tuple[int, int]) -> Tensor:

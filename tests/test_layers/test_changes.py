@@ -131,8 +131,8 @@ def test_what_a_twin_is_given():
     assert twin.rounded is None and twin.bias_shift is None
     assert twin.weight_quantizer is other
     assert twin.act_quantizers['input'] is act
-    twin.leave_float('input')
-    twin.leave_float('input')
+    twin.set_quantizer('input', None)
+    twin.set_quantizer('input', None)
     assert torch.equal(
         twin(*inputs),
         nn.functional.linear(*inputs, other(layer.weight), layer.bias),
@@ -140,7 +140,7 @@ def test_what_a_twin_is_given():
     twin.set_quantizer('weight', None)
     assert torch.equal(twin(*inputs), layer(*inputs))
     with pytest.raises(ValueError, match=r"'inputs'.*mean 'input'.*weight"):
-        twin.leave_float('inputs')
+        twin.set_quantizer('inputs', None)
     with pytest.raises(ValueError, match=r"'weight'.*Allowed: a, b\."):
         twin_of(MatMul()).attach(weight=other)
     # an attached twin starts anew

@@ -49,3 +49,9 @@ def test_rules_of_a_base_that_are_replaced_are_told(write):
 )
 def test_nothing_is_told_where_nothing_is_lost(write, text):
     assert replaced_rules(write('own', text)) == []
+
+
+def test_a_config_of_an_installed_package():
+    """Found as MMEngine finds it; it replaces no rule."""
+    zoo = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'
+    assert replaced_rules(zoo) == []

@@ -21,7 +21,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmdet_ptq import quantize_detector
-from mmdet_ptq.calibration.data import from_config
+from mmdet_ptq.calibration import from_config
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 from tools.accuracy.suites import (
     DETECTORS,

@@ -22,7 +22,7 @@ from mmdet.apis import init_detector
 from mmengine.config import Config
 
 from mmdet_ptq import quantize_detector
-from mmdet_ptq.calibration.data import from_config
+from mmdet_ptq.calibration import from_config
 from mmdet_ptq.context import forward_context
 from mmdet_ptq.detectors import find_adapter
 from mmdet_ptq.losses import DetectionLoss

@@ -1,7 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Counts files, long functions and guesses of the package at commits.
 
-``python -m tools.docs.house_numbers OLD NEW`` prints a column for each.
+``python -m tools.docs.house_numbers OLD NEW`` prints a column for each, and
+lists the long functions of the last.
 """
 
 import ast
@@ -46,6 +47,24 @@ def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return total
 
 
+def long_functions(files: dict[str, str]) -> dict[str, int]:
+    """Functions of more than ``LONG`` lines.
+
+    Args:
+        files (dict[str, str]): Path to text.
+
+    Returns:
+        dict[str, int]: ``path:line name`` to lines.
+    """
+    found = {
+        f'{path}:{node.lineno} {node.name}': body_lines(node)
+        for path, text in files.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    return {name: lines for name, lines in found.items() if lines > LONG}
+
+
 def count(files: dict[str, str]) -> dict[str, str]:
     """The numbers of one commit.
 
@@ -57,21 +76,13 @@ def count(files: dict[str, str]) -> dict[str, str]:
     """
     lengths = {p: len(text.splitlines()) for p, text in files.items()}
     longest = max(lengths, key=lengths.__getitem__)
-    functions = [
-        node
-        for text in files.values()
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
     recipes = [n for p, n in lengths.items() if '/recipes/' in p]
     found = {
         'files': len(files),
         'lines': sum(lengths.values()),
         'median file': round(statistics.median(lengths.values())),
         'longest file': f'{lengths[longest]} ({longest})',
-        f'functions over {LONG} lines': sum(
-            body_lines(f) > LONG for f in functions
-        ),
+        f'functions over {LONG} lines': len(long_functions(files)),
         'lines in recipes/': sum(recipes),
     }
     guesses = [
@@ -88,11 +99,14 @@ def main(commits: list[str] | None = None) -> int:
     if not commits or commits[0].startswith('-'):
         print(__doc__)
         return 0
-    columns = [count(sources(commit)) for commit in commits]
+    found = [sources(commit) for commit in commits]
+    columns = [count(files) for files in found]
     print(f'| | {" | ".join(commits)} |')
     print('|---' * (len(commits) + 1) + '|')
     for name in columns[0]:
         print(f'| {name} | {" | ".join(c[name] for c in columns)} |')
+    for name, lines in long_functions(found[-1]).items():
+        print(f'{lines} lines: {name}')
     return 0
 
 

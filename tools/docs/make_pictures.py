@@ -24,7 +24,7 @@ BARS = {
 WIDTHS = ('w8a8', 'w4a8', 'w4a4', 'w3a3', 'w2a4')
 STEPS = (
     ('your detector\nconfig.py\ncheckpoint.pth', '#ffffff'),
-    ('survey\none real forward\nshows the layers', '#eaf2fb'),
+    ('survey\none real image\nshows the layers', '#eaf2fb'),
     ('rules\nwhat each tensor\nbecomes', '#eaf2fb'),
     ('passes\nhow the numbers\nare found', '#eaf2fb'),
     ('low-bit model\nquantized.pth, AP\nbefore and after', '#ffffff'),

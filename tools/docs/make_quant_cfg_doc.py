@@ -40,6 +40,10 @@ quant_cfg = dict(
     calibration=dict(num_samples=64))
 ```
 
+The keys of `quant_cfg` are {keys}.
+
+## Recipe files of your own
+
 `recipe` may be the path of a file of your own. It has the same keys and may
 start from another recipe, whose rules come before its own.
 
@@ -50,9 +54,10 @@ pass_args = dict(Reconstruct=dict(drop_prob=0.25))
 ```
 
 To change what stands in the middle of a list, inherit by `_base_` as configs
-do, from `mmdet_ptq::recipes/NAME.py` of the installed package or from the
-path of a recipe. Lists replace those of the base, and go on from them as
-written here. Names that begin with `_` are a file's own helpers.
+do: from `mmdet_ptq::recipes/NAME.py` of the installed package, or from the
+path of a recipe. A list replaces that of the base. To keep the base's items,
+name them as `rules` does here. Names that begin with `_` are helpers of the
+file.
 
 ```python
 _base_ = 'mmdet_ptq::recipes/qdrop.py'
@@ -61,42 +66,65 @@ rules = [*_base_.rules, *_more]
 ```
 
 In a config that inherits a `quant_cfg` with rules, `rules=[...]` replaces
-them too, and a note tells which are gone. Keep them with
+them too, and a note says which are gone. Keep them with
 `rules=[*_base_.quant_cfg.rules, ...]`.
+
+## Options of the command line
 
 On a command line `--recipe NAME` takes the place of the config's recipe. The
 config's `bits`, `rules`, `pass_args` and `calibration` hold for it as well;
 what does not fit it is an error. `--iters N` sets the steps of every
 reconstruction.
 
-`tools/ptq.py CONFIG --recipe NAME --print-recipe` prints the spelled-out
-form with every default. Saved as a file it is a recipe, and as it stands a
-block of a config. Every mistake is found before calibration, with the nearest
-allowed name. The keys: {keys}.
+`tools/ptq.py CONFIG --recipe NAME --print-recipe` prints the whole
+`quant_cfg` with every default. The output is a recipe file, and can also be
+pasted into a config. Every mistake is found before calibration, and the
+message has the nearest allowed name.
 
 ## rules
 
-Keys of a rule: {rule_keys}.
+A rule is a dict with some of the keys {rule_keys}. One with `skip=True` has
+neither `weight` nor `act`.
 
-* `match`: a glob on module names (`'backbone.layer1.*'`), a role, or a list.
-  Roles are found from the data flow of one forward: {roles}.
-  `@softmax` and `@gelu` match only the input that comes from there. A glob
-  that matches no layer is an error. A role may match none (`@mask` without a
-  mask head); a note tells which of your rules found nothing.
-* `weight`, `act`: `type`, `bits` and arguments of a quantizer, merged into
-  what earlier rules said: a later rule changes what it says and nothing else.
-  A new `type` keeps the bits and those of the old arguments that it has too.
-  `None` keeps the tensor float, until a later rule gives something, which
-  goes on from what came before. What no rule speaks of stays float. Without
-  `bits` the widths of `bits=` hold. For `act`, `granularity='group'` without
-  `group_size` means the convolution's own groups; `per_level=True` gives each
-  call of a shared head its own range. The axis of channels follows from the
-  layer.
-* `skip=True`: the layer stays float, weight and input, whatever later rules
-  say of it, until one with `skip=False` lifts that; then they all count. So
-  `dict(match='@prediction', skip=False)` gives prediction layers, which
-  recipes skip, what the rules say of their head. A role of an input skips or
-  lifts that input alone. A rule has `skip=True`, or `weight` and `act`.
+### match
+
+A glob on names of layers (`'backbone.layer1.*'`), a role, or a list of these.
+Roles are found by running the detector on one image:
+
+| role | matches |
+|---|---|
+{roles}
+
+`@softmax` and `@gelu` match single inputs of layers, the others match whole
+layers. A glob that matches no layer is an error. A role may match none
+(`@mask` without a mask head); a note says which of your rules found nothing.
+
+### weight and act
+
+What the weight and the input of a layer become: a dict with `type`, `bits`
+and arguments of a [quantizer](#quantizers). It is merged into what earlier
+rules said, so a later rule changes what it says and nothing else.
+
+* A new `type` keeps the bits, and those of the old arguments that it has too.
+* Without `bits` the widths of `quant_cfg.bits` hold.
+* `None` keeps the tensor float. A later rule may take it in again, and then
+  goes on from what was said before the `None`.
+* What no rule speaks of stays float.
+* In `act`, `granularity='group'` without `group_size` means the convolution's
+  own groups.
+* In `act`, `per_level=True` gives each call of a shared head a range of its
+  own.
+* The axis of channels follows from the layer.
+
+### skip
+
+`skip=True` leaves a layer float, weight and input, whatever later rules say
+of it. A later `skip=False` lifts that, and then all rules count. So
+`dict(match='@prediction', skip=False)` gives prediction layers, which recipes
+skip, what the rules say of their head. With `@softmax` and `@gelu` it skips
+the input alone.
+
+### Rules without effect
 
 A rule of yours that matches layers and changes nothing is an error: all of
 them are skipped, or later rules take everything back. A rule may say what is
@@ -174,7 +202,8 @@ def _documented(doc: str) -> dict[str, str]:
             found[name] = text.strip()
         elif name:
             found[name] += ' ' + line.strip()
-    return found
+    # the table has a column for it
+    return {k: re.sub(r'\s*Defaults to .*', '', v) for k, v in found.items()}
 
 
 def document() -> str:
@@ -182,7 +211,7 @@ def document() -> str:
     text = HEAD.format(
         keys=', '.join(f'`{k}`' for k in KEYS),
         rule_keys=', '.join(f'`{k}`' for k in RULE_KEYS),
-        roles=', '.join(f'`@{r}`' for r in ROLES),
+        roles='\n'.join(f'| `@{r}` | {what} |' for r, what in ROLES.items()),
     )
     meanings = _meanings_of_fields()
     text += '| key | meaning | default |\n|---|---|---|\n'

@@ -158,7 +158,7 @@ def thresholds(table: dict, found: Found) -> str:
 
 
 def heads(table: dict, names: dict, found: Found) -> str:
-    """Table 3: uniform against logarithmic levels."""
+    """Table 3: uniform against logarithmic values."""
     rows = [
         [
             names[d]['name'],

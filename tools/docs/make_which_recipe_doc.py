@@ -18,10 +18,10 @@ HEAD = """# Which recipe?
 Made by `python -m tools.docs.make_which_recipe_doc` from `docs/results`.
 
 Take `uniform` if you need 8 bits, or 4-bit weights with 8-bit activations. It
-learns nothing and is done in seconds. Below that take `{best}`, which learns
-rounding, step sizes and levels, and is done in minutes. Detectors that are
-transformers to the end (DETR) lose much with 4-bit activations, whatever the
-recipe.
+learns nothing and is done in seconds. With fewer bits take `{best}`, which
+learns rounding, step sizes and the values of weights, and is done in minutes
+on a small detector. DETR, whose head is a transformer, loses much with 4-bit
+activations, whatever the recipe.
 
 ```bash
 python tools/ptq.py CONFIG CHECKPOINT --recipe uniform --bits w4a8
@@ -32,32 +32,31 @@ python tools/ptq.py CONFIG CHECKPOINT --recipe {best} --bits w4a4
 
 ## What you lose and how long it takes
 
-The loss is float AP minus quantized AP, both from 0 to 1. Of the recipes that
-learn, the one with the least mean loss at that width is shown, and `{best}`
-where that is another.
+Of the recipes that learn, the table shows the one that loses least at that
+width, and `{best}` where that is another.
 
 """
 
 TAIL = """
-Loss: box AP on the 320 validation images of [digits](digits.md), one seed, and
-its mean over four detectors, three with a ResNet and one with a Swin backbone:
-{convolutional}. DETR stands by
-itself. Time: that of a whole run with one float test and one
-quantized test, over that of `uniform` on the same detector; the median.
-Recipes that learn take 200 steps a unit here and 2000 by default, which is ten
-times as long and gains little at 4 bits
-([table1_long](results/table1_long.md)). [table1](results/table1.md) has all
-cells. Seeds alone move single detectors by up to 0.014 at 2 bits
-([table2](results/table2.md)), so treat recipes within 0.005 of one another as
-equal.
+* *Loss of AP* is float minus quantized box AP, both from 0 to 1, on the 320
+  validation images of [digits](digits.md) with one seed. It is the mean over
+  {convolutional}. DETR has a column of its own.
+* *Time* is that of a whole run, float and quantized test included, divided by
+  that of `uniform` on the same detector; the median over the five detectors.
+* Recipes that learn took 200 steps a unit. The default is 2000, which takes
+  ten times as long and gains little at 4 bits
+  ([table1_long](results/table1_long.md)).
+* Seeds alone move single detectors by up to 0.014 at 2 bits
+  ([table2](results/table2.md)), so treat recipes within 0.005 of one another
+  as equal. [table1](results/table1.md) has all numbers.
 
 ## How long it takes on your detector
 
 Calibration alone takes about as long as predicting the calibration images
-once or twice. A recipe that learns takes, for each unit (a residual block, or
-a layer of neck and head), `iters` steps; each costs little more than a forward
-and a backward through the unit and what follows it
-([measured](measured.md) has ratios). A run says after its first steps how long
+once or twice. A recipe that learns takes `iters` steps for each unit, which is
+a residual or transformer block, or a single layer elsewhere. A step costs
+little more than a forward and a backward through the unit and what follows it
+([measured](measured.md) has ratios). After its first steps a run says how long
 it will take. `--iters 200` makes it ten times shorter:
 
 ```bash
@@ -68,8 +67,8 @@ python tools/ptq.py CONFIG CHECKPOINT --recipe {best} --bits w4a4 --iters 200
 
 * `minmax` takes ranges from minima and maxima, as most toolkits do. It is the
   reference to beat, and gives nothing that `uniform` does not.
-* `q_yolo`, `lapq` and `det_ptq` search ranges in other ways and learn no
-  weights.
+* `q_yolo`, `lapq` and `det_ptq` search ranges in other ways and learn
+  nothing.
 * `adaround`, `adaquant`, `brecq`, `qdrop`, `pd_quant` and `subsetq` are the
   methods that `reg_ptq` is compared with in its paper.
   [Accuracy](accuracy.md) says how they compare here.
@@ -137,7 +136,7 @@ def eight_bits(zoo: list[dict]) -> dict[str, float]:
 def table(found: dict[tuple[str, str], dict], zoo: list[dict]) -> list[str]:
     """A row for each width and recipe that is worth a choice."""
     lines = [
-        '| bits | recipe | loss of AP | DETR alone | time |',
+        '| bits | recipe | loss of AP | DETR: loss of AP | time |',
         '|---|---|---|---|---|',
     ]
     plain = eight_bits(zoo)

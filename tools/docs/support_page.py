@@ -191,16 +191,21 @@ def to_markdown(
     lines = [
         '# Support matrix',
         '',
-        'One config of every family folder that MMDetection '
-        f'{mmdet.__version__} ships, the smallest that runs here of the '
-        'three smallest; random weights, `uniform` w8a8 on two images of '
-        f'{size[0]} x {size[1]}, or larger where the network wants it. '
-        'Cosine: the lowest over raw output tensors, quantized against '
-        'float, on equal proposals and selections. bfloat16: the same for '
-        'the float model with weights and inputs of layers in bfloat16, '
-        'which is what this random network can show.'
+        'Which detectors work? One config of every family folder of '
+        f'MMDetection {mmdet.__version__} was tried: the smallest that runs '
+        'here, of the three smallest. It has random weights, and is '
+        'quantized by `uniform` w8a8 on two images of '
+        f'{size[0]} x {size[1]}, or larger where the network wants it.',
+        '',
+        '* *cosine*: how alike raw outputs of the quantized and the float '
+        'model are, with equal proposals and selections; the lowest over '
+        'output tensors.',
+        '* *bfloat16*: the same for the float model with weights and inputs '
+        'of layers in bfloat16. It tells how much this random network '
+        'changes by rounding alone.'
         + partial
         * ' Rows without it are of an earlier version of the tool.',
+        '* *left float*: how many layers stay float, and why.',
         '',
         f'Made by `{command}` on {platform.machine()} CPU, torch '
         f'{torch.__version__}.',
@@ -243,14 +248,14 @@ def _about_runner(rows: dict[str, dict]) -> list[str]:
         return []
     good = sum(map(went_through, tried))
     return [
-        'Runner: what predicts goes once through `PTQRunner`, as a user runs '
-        'it: `mmdet-ptq quantize CONFIG CHECKPOINT --recipe uniform --bits '
-        'w8a8 --calib-num 2 --no-float-eval` with model, pipelines, hooks '
-        'and evaluator of the config, on two images in COCO format with the '
-        'classes that the test data set of the config declares. "yes": the '
-        'artefact, loaded on the config in the work dir, gives the same '
-        f'metrics and the same predictions. **{good}** of {len(tried)} that '
-        'were tried do.',
+        '*runner*: what predicts goes once through the command, as a user '
+        'runs it: `mmdet-ptq quantize CONFIG CHECKPOINT --recipe uniform '
+        '--bits w8a8 --calib-num 2 --no-float-eval`, with model, pipelines, '
+        'hooks and evaluator of the config, on two images in COCO format '
+        'with the classes that the test data set of the config declares. '
+        '"yes" means that `quantized.pth`, loaded on the config in the work '
+        'dir, gives the same metrics and the same predictions. '
+        f'**{good}** of {len(tried)} that were tried do.',
         '',
     ]
 

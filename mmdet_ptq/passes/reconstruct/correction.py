@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """PD-Quant's correction of the inputs that a unit is fitted to."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -164,6 +165,22 @@ class DistributionCorrection:
         before = float(value)
         if not before > 0:
             return inputs, outputs, before, before
+        found = self._descend(exact, loss)
+        with torch.no_grad():
+            value, corrected = loss(found)
+        after = float(value)
+        if not after < before:  # nor if it is NaN
+            return inputs, outputs, before, before
+        for i, t in zip(places, found, strict=True):
+            leaves[i] = t
+        return tree_unflatten(leaves, spec), corrected, before, after
+
+    def _descend(
+        self,
+        exact: list[Tensor],
+        loss: Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]],
+    ) -> list[Tensor]:
+        """Maps of less loss, as the steps from the exact ones leave them."""
         found = [t.detach().clone().requires_grad_() for t in exact]
         optimizer = torch.optim.Adam(found, lr=self.lr)
         schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -176,15 +193,7 @@ class DistributionCorrection:
                 value.backward()
             optimizer.step()
             schedule.step(float(value.detach()))
-        found = [t.detach() for t in found]
-        with torch.no_grad():
-            value, corrected = loss(found)
-        after = float(value)
-        if not after < before:  # nor if it is NaN
-            return inputs, outputs, before, before
-        for i, t in zip(places, found, strict=True):
-            leaves[i] = t
-        return tree_unflatten(leaves, spec), corrected, before, after
+        return [t.detach() for t in found]
 
 
 def _is_map(leaf: Any) -> bool:

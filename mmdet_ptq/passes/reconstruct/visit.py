@@ -27,6 +27,7 @@ from ...registry import LEARNERS, build_from
 from ...structures import Unit
 from .fisher import weigh
 from .pace import Pace
+from .trainer import Trainer
 
 
 class Visit:
@@ -146,6 +147,24 @@ class Visit:
             self.images, view, replay, mixed, lambda: self._only_before(k)
         )
 
+    def _trainer(
+        self,
+        view: UnitView,
+        samples: dict[int, Sample],
+        replay: Replay | None,
+        k: int,
+    ) -> Trainer:
+        return self.settings.trainer(
+            self.settings,
+            self.session,
+            self.images,
+            view,
+            samples,
+            replay,
+            self.losses,
+            partial(self.pace.step, k),
+        )
+
     def _learn(
         self,
         view: UnitView,
@@ -155,16 +174,7 @@ class Visit:
     ) -> UnitRecord:
         """Corrects, weighs and fits."""
         settings, session, images = self.settings, self.session, self.images
-        trainer = settings.trainer(
-            settings,
-            session,
-            images,
-            view,
-            samples,
-            replay,
-            self.losses,
-            partial(self.pace.step, k),
-        )
+        trainer = self._trainer(view, samples, replay, k)
         corrected = None
         if settings.correction:
             train, _ = trainer.split()

@@ -1,5 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-from tools.docs.house_numbers import count
+from tools.docs.house_numbers import count, long_functions
 
 
 def source(lines):
@@ -31,3 +31,8 @@ def test_numbers_by_hand():
         'getattr on quantizers': '0',
         'isinstance on quantizers': '1',
     }
+
+
+def test_long_functions_are_named():
+    files = {'a.py': source(39), 'b.py': source(40)}
+    assert long_functions(files) == {'b.py:1 f': 41}

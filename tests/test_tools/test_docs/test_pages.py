@@ -21,6 +21,26 @@ def test_links_between_pages_exist(page):
             assert (page.parent / link).exists(), link
 
 
+def anchor(heading):
+    """What a link writes after ``#``, as GitHub makes it."""
+    kept = re.sub(r'[^\w\- ]', '', heading.strip().lower())
+    return kept.replace(' ', '-')
+
+
+def headings(text):
+    """Anchors of a page; lines of code are none."""
+    text = re.sub(r'^```.*?^```', '', text, flags=re.DOTALL | re.MULTILINE)
+    return {anchor(h) for h in re.findall(r'^#+ (.*)$', text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
+def test_links_into_pages_exist(page):
+    found = re.findall(r'\]\(([^)#:]*)#([^)]+)\)', page.read_text())
+    for file, part in found:
+        target = page.parent / file if file else page
+        assert part in headings(target.read_text()), f'{file}#{part}'
+
+
 @pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
 def test_commands_exist(page):
     """What a page says to run is there, as a module or as a file."""

@@ -35,7 +35,8 @@ class AdaRound(Learner):
             None.
         reg (float): Factor of the penalty. Defaults to 0.01.
         warmup (float): Share of the steps without penalty. Defaults to 0.2.
-        beta (tuple[float, float]): Defaults to (20, 2).
+        beta (tuple[float, float]): Exponent of the penalty, first and last.
+            Defaults to (20, 2).
         schedule (str): How beta falls, ``'linear'`` (BRECQ, QDrop) or
             ``'cosine'`` (AIMET). Defaults to ``'linear'``.
 

@@ -27,8 +27,9 @@ class SubsetMultipliers(Learner):
     Args:
         lr (float): Rate of both, falling to zero. The published code has
             1e-4 at 4 bits and 5e-4 below. Defaults to 5e-4.
-        distance (tuple[float, float]): Defaults to (1e-2, 1e-3).
-        warmup (float): Defaults to 0.2.
+        distance (tuple[float, float]): d, first and last. Defaults to
+            (1e-2, 1e-3).
+        warmup (float): Share of the steps before d falls. Defaults to 0.2.
 
     Raises:
         ValueError: If an argument is not among the allowed values.

@@ -77,14 +77,7 @@ class LearnedWeights(Learner):
     ) -> list[dict[str, Any]]:
         """See :meth:`Learner.start`."""
         self._layers, self._ends = [], []
-        defaults = dict(lr_weight=1e-5, lr_range=1e-3, lr_act=0.1)
-        if self.relative:
-            ends = 2e-4 * math.sqrt(2000 / iters)
-            weight = min(0.02, 2 / iters)
-            defaults = dict(lr_weight=weight, lr_range=ends, lr_act=ends)
-        rates = {
-            k: defaults[k] if v is None else v for k, v in self.rates.items()
-        }
+        rates = self._rates(iters)
         groups = []
 
         def learn(params: list[Tensor], rate: str, step: float) -> None:
@@ -110,17 +103,22 @@ class LearnedWeights(Learner):
                 step = 2 * float(weight.abs().max()) / 2**quantizer.bits
             learn([weight], 'lr_weight', step)
             if layer.bias is not None:
-                shift = layer.bias_shift
-                if shift is None:
-                    shift = torch.zeros_like(layer.bias)
-                shift = shift.detach().clone().requires_grad_()
-                layer.shift_bias(shift)
-                learn([shift], 'lr_bias', 1.0)
+                learn([_learn_shift(layer)], 'lr_bias', 1.0)
             layer.learn_weight(partial(quantizer, weight))
         for quantizer in acts:
             if isinstance(quantizer, LearnsEnds) and quantizer.initialized:
                 learn_ends(quantizer, 'lr_act')
         return groups
+
+    def _rates(self, iters: int) -> dict[str, float]:
+        """Those that were given, and what the others are by default."""
+        found = dict(lr_weight=1e-5, lr_range=1e-3, lr_act=0.1)
+        if self.relative:
+            ends = 2e-4 * math.sqrt(2000 / iters)
+            weight = min(0.02, 2 / iters)
+            found = dict(lr_weight=weight, lr_range=ends, lr_act=ends)
+        given = {k: v for k, v in self.rates.items() if v is not None}
+        return found | given
 
     @torch.no_grad()
     def harden(self) -> None:
@@ -132,3 +130,13 @@ class LearnedWeights(Learner):
             if layer.bias_shift is not None:
                 layer.shift_bias(layer.bias_shift.detach())
         self._layers, self._ends = [], []
+
+
+def _learn_shift(layer: QuantLayer) -> Tensor:
+    """Makes the shift of a bias a tensor that is learned."""
+    shift = layer.bias_shift
+    if shift is None:
+        shift = torch.zeros_like(layer.bias)
+    shift = shift.detach().clone().requires_grad_()
+    layer.shift_bias(shift)
+    return shift

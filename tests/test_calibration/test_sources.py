@@ -10,7 +10,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
 from mmdet_ptq.calibration import from_config
-from mmdet_ptq.calibration.data import images_below
+from mmdet_ptq.calibration.sources import images_below
 from mmdet_ptq.errors import CalibrationError
 from mmdet_ptq.quant_cfg import Calibration
 
