@@ -54,8 +54,11 @@ class ChannelMeans:
         self._add(name, total, count)
 
     def _add(self, name: str, total: Tensor, count: int) -> None:
-        if name in self.sums:
-            total = total + self.sums[name].to(total.device)
+        known = self.sums.get(name)
+        if known is not None:
+            # from a resume file or another rank it comes on the CPU
+            same = known.device == total.device
+            total = total + (known if same else known.to(total.device))
         self.sums[name] = total
         self.counts[name] = self.counts.get(name, 0) + count
 
