@@ -127,7 +127,7 @@ class DetectionLoss(GlobalLoss):
         if outputs and isinstance(outputs[0], Tensor):
             return self.weight * raw_l2(outputs, targets)
         loss = sum(
-            ce / max(1, n_ce) + self.lam * box / max(1, n_box)
+            _over(ce, n_ce) + self.lam * _over(box, n_box)
             for ce, n_ce, box, n_box in self._sums(outputs, targets).values()
         )
         return self.weight * loss
@@ -207,10 +207,18 @@ class DetectionLoss(GlobalLoss):
             boxes = pick_boxes(output.boxes, rows, target['labels'])
             both = keep & overlapping(output, boxes, target, self.theta_i)
             errors = box_errors(output, boxes, target, self.box_space)
-            box = errors[both].pow(self.p).sum()
-            n_box = int(both.sum())
+            # no row is taken out: how many, a GPU would have to be asked
+            box = errors.where(both[:, None], 0).pow(self.p).sum()
+            n_box = both.sum()
         kl = divergence(logits[rows], target['logits'], output.activation)
         # rows of low confidence are targets for ce_mask='none' only
         if self.ce_mask == 'hc_hi':
-            kl = kl[both]
+            return [kl.where(both, 0).sum(), both.sum(), box, n_box]
         return [kl.sum(), len(kl), box, n_box]
+
+
+def _over(total: Tensor, count: Tensor | int) -> Tensor:
+    """A mean, 0 of nothing."""
+    if isinstance(count, Tensor):
+        return total / count.clamp(min=1)
+    return total / max(1, count)

@@ -48,8 +48,10 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, '__name__', str(func))
-        away = func is Tensor.to and 'cpu' in map(
-            str, (*args[1:], *kwargs.values())
+        # to the device of another tensor is no word for the CPU
+        away = func is Tensor.to and any(
+            isinstance(a, str) and a == 'cpu'
+            for a in (*args[1:], *kwargs.values())
         )
         if func in LEAVES or func in ARRIVES or away:
             self.found[name] += 1

@@ -42,11 +42,12 @@ def weigh(
         run,
         lambda j, outputs: fisher[0](outputs, images.targets(j)[at]),
     ):
-        squares += [float(g.double().square().sum()) for g in grads]
+        squares += [g.double().square().sum() for g in grads]
         count += sum(g.numel() for g in grads)
         # all images' gradients may be more than the bound
         kept[j] = cache.keep(grads, exact=True)
-    sums = torch.tensor([sum(squares), float(count)], dtype=torch.float64)
+    known = torch.stack(squares).tolist() if squares else []
+    sums = torch.tensor([sum(known), float(count)], dtype=torch.float64)
     if get_world_size() > 1:
         all_reduce(sums)
     mean = float(sums[0] / sums[1]) if sums[1] else 0.0

@@ -39,9 +39,10 @@ class NormStatistics:
         beta = torch.zeros_like(gamma)
         if norm.affine:
             gamma, beta = norm.weight.detach(), norm.bias.detach()
-        self.alive = gamma.abs() > 1e-4 * beta.abs() + 1e-12
+        alive = gamma.abs() > 1e-4 * beta.abs() + 1e-12
+        self.alive = alive.nonzero()[:, 0]
         self.beta = beta
-        self.factor = (self.sigma / gamma).masked_fill(~self.alive, 0)
+        self.factor = (self.sigma / gamma).masked_fill(~alive, 0)
 
     def __call__(self, output: Tensor) -> Tensor:
         """The error of a map.

@@ -114,6 +114,8 @@ class Trainer(UnitLoss):
         )
         first = [p.detach().clone() for g in groups for p in g['params']]
         curve: list[float] = []
+        often = max(1, iters // POINTS)
+        failed = torch.zeros((), dtype=torch.bool, device=self.session.device)
         for it in range(iters):
             self.on_step(it)
             fall = (1 + math.cos(math.pi * it / iters)) / 2
@@ -121,17 +123,26 @@ class Trainer(UnitLoss):
                 group['lr'] = lr * (fall if group.get('cosine') else 1)
             optimizer.zero_grad(set_to_none=True)
             value = self.step(learners, next(batches), it / iters, k, it)
-            if not math.isfinite(value):
-                # what is learned may be NaN; the unit will be put back
-                learned = (p for g in groups for p in g['params'])
-                for p, start in zip(learned, first, strict=True):
-                    p.data.copy_(start)
-                return curve, 'the loss became NaN or Inf'
+            failed |= ~torch.isfinite(value)
             average_gradients(optimizer)
             optimizer.step()
-            if it % max(1, iters // POINTS) == 0:
-                curve.append(value)
+            # seldom: a GPU has to be waited for
+            if it % often == 0 or it == iters - 1:
+                if self._over_ranks(failed.float()) > 0:
+                    # what is learned may be NaN; the unit will be put back
+                    learned = (p for g in groups for p in g['params'])
+                    for p, start in zip(learned, first, strict=True):
+                        p.data.copy_(start)
+                    return curve, 'the loss became NaN or Inf'
+                if it % often == 0:
+                    curve.append(self._over_ranks(value))
         return curve, ''
+
+    def _over_ranks(self, value: Tensor) -> float:
+        """The sum over all ranks, of which each gives a part."""
+        if get_world_size() > 1:
+            all_reduce(value)
+        return float(value)
 
     def step(
         self,
@@ -140,7 +151,7 @@ class Trainer(UnitLoss):
         progress: float,
         k: int,
         it: int,
-    ) -> float:
+    ) -> Tensor:
         """Accumulates the gradients of one step.
 
         Args:
@@ -151,11 +162,11 @@ class Trainer(UnitLoss):
             it (int): Number of the step.
 
         Returns:
-            float: The mean loss over all ranks.
+            Tensor: What this rank adds to the mean loss over all ranks.
         """
         world = get_world_size()
         every = self.settings.global_every
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.session.device)
         with torch.enable_grad():
             for slot, j in enumerate(batch):
                 if j not in self.samples:
@@ -171,13 +182,13 @@ class Trainer(UnitLoss):
                 loss = loss / len(batch)
                 if loss.requires_grad:
                     loss.backward()
-                total += loss.detach().cpu()
+                total += loss.detach()
             penalty = sum(one.penalty(progress) for one in learners)
             if isinstance(penalty, Tensor) and penalty.requires_grad:
                 (penalty / world).backward()
-        if world > 1:
-            all_reduce(total)
-        return float(total + float(penalty))
+        if isinstance(penalty, Tensor):
+            penalty = penalty.detach()
+        return total + penalty / world
 
     def split(self) -> tuple[list[int], list[int]]:
         """Numbers of the images to learn from, and of the held-out ones.
