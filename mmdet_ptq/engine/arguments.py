@@ -52,6 +52,26 @@ def run_options(given: Any) -> dict[str, Any]:
     return {**OPTIONS, **given}
 
 
+def check_file_arguments(
+    kind: type, first: Any, path: Any, advice: str
+) -> None:
+    """Refuses arguments of a save or load that are swapped or of other types.
+
+    Args:
+        kind (type): What the first has to be.
+        first (Any): What was given as such.
+        path (Any): What was given as a path.
+        advice (str): Says which arguments there are.
+
+    Raises:
+        PTQError: Says what was given and what to give.
+    """
+    if not isinstance(first, kind):
+        raise PTQError(f'the first argument is a {_kind(first)}; {advice}')
+    if not isinstance(path, str | Path):
+        raise PTQError(f'the path is a {_kind(path)}; {advice}')
+
+
 def check_model(model: Any) -> None:
     """Refuses what is no float detector.
 
