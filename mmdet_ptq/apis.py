@@ -15,7 +15,11 @@ from .artefact import (
 from .calibration import Batches, Session, notes_on
 from .context import count_images
 from .detectors import detector_of
-from .engine.arguments import check_model, take_batches
+from .engine.arguments import (
+    check_file_arguments,
+    check_model,
+    take_batches,
+)
 from .engine.checkpoint import read_checkpoint
 from .engine.quantize import run_quantization
 from .errors import CheckpointError
@@ -66,8 +70,16 @@ def save_quantized(session: Session, path: str | Path) -> None:
         path (str | Path): Where to.
 
     Raises:
-        PTQError: If it cannot be written; an older file survives.
+        PTQError: If it cannot be written; an older file survives. Or if an
+            argument is of another type.
     """
+    check_file_arguments(
+        Session,
+        session,
+        path,
+        'arguments are session and path, in this order, and the session is '
+        'what quantize_detector returns',
+    )
     save_artefact(
         path,
         session.model,
@@ -93,7 +105,15 @@ def load_quantized(model: nn.Module, path: str | Path) -> nn.Module:
     Raises:
         CheckpointError: If the file is not of this package or this model.
             Where the message says so, the model is changed in part.
+        PTQError: If an argument is of another type.
     """
+    check_file_arguments(
+        nn.Module,
+        model,
+        path,
+        'arguments are model and path, in this order, and '
+        'mmdet.apis.init_detector(config) gives a model',
+    )
     saved = read_checkpoint(path)
     if not is_artefact(saved):
         raise CheckpointError(

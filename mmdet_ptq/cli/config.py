@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.hub import get_config
 
+from ..engine.arguments import run_options
 from ..engine.work_config import import_package
 from ..errors import QuantConfigError
 from ..quant_cfg import (
@@ -186,6 +187,7 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         stem = osp.splitext(osp.basename(args.config))[0]
         cfg.work_dir = osp.join('work_dirs', stem)
+    run_options(cfg.get('ptq_cfg'))
     options = dict(float_eval=True, resume=False, trust_checkpoint=False)
     options |= cfg.get('ptq_cfg') or {}
     if args.no_float_eval:

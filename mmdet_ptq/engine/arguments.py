@@ -1,5 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""Looks at a model and a dataloader that a user holds, before any work."""
+"""Looks at what a user gives for a run, before any work."""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -13,8 +13,63 @@ from mmengine.model import BaseModel, is_model_wrapper
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..errors import CalibrationError, PTQError
+from ..checks import annotated
+from ..errors import CalibrationError, PTQError, QuantConfigError, unknown
 from ..layers import quant_layers
+
+#: options of a run, ``ptq_cfg`` of a config, with their defaults
+OPTIONS = dict(
+    resume=False,
+    float_eval=False,
+    trust_checkpoint=False,
+    artefact='quantized.pth',
+)
+
+
+def run_options(given: Any) -> dict[str, Any]:
+    """The options of a run, those that are not given at their defaults.
+
+    Args:
+        given (Any): ``ptq_cfg`` of a config; None if it has none.
+
+    Raises:
+        QuantConfigError: If it is no dict, or a key or a type is wrong.
+    """
+    if given is None:
+        return dict(OPTIONS)
+    if not isinstance(given, dict):
+        raise QuantConfigError(
+            f'ptq_cfg: expected a dict, got {given!r}; write e.g. '
+            'dict(float_eval=True)'
+        )
+    for key, value in given.items():
+        if key not in OPTIONS:
+            raise QuantConfigError('ptq_cfg: ' + unknown('key', key, OPTIONS))
+        try:
+            annotated(key, value, type(OPTIONS[key]))
+        except ValueError as error:
+            raise QuantConfigError(f'ptq_cfg: {error}') from None
+    return {**OPTIONS, **given}
+
+
+def check_file_arguments(
+    kind: type, first: Any, path: Any, advice: str
+) -> None:
+    """Refuses arguments of a save or load that are swapped or of other types.
+
+    Args:
+        kind (type): What the first has to be.
+        first (Any): What was given as such.
+        path (Any): What was given as a path.
+        advice (str): Says which arguments there are.
+
+    Raises:
+        PTQError: Says what was given and what to give.
+    """
+    if not isinstance(first, kind):
+        raise PTQError(f'the first argument is a {_kind(first)}; {advice}')
+    if not isinstance(path, str | Path):
+        raise PTQError(f'the path is a {_kind(path)}; {advice}')
 
 
 def check_model(model: Any) -> None:

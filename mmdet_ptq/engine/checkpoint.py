@@ -90,7 +90,7 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> dict:
             with torch.serialization.safe_globals(_SAFE):
                 found = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        name = re.search(r'GLOBAL (\S+)', str(error))
+        name = re.search(r'GLOBAL ([\w.]+)( was| whose|$)', str(error), re.M)
         if name is None:
             raise _corrupt(path, error) from error
         raise CheckpointError(

@@ -23,8 +23,9 @@ from torch import nn
 from ..artefact import is_artefact, load_artefact, settings_of
 from ..calibration import Session
 from ..detectors import detector_of
-from ..errors import CalibrationError, QuantConfigError, unknown
+from ..errors import CalibrationError, QuantConfigError
 from ..quant_cfg import QuantConfig, parse_quant_cfg
+from .arguments import run_options
 from .asked import check_asked
 from .checkpoint import check_file, read_checkpoint
 from .dataset import check_classes
@@ -34,13 +35,6 @@ from .hooks import CalibrationHook, ProgressHook
 from .outputs import Outputs
 from .quantize import check_names
 from .run import quantize_and_test
-
-_OPTIONS = dict(
-    resume=False,
-    float_eval=False,
-    trust_checkpoint=False,
-    artefact='quantized.pth',
-)
 
 
 @RUNNERS.register_module()
@@ -63,13 +57,7 @@ class PTQRunner(Runner):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         cfg = kwargs.get('cfg') or Config()
-        given = cfg.get('ptq_cfg') or {}
-        for key in given:
-            if key not in _OPTIONS:
-                raise QuantConfigError(
-                    'ptq_cfg: ' + unknown('key', key, _OPTIONS)
-                )
-        self.options = {**_OPTIONS, **given}
+        self.options = run_options(cfg.get('ptq_cfg'))
         self.quant_config: QuantConfig | None = None
         if cfg.get('quant_cfg') is not None:
             self.quant_config = parse_quant_cfg(cfg.quant_cfg)

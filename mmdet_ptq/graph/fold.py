@@ -2,7 +2,7 @@
 """Batch norms that can vanish into the layer before them."""
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from ..structures import Op
 from ..surgery import out_channels
@@ -52,8 +52,11 @@ def find_bn_folds(
             and _foldable(modules[norm], modules[layer])
             and _same_axis(walker, ops, modules[layer])
         ):
-            if layer in sharing.why:
-                kept[norm] = f'not folded into {layer}: {sharing.why[layer]}'
+            why = sharing.why.get(layer) or _why_not(
+                modules[norm], modules[layer]
+            )
+            if why:
+                kept[norm] = f'not folded into {layer}: {why}'
             else:
                 folds[norm] = layer
     return folds, kept
@@ -68,6 +71,17 @@ def _foldable(norm: _BatchNorm, layer: nn.Module) -> bool:
         and isinstance(getattr(layer, 'weight', None), Tensor)
         and out_channels(layer) == norm.num_features
     )
+
+
+def _why_not(norm: _BatchNorm, layer: nn.Module) -> str:
+    """What may be computed beside norm and layer, '' for nothing."""
+    if type(norm).forward not in (_BatchNorm.forward, SyncBatchNorm.forward):
+        return f'{type(norm).__name__} has a forward of its own'
+    if 'forward' in vars(norm) or 'forward' in vars(layer):
+        return 'the forward of one of them was replaced'
+    if norm._forward_pre_hooks or norm._forward_hooks or layer._forward_hooks:
+        return 'a hook runs at or between them'
+    return ''
 
 
 def _same_axis(walker: Walker, ops: list[Op], layer: nn.Module) -> bool:

@@ -15,8 +15,9 @@ class FoldBatchNorm(BasePass):
 
     ``W' = W * gamma / sqrt(var + eps)`` for each output channel, and the
     bias accordingly. A norm that several layers feed, or whose layer feeds
-    several norms, stays; so does one whose layer shares its weight or bias
-    with something else, which is noted.
+    several norms, stays. So does, with a note, one whose layer shares its
+    weight or bias with something else, and one where a subclass or a hook
+    may compute more than the norm.
     """
 
     refuses: ClassVar[frozenset[str]] = frozenset(

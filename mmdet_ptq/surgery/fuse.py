@@ -6,6 +6,7 @@ same weight in every forward of a trained model. It is computed once, and the
 layer goes on as an ordinary one.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -57,8 +58,30 @@ class FusedWeight(Edit):
             _fuse(module, name)
 
     def rebuild(self, model: nn.Module) -> None:
-        """See :meth:`Edit.rebuild`; the numbers change nothing."""
-        self.apply(model)
+        """See :meth:`Edit.rebuild`; what is plain already stays."""
+        if _computed(find_module(model, self.module)):
+            self.apply(model)
+
+
+def float_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model that has computed weights, to try something on.
+
+    Args:
+        model (nn.Module): Of its weights those that a hook or a constructor
+            computed with gradients cannot be copied as they are.
+
+    Returns:
+        nn.Module: It shares no tensor with the model.
+    """
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(
+        model, {id(value): value.detach().clone() for value in computed}
+    )
 
 
 def fuse_weights(model: nn.Module) -> tuple[list[FusedWeight], dict[str, str]]:
@@ -161,6 +184,9 @@ def _fuse(module: nn.Module, name: str) -> None:
             _forget_loading(module, hook)
     if parametrize.is_parametrized(module, name):
         single = module.parametrizations[name].is_tensor
+        # copies of a module have its class, which torch changes
+        kind = type(module)
+        module.__class__ = type(kind.__name__, kind.__bases__, {**vars(kind)})
         parametrize.remove_parametrizations(
             module, name, leave_parametrized=not single
         )

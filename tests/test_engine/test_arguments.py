@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from two_levels import PASSES, RULES, Tiny, batches
 
-from mmdet_ptq import quantize_detector
+from mmdet_ptq import load_quantized, quantize_detector, save_quantized
 from mmdet_ptq.engine.arguments import check_model, take_batches
 from mmdet_ptq.errors import CalibrationError, PTQError
 
@@ -111,3 +111,29 @@ def test_as_many_batches_as_asked_for():
     # stacked images are batches too
     stacked = [dict(inputs=torch.zeros(2, 3, 8, 8))]
     assert take_batches(stacked, 1) == stacked
+
+
+@pytest.mark.parametrize(
+    ('call', 'says'),
+    [
+        (
+            lambda path: save_quantized(nn.Linear(1, 1), path),
+            'the first argument is a Linear; arguments are session and path',
+        ),
+        (
+            lambda path: save_quantized(path, nn.Linear(1, 1)),
+            'the first argument is a PosixPath; arguments are session and',
+        ),
+        (
+            lambda path: load_quantized(str(path), nn.Linear(1, 1)),
+            'the first argument is a str; arguments are model and path',
+        ),
+        (
+            lambda path: load_quantized(nn.Linear(1, 1), dict()),
+            'the path is a dict; arguments are model and path, in this order',
+        ),
+    ],
+)
+def test_arguments_of_files(call, says, tmp_path):
+    with pytest.raises(PTQError, match=says):
+        call(tmp_path / 'quantized.pth')

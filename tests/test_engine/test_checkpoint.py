@@ -51,3 +51,12 @@ def test_no_advice_to_load_what_can_run_code(tmp_path, data):
     message = str(raised.value)
     assert 'weights_only' not in message and 'PyTorch' not in message
     assert '\n' not in message
+
+
+def test_a_config_in_its_place_is_no_checkpoint(tmp_path):
+    """Its first letter is an instruction of a pickle."""
+    path = tmp_path / 'config.py'
+    path.write_text('custom_imports = dict(imports=[])\nmodel = dict()\n')
+    with pytest.raises(CheckpointError, match='corrupt or no checkpoint') as e:
+        read_checkpoint(path)
+    assert 'trust' not in str(e.value)

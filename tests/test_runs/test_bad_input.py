@@ -336,6 +336,15 @@ PASS = (
             )
         ),
         ('ptq_cfg = dict(resum=True)', ["'resum'", "Did you mean 'resume'?"]),
+        ("ptq_cfg = 'resume'", ["ptq_cfg: expected a dict, got 'resume'"]),
+        (
+            "ptq_cfg = dict(float_eval='no')",
+            ["ptq_cfg: float_eval must be True or False, got 'no'"],
+        ),
+        (
+            'ptq_cfg = dict(artefact=5)',
+            ['ptq_cfg: artefact must be a string, got 5'],
+        ),
         ('model = undefined', ['edited.py', 'undefined']),
     ],
 )

@@ -5,6 +5,10 @@ import copy
 
 import pytest
 import torch
+from mmdet.apis import init_detector
+from mmdet.models.backbones import ResNet
+from mmdet.registry import MODELS
+from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import nn
 from torch.nn.functional import conv2d
@@ -254,3 +258,33 @@ def test_a_weight_that_is_no_parameter_stays_float(tmp_path):
     assert session.plan.uncovered == {
         'a': 'its weight is no parameter but set from outside'
     }
+
+
+@pytest.mark.filterwarnings('ignore:.*weight_norm')
+@pytest.mark.parametrize('case', ['weight_norm', 'weight_norm_hook', 'pruned'])
+def test_computed_weights_go_through_the_runner(case, tiny, ptq, tmp_path):
+
+    @MODELS.register_module(name='ComputedResNet', force=True)
+    class ComputedResNet(ResNet):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            COMPUTED[case](self.layer1[0].conv2)
+
+    config = tmp_path / 'computed.py'
+    base = str(tiny.config['retinanet'])
+    config.write_text(
+        f'_base_ = {base!r}\n'
+        "model = dict(backbone=dict(type='ComputedResNet'))\n"
+    )
+    saved = torch.load(tiny.checkpoint['retinanet'], weights_only=True)
+    model = MODELS.build(Config.fromfile(config).model)
+    model.load_state_dict(saved['state_dict'], strict=False)
+    path = tmp_path / 'computed.pth'
+    torch.save(dict(saved, state_dict=model.state_dict()), path)
+    run = ptq('--bits', 'w8a8', config=config, checkpoint=path)
+    assert run.code == 0
+    again = init_detector(
+        str(run.work / 'computed.py'), str(run.artefact), device='cpu'
+    )
+    layer = again.backbone.layer1[0].conv2
+    assert layer.baked and layer.weight_quantizer.bits == 8

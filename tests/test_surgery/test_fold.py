@@ -250,3 +250,47 @@ def test_norms_across_another_axis_stay(kit):
     with torch.no_grad():
         image = torch.randn(2, 4, 5)
         assert kit.look(net, lambda: net(image)).bn_folds == {}
+
+
+class NormReLU(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def own_class(net):
+    net.bn = NormReLU(3)
+
+
+def replaced(net):
+    plain = net.conv.forward
+    net.conv.forward = lambda x: plain(x).relu()
+
+
+def hook_of_layer(net):
+    net.conv.register_forward_hook(lambda module, args, out: out.relu())
+
+
+def hook_of_norm(net):
+    net.bn.register_forward_hook(lambda module, args, out: out.relu())
+
+
+def hook_before_norm(net):
+    net.bn.register_forward_pre_hook(lambda module, args: None)
+
+
+@pytest.mark.parametrize(
+    'change, why',
+    [
+        (own_class, 'NormReLU has a forward of its own'),
+        (replaced, 'the forward of one of them was replaced'),
+        (hook_of_layer, 'a hook runs at or between them'),
+        (hook_of_norm, 'a hook runs at or between them'),
+        (hook_before_norm, 'a hook runs at or between them'),
+    ],
+)
+def test_what_computes_more_than_a_norm_stays(kit, change, why):
+    net = Net(lambda n, x: n.bn(n.conv(x)))
+    change(net)
+    graph = kit.look(net)
+    assert graph.bn_folds == {}
+    assert graph.kept_norms == {'bn': f'not folded into conv: {why}'}

@@ -17,7 +17,12 @@ from torch.nn.utils import (
 
 from mmdet_ptq.errors import PTQError
 from mmdet_ptq.layers import is_leaf
-from mmdet_ptq.surgery import FusedWeight, edits_of, fuse_weights
+from mmdet_ptq.surgery import (
+    FusedWeight,
+    edits_of,
+    float_copy,
+    fuse_weights,
+)
 
 
 class Halved(nn.Module):
@@ -141,3 +146,35 @@ def test_what_is_not_constant_stays():
 def test_nothing_to_fuse():
     with pytest.raises(PTQError, match=r"cannot fuse '0': none of its param"):
         FusedWeight('0').apply(nn.Sequential(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize('wrap', WRAPS)
+def test_a_copy_is_fused_alone(wrap):
+    torch.manual_seed(0)
+    # no forward has run: what hooks compute still has a gradient
+    model = nn.Sequential(WRAPS[wrap](nn.Conv2d(4, 6, 3))).eval()
+    x = torch.randn(2, 4, 5, 6)
+    copied = float_copy(model)
+    edits, _ = fuse_weights(copied)
+    assert edits == [FusedWeight('0')]
+    with torch.no_grad():
+        assert torch.equal(copied(x), model(x))
+        # and the original can still be
+        assert fuse_weights(model)[0] == edits
+        assert torch.equal(copied(x), model(x))
+    own = dict(copied.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert own[name] is not parameter
+
+
+@pytest.mark.parametrize('wrap', WRAPS)
+def test_a_plain_model_takes_what_was_fused(wrap):
+    """As after pruning by hand, of a model whose config has none."""
+    model, x = net(wrap, 'conv')
+    with torch.no_grad():
+        edits, _ = fuse_weights(model)
+        plain = nn.Sequential(LAYERS['conv'][0]()).eval()
+        for edit in edits:
+            edit.rebuild(plain)
+        plain.load_state_dict(model.state_dict())
+        assert torch.equal(plain(x), model(x))
