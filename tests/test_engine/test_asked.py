@@ -30,6 +30,10 @@ def test_what_it_was_made_with(asked):
             dict(calibration=dict(num_samples=8, source='train')),
             ': num_samples is 32, not 8;',
         ),
+        (
+            dict(bits='w4a4', calibration=dict(source='test')),
+            ": bits is 'w8a8', not 'w4a4', source is 'train', not 'test';",
+        ),
     ],
     ids=str,
 )
