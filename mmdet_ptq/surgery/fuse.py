@@ -135,15 +135,12 @@ def _constant(module: nn.Module, name: str) -> bool:
     return torch.equal(_value(module, name), _value(module, name))
 
 
-def _forget_loading(module: nn.Module, hook: object) -> None:
+def _forget_loading(module: nn.Module) -> None:
     """Removes what reads a spectral norm's state, which torch leaves."""
     loading = module._load_state_dict_pre_hooks
     for key, found in list(loading.items()):
         inner = getattr(found, 'hook', found)  # torch wraps it
-        if (
-            isinstance(inner, SpectralNormLoadStateDictPreHook)
-            and inner.fn is hook
-        ):
+        if isinstance(inner, SpectralNormLoadStateDictPreHook):
             del loading[key]
 
 
@@ -158,7 +155,7 @@ def _fuse(module: nn.Module, name: str) -> None:
                     original.detach().clone()
                 )
             HOOKS[kind](module, name)
-            _forget_loading(module, hook)
+            _forget_loading(module)
     if parametrize.is_parametrized(module, name):
         single = module.parametrizations[name].is_tensor
         parametrize.remove_parametrizations(

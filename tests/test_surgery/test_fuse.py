@@ -25,6 +25,11 @@ class Halved(nn.Module):
         return x / 2
 
 
+class Same(nn.Module):
+    def forward(self, x):
+        return x
+
+
 class Noisy(nn.Module):
     def forward(self, x):
         return x + torch.rand_like(x)
@@ -53,6 +58,11 @@ def _parametrized(layer):
     return layer
 
 
+def _as_it_is(layer):
+    parametrize.register_parametrization(layer, 'weight', Same())
+    return layer
+
+
 WRAPS = {
     'weight_norm_hook': _old_weight_norm,
     'weight_norm': parametrizations.weight_norm,
@@ -62,6 +72,7 @@ WRAPS = {
     'pruned': _pruned,
     'pruned_twice': _pruned_twice,
     'parametrized': _parametrized,
+    'as_it_is': _as_it_is,
 }
 LAYERS = {
     'conv': (lambda: nn.Conv2d(4, 6, 3, groups=2), (2, 4, 5, 6)),
@@ -87,8 +98,9 @@ def net(wrap, layer, seed=0):
 def test_fused_is_exact(wrap, layer, frozen):
     model, x = net(wrap, layer)
     model.requires_grad_(not frozen)
+    # of another of the same numbers: a forward would compute the weight anew
+    want = net(wrap, layer)[0](x).detach()
     with torch.no_grad():
-        want = model(x)
         edits, refused = fuse_weights(model)
         assert torch.equal(model(x), want)
     assert refused == {} and edits == [FusedWeight('0')]
@@ -117,6 +129,8 @@ def test_what_it_is_computed_from_stays_for_others(wrap):
         other.register_parameter(name.replace('.', '_'), parameter)
     before = copy.deepcopy(dict(other.named_parameters()))
     fuse_weights(nn.ModuleList([model, other]))
+    # quantizing writes into the fused one
+    model[0].weight.data.zero_()
     for name, parameter in other.named_parameters():
         assert torch.equal(parameter, before[name]), name
 
@@ -128,14 +142,29 @@ def test_what_is_not_constant_stays():
     weight = outside.weight
     del outside.weight
     outside.weight = weight * 2
-    model = nn.Sequential(layer, outside, nn.Linear(3, 3)).eval()
+    kept = nn.Linear(3, 3)
+    del kept.weight
+    kept.register_buffer('weight', weight.detach())
+    norm = nn.LayerNorm(3)
+    del norm.weight
+    norm.weight = weight[0] * 2
+    model = nn.Sequential(layer, outside, nn.Linear(3, 3), kept, norm).eval()
     edits, refused = fuse_weights(model)
     assert edits == []
     assert refused == {
         '0': 'its weight is computed anew, and otherwise, in every forward',
         '1': 'its weight is no parameter but set from outside',
+        '3': 'its weight is no parameter but set from outside',
     }
-    assert [is_leaf(m) for m in model] == [False, False, True]
+    assert [is_leaf(m) for m in model[:3]] == [False, False, True]
+
+
+def test_a_parametrized_buffer_is_no_weight():
+    layer = nn.Linear(3, 3)
+    layer.register_buffer('count', torch.arange(3))
+    parametrize.register_parametrization(layer, 'count', Same())
+    assert fuse_weights(nn.Sequential(layer)) == ([], {})
+    assert parametrize.is_parametrized(layer, 'count')
 
 
 def test_nothing_to_fuse():
