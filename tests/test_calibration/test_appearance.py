@@ -7,7 +7,6 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-
 from log_kit import logged
 from torch import nn
 

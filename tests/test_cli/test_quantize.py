@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The doors to the commands."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmdet_ptq import cli
-from mmdet_ptq.cli.quantize import main
+from mmdet_ptq.cli.quantize import main, parse_args
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +47,20 @@ def test_help(capsys, words, usage):
     assert capsys.readouterr().out.startswith(usage)
 
 
+def test_no_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
+    assert ended.value.code == 2
+    assert 'usage: mmdet-ptq [-h]' in capsys.readouterr().err
+
+
+def test_exit_code_of_a_command(tmp_path, capsys):
+    words = [str(tmp_path / 'none.py')]
+    assert cli.main(['quantize', *words]) == main(words) == 1
+    said = capsys.readouterr().err
+    assert said == 2 * f'\nerror: config {words[0]} does not exist\n'
+
+
 def test_unknown_command(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(['quantise'])
@@ -75,6 +90,17 @@ def test_printed_recipe_is_one(tmp_path, capsys, name):
     plain = parse_quant_cfg(dict(recipe=str(start), bits='w4a6'))
     assert (found.rules, found.bits) == (plain.rules, plain.bits)
     assert found.calibration == plain.calibration
+
+
+@pytest.mark.parametrize('word', ['--local_rank=3', '--local-rank=3'])
+def test_rank_by_argument_or_environment(monkeypatch, word):
+    """torch.distributed.launch gives the one, torchrun the other."""
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    parse_args(['config.py', word])
+    assert os.environ['LOCAL_RANK'] == '1'
+    monkeypatch.delenv('LOCAL_RANK')
+    parse_args(['config.py', word])
+    assert os.environ['LOCAL_RANK'] == '3'
 
 
 def test_printed_recipe_says_what_acts(tmp_path, capsys):

@@ -10,7 +10,6 @@ from rank_kit import on_ranks
 from mmdet_ptq.engine.outputs import Outputs, written_config
 from mmdet_ptq.errors import PTQError
 
-
 EMPTY = Config(dict(model=dict(type='RetinaNet')))
 
 
