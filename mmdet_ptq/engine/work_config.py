@@ -18,7 +18,7 @@ def import_package(cfg: Config) -> None:
     Args:
         cfg (Config): Changed in place.
     """
-    imports = dict(cfg.get('custom_imports') or dict(imports=[]))
+    imports = cfg.get('custom_imports') or dict(imports=[])
     names = imports['imports']
     names = [names] if isinstance(names, str) else list(names)
     imports['imports'] = list(dict.fromkeys([*names, 'mmdet_ptq']))

@@ -22,6 +22,10 @@ def test_print_recipe_by_each_door(tmp_path, capsys, environment):
     assert main(words) == 0
     said = capsys.readouterr().out
     assert said.startswith('quant_cfg = {') and "'MinMaxObserver'" in said
+    # in the order of the pages, not of the alphabet
+    keys = ('bits', 'rules', 'passes', 'calibration')
+    places = [said.index(f"'{key}':") for key in keys]
+    assert places == sorted(places)
     assert cli.main(['quantize', *words]) == 0
     assert capsys.readouterr().out == said
     done = subprocess.run(
@@ -59,6 +63,14 @@ def test_exit_code_of_a_command(tmp_path, capsys):
     assert cli.main(['quantize', *words]) == main(words) == 1
     said = capsys.readouterr().err
     assert said == 2 * f'\nerror: config {words[0]} does not exist\n'
+
+
+def test_no_checkpoint(tmp_path, capsys):
+    """Said before anything is built: this config has no model."""
+    config = tmp_path / 'config.py'
+    config.write_text('x = 1\n')
+    assert main([str(config)]) == 1
+    assert 'error: no checkpoint: give it after C' in capsys.readouterr().err
 
 
 def test_unknown_command(capsys):

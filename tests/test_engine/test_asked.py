@@ -41,3 +41,9 @@ def test_something_else(asked, says):
     with pytest.raises(CheckpointError) as told:
         check_asked(asked, MADE, 'q.pth')
     assert says in str(told.value) and 'q.pth' in str(told.value)
+
+
+def test_a_part_that_the_checkpoint_does_not_have():
+    asked = dict(calibration=dict(num_samples=8))
+    with pytest.raises(CheckpointError, match='calibration is None, not {'):
+        check_asked(asked, {}, 'q.pth')

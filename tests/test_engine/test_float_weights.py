@@ -53,6 +53,9 @@ class Biased(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm = nn.BatchNorm2d(2)
+        # not of PyTorch, which makes up what is missing
+        self.sync = nn.Module()
+        self.sync.register_buffer('num_batches_tracked', torch.tensor(0))
         self.register_buffer('relative_position_index', torch.arange(4))
         self.register_buffer('kept', torch.arange(4))
 
@@ -60,7 +63,10 @@ class Biased(nn.Module):
 def test_buffers_that_may_be_missing():
     model = Biased()
     state = named('', model)
-    del state['norm.num_batches_tracked'], state['relative_position_index']
+    for name in list(state):
+        if name.endswith(('num_batches_tracked', 'position_index')):
+            del state[name]
+    assert len(state) == 5
     load_float_weights(model, state, 'a.pth')
     assert torch.equal(model.norm.bias, state['norm.bias'])
     assert torch.equal(model.relative_position_index, torch.arange(4))
@@ -78,6 +84,26 @@ def test_other_shapes_are_listed():
     shapes = '(1): 0.weight: (2, 4) in the file, (2, 3) in the model\n'
     assert f'other shape {shapes}' in str(told.value)
     assert 'missing' not in str(told.value)
+
+
+class Grows(nn.Module):
+    """Takes a tensor of any shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('seen', torch.empty(0))
+
+    def _load_from_state_dict(self, state, prefix, *args):
+        self.seen = torch.empty_like(state[prefix + 'seen'])
+        super()._load_from_state_dict(state, prefix, *args)
+
+
+def test_what_is_empty_may_take_any_shape():
+    model = nn.Sequential(Grows(), nn.Linear(3, 2))
+    state = {**named('', model), '0.seen': torch.arange(3.0)}
+    load_float_weights(model, state, 'a.pth')
+    assert model[0].seen.tolist() == [0, 1, 2]
+    assert torch.equal(model[1].bias, state['1.bias'])
 
 
 def test_what_a_file_has_beside_weights():
