@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The order of a quantization. It knows no algorithm and no detector."""
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from ..plan import (
     unmatched_rules,
 )
 from ..quant_cfg import QuantConfig
-from ..surgery import decompose, fuse_weights
+from ..surgery import copy_model, decompose, fuse_weights
 from .arguments import check_model
 from .progress import restore, saved_progress, snapshot, without_twice
 from .survey import quantizable_names, survey_detector, uncovered_modules
@@ -136,7 +135,7 @@ def check_names(model: nn.Module, config: QuantConfig) -> None:
     Raises:
         QuantConfigError: Names the rule and the nearest layer.
     """
-    model = copy.deepcopy(model)
+    model = copy_model(model)
     fuse_weights(model)
     decompose(model)
     check_globs(config, quantizable_names(model))

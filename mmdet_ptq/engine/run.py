@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """One run of the runner: float test, quantization, artefact, test."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from ..calibration import (
     share_of_rank,
 )
 from ..detectors import without_wrapper
+from ..surgery import copy_model
 from .checkpoint import sha256
 from .dataset import dataset_meta, tested_images
 from .fingerprint import fingerprint_of
@@ -63,7 +63,7 @@ def quantize_and_test(
     to_test = runner.options['float_eval'] and result.float_metrics is None
     if to_test:
         # a mistake in quant_cfg shall not cost a float test first
-        prepare(copy.deepcopy(runner.detector), config, example, loop)
+        prepare(copy_model(runner.detector), config, example, loop)
     outputs.begin(runner.cfg, resume)
     if to_test:
         result.float_metrics = _test(runner, result, 'float evaluation')

@@ -5,7 +5,7 @@ from .attention import SplitMultiheadAttention, SplitWindowMSA
 from .decompose import Decomposable, decompose
 from .edits import AddedBias, Decomposed, Edit, FoldedNorm, edits_of
 from .fold import fold_batch_norm, out_channels
-from .fuse import FusedWeight, fuse_weights
+from .fuse import FusedWeight, copy_model, fuse_weights
 from .products import RoutedProducts
 from .standardized import PlainConvAWS2d, PlainConvWS2d
 
@@ -21,6 +21,7 @@ __all__ = [
     'RoutedProducts',
     'SplitMultiheadAttention',
     'SplitWindowMSA',
+    'copy_model',
     'decompose',
     'edits_of',
     'fold_batch_norm',

@@ -6,6 +6,7 @@ same weight in every forward of a trained model. It is computed once, and the
 layer goes on as an ordinary one.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +88,25 @@ def fuse_weights(model: nn.Module) -> tuple[list[FusedWeight], dict[str, str]]:
         elif type(module) in QUANT_LAYERS and _no_parameter(module):
             refused[name] = 'its weight is no parameter but set from outside'
     return made, refused
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model whose weights are computed.
+
+    PyTorch copies no tensor with a history. What hooks computed, and weights
+    that are set from outside, lose theirs; no number changes.
+
+    Args:
+        model (nn.Module): Of any kind.
+
+    Returns:
+        nn.Module: Shares nothing with it.
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                vars(module)[name] = value.detach()
+    return copy.deepcopy(model)
 
 
 def _no_parameter(module: nn.Module) -> bool:

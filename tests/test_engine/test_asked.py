@@ -45,5 +45,5 @@ def test_something_else(asked, says):
 
 def test_a_part_that_the_checkpoint_does_not_have():
     asked = dict(calibration=dict(num_samples=8))
-    with pytest.raises(CheckpointError, match='calibration is None, not {'):
+    with pytest.raises(CheckpointError, match=r'calibration is None, not \{'):
         check_asked(asked, {}, 'q.pth')

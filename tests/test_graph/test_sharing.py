@@ -120,3 +120,7 @@ def test_owners(kit):
     net.up = nn.Conv2d(3, 3, 1)
     net.up.weight = net.conv.weight
     assert kit.look(net).layers['conv'].held
+    # whatever others are called
+    net.other.weight = net.conv.weight
+    found = kit.look(net).layers
+    assert found['conv'].held and found['other'].held

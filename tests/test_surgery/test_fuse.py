@@ -17,7 +17,12 @@ from torch.nn.utils import (
 
 from mmdet_ptq.errors import PTQError
 from mmdet_ptq.layers import is_leaf
-from mmdet_ptq.surgery import FusedWeight, edits_of, fuse_weights
+from mmdet_ptq.surgery import (
+    FusedWeight,
+    copy_model,
+    edits_of,
+    fuse_weights,
+)
 
 
 class Halved(nn.Module):
@@ -165,6 +170,18 @@ def test_a_parametrized_buffer_is_no_weight():
     parametrize.register_parametrization(layer, 'count', Same())
     assert fuse_weights(nn.Sequential(layer)) == ([], {})
     assert parametrize.is_parametrized(layer, 'count')
+
+
+@pytest.mark.parametrize('wrap', WRAPS)
+def test_a_copy_computes_the_same(wrap):
+    """And nothing of it is shared."""
+    model, x = net(wrap, 'linear')
+    want = model(x)
+    other = copy_model(model)
+    assert torch.equal(other(x), want)
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    assert torch.equal(model(x), want)
 
 
 def test_nothing_to_fuse():
