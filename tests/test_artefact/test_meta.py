@@ -67,6 +67,7 @@ def test_what_no_safe_loader_takes_is_left_out():
     meta = dict(a=[{1, 2}], b=np.array([{}]), c=object(), d=1)
     meta |= dict(e=torch.ones(2).as_subclass(Special), f={np.int64(1): 2})
     meta |= dict(g=np.ones(2, np.complex64), h={np.str_('x'): [1]})
+    meta |= dict(i={frozenset('a'): 1})
     with logged() as said:
         assert through_a_file(meta) == dict(d=1)
     for key, what in (
@@ -77,6 +78,7 @@ def test_what_no_safe_loader_takes_is_left_out():
         ('f', 'a int64 as a key'),
         ('g', 'an array of complex64'),
         ('h', 'a str_ as a key'),
+        ('i', 'a frozenset'),
     ):
         told = f"dataset_meta['{key}'] is not saved: it holds {what}\n"
         assert told in said.text
