@@ -21,6 +21,7 @@ def test_everything_is_there():
 @pytest.mark.parametrize(
     ('module', 'says'),
     [
+        ('torch', 'https://pytorch.org'),
         ('mmengine', "pip install 'mmengine"),
         ('mmcv.ops', 'mim install mmcv'),
         ('mmdet', "pip install 'mmdet"),
@@ -34,6 +35,15 @@ def test_missing(monkeypatch, module, says):
     message = str(raised.value)
     assert module in message and says in message
     assert '\n' not in message
+
+
+def test_an_mmcv_that_mmdetection_does_not_take(monkeypatch, tmp_path):
+    """It asserts that, as it is imported."""
+    (tmp_path / 'mmdet.py').write_text("assert False, 'MMCV==9 is used'")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'mmdet')
+    with pytest.raises(MissingDependencyError, match='MMCV==9 is used'):
+        check_dependencies()
 
 
 @pytest.mark.parametrize('version', ['2.28.2', '3.0.0', '4.0.0'])

@@ -51,7 +51,8 @@ def _encode(value: Any) -> Any:
     if type(value) in _PLAIN or type(value) is Tensor:
         return value
     if isinstance(value, np.ndarray | np.generic):
-        if value.dtype.kind not in 'biufUS' or value.dtype == np.longdouble:
+        kind, size = value.dtype.kind, value.dtype.itemsize
+        if kind not in 'biufUS' or (kind == 'f' and size > 8):
             raise TypeError(f'it holds an array of {value.dtype}')
         return {
             _ARRAY: value.tolist(),
@@ -59,6 +60,9 @@ def _encode(value: Any) -> Any:
             'shape': list(value.shape),
         }
     if isinstance(value, dict):
+        odd = [k for k in value if isinstance(k, np.generic)]
+        if odd:
+            raise TypeError(f'it holds a {type(odd[0]).__name__} as a key')
         return {_encode(k): _encode(v) for k, v in value.items()}
     if isinstance(value, tuple):
         return tuple(map(_encode, value))

@@ -70,7 +70,6 @@ def _take_artefact(
             saved = {
                 name.removeprefix(given): value
                 for name, value in state_dict.items()
-                if name.startswith(given)
             }
             break
     else:

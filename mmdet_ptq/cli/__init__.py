@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest='command', required=True)
     for name, module in COMMANDS.items():
-        commands.add_parser(name, help=module.__doc__, add_help=False)
+        commands.add_parser(name, help=module.__doc__)
     words = list(sys.argv[1:] if argv is None else argv)
     command = parser.parse_args(words[:1]).command
     return COMMANDS[command].main(words[1:], f'{parser.prog} {command}')

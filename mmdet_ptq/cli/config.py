@@ -87,7 +87,7 @@ def _with_iters(quant_cfg: dict, iters: int) -> dict:
     kinds = [p['type'] for p in parse_quant_cfg(quant_cfg).passes]
     kinds = [
         kind
-        for kind in dict.fromkeys(kinds)
+        for kind in kinds
         if 'iters' in arguments_of(find_class(PASSES, kind))
     ]
     if not kinds:

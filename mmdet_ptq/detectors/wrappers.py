@@ -37,7 +37,7 @@ def detector_of(model: nn.Module) -> nn.Module:
     if isinstance(model, SemiBaseDetector):
         # as its own predict chooses
         on = model.semi_test_cfg.get('predict_on', 'teacher')
-        return detector_of(model.teacher if on == 'teacher' else model.student)
+        return model.teacher if on == 'teacher' else model.student
     if isinstance(model, BaseMOTModel) and model.with_detector:
         return detector_of(model.detector)
     return model

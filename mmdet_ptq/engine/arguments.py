@@ -92,7 +92,7 @@ def check_model(model: Any) -> None:
             'this detector is compiled (torch.compile) or scripted '
             '(torch.jit); quantize it as it was before, then compile it'
         )
-    if is_model_wrapper(model) or isinstance(model, nn.DataParallel):
+    if is_model_wrapper(model):
         raise PTQError(
             f'this detector is wrapped in {_kind(model)}; give what is '
             'inside, model.module'

@@ -2,6 +2,7 @@
 """Checkpoints that are named by a URL or by a config of the model zoo."""
 
 import os
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -30,11 +31,16 @@ def local_checkpoint(name: str | Path) -> Path:
         CheckpointError: If it cannot be had.
     """
     text = str(name)
-    if '::' in text:
+    if '::' in text and '://' not in text:
         text = _zoo_weights(text)
     if '://' not in text:
         return Path(text).expanduser()
-    url = urlparse(text)
+    try:
+        url = urlparse(text)
+    except ValueError as error:
+        raise CheckpointError(
+            f'checkpoint {text} is no URL: {error}; mend it, or give a path'
+        ) from error
     if url.scheme not in SCHEMES:
         raise CheckpointError(
             f'checkpoint {text}: {url.scheme}:// is not known; allowed are a '
@@ -61,7 +67,8 @@ def _download(url: str, path: Path) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), progress=False)
-    except (OSError, ValueError) as error:  # all that urllib raises
+    # all that urllib raises
+    except (OSError, ValueError, HTTPException) as error:
         return f'{type(error).__name__}: {error}'
     return ''
 

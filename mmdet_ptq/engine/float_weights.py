@@ -65,7 +65,7 @@ def load_float_weights(
     _note(path, 'not used by this model', unexpected)
     _note(path, 'missing, of losses, not used in a prediction', of_loss)
     for name, value in own.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if not torch.isfinite(value).all():
             raise NumericError(
                 f'{path}: {name} has NaN or Inf values; the training '
                 'diverged or the file is damaged'
@@ -131,7 +131,7 @@ def _prefixes(missing: list[str], found: list[str]) -> list[str]:
     first = missing[0]
     before = [k[: -len(first)] for k in found if k.endswith(first)]
     there = set(found)
-    return [p for p in before if p and all(p + k in there for k in missing)]
+    return [p for p in before if all(p + k in there for k in missing)]
 
 
 def _note(path: str | Path, what: str, keys: list[str]) -> None:

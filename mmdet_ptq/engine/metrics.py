@@ -21,9 +21,7 @@ def plain_metrics(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         # a number of NumPy may be a float as well
         return value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, torch.Tensor):
-        return plain_metrics(value.detach().cpu().tolist())
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         return plain_metrics(value.tolist())
     if isinstance(value, dict):
         return {str(k): plain_metrics(v) for k, v in value.items()}

@@ -76,8 +76,6 @@ class Outputs:
         Raises:
             PTQError: If they cannot be moved.
         """
-        if self.place == self.folder:
-            return
         earlier = written_config(self.folder)
         try:
             for name in (self.config, RESULT):

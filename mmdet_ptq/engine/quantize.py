@@ -20,7 +20,7 @@ from ..plan import (
     unmatched_rules,
 )
 from ..quant_cfg import QuantConfig
-from ..surgery import decompose, float_copy, fuse_weights
+from ..surgery import copy_model, decompose, fuse_weights
 from .arguments import check_model
 from .progress import restore, saved_progress, snapshot, without_twice
 from .survey import quantizable_names, survey_detector, uncovered_modules
@@ -135,7 +135,7 @@ def check_names(model: nn.Module, config: QuantConfig) -> None:
     Raises:
         QuantConfigError: Names the rule and the nearest layer.
     """
-    model = float_copy(model)
+    model = copy_model(model)
     fuse_weights(model)
     decompose(model)
     check_globs(config, quantizable_names(model))

@@ -21,7 +21,7 @@ from ..calibration import (
     share_of_rank,
 )
 from ..detectors import without_wrapper
-from ..surgery import float_copy
+from ..surgery import copy_model
 from .checkpoint import sha256
 from .dataset import dataset_meta, tested_images
 from .fingerprint import fingerprint_of
@@ -63,7 +63,7 @@ def quantize_and_test(
     to_test = runner.options['float_eval'] and result.float_metrics is None
     if to_test:
         # a mistake in quant_cfg shall not cost a float test first
-        prepare(float_copy(runner.detector), config, example, loop)
+        prepare(copy_model(runner.detector), config, example, loop)
     outputs.begin(runner.cfg, resume)
     if to_test:
         result.float_metrics = _test(runner, result, 'float evaluation')

@@ -18,7 +18,7 @@ def import_package(cfg: Config) -> None:
     Args:
         cfg (Config): Changed in place.
     """
-    imports = dict(cfg.get('custom_imports') or dict(imports=[]))
+    imports = cfg.get('custom_imports') or dict(imports=[])
     names = imports['imports']
     names = [names] if isinstance(names, str) else list(names)
     imports['imports'] = list(dict.fromkeys([*names, 'mmdet_ptq']))
@@ -68,8 +68,6 @@ def _name_in_ops(path: str) -> str:
     """
     found = locate(path)
     known = [r for r in vars(registries).values() if isinstance(r, Registry)]
-    below = [child for r in known for child in r.children.values()]
-    for one in [*known, *below]:
-        if found in one.module_dict.values():
-            return path
+    if any(found in one.module_dict.values() for one in known):
+        return path
     return path.split('.')[-1]

@@ -56,7 +56,7 @@ def find_sharing(walker: Walker) -> Sharing:
                 found.held.add(name)
             if kind == 'weight' and others:
                 found.tied[name] = tuple(owner for owner, _ in others)
-                if not all(_alike(walker, name, o, k) for o, k in others):
+                if not all(_alike(walker, name, o) for o, _ in others):
                     found.held.add(name)
     _spread(found)
     return found
@@ -67,17 +67,15 @@ def _owners(modules: dict[str, nn.Module]) -> dict[int, list]:
     owners: dict[int, list[tuple[str, str]]] = {}
     for name, module in modules.items():
         for kind, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append((name, kind))
+            owners.setdefault(id(parameter), []).append((name, kind))
     return owners
 
 
-def _alike(walker: Walker, name: str, other: str, kind: str) -> bool:
+def _alike(walker: Walker, name: str, other: str) -> bool:
     """Whether another owner can share a quantizer."""
     modules = walker.record.modules
     return (
-        kind == 'weight'
-        and other in walker.calls
+        other in walker.calls
         and twin_class(modules[name]).weight_axis
         == twin_class(modules[other]).weight_axis
     )

@@ -28,7 +28,7 @@ def settle_shared(
             _leave_float(layers[name], node.shares)
             notes.append(f'{name}: stays float, {node.shares}')
         if node.tied and name not in done:
-            group = [n for n in graph.layers if n in (name, *node.tied)]
+            group = [name, *node.tied]
             done.update(group)
             notes += _settle([layers[n] for n in group])
     return notes

@@ -28,7 +28,6 @@ def with_defaults(cfg: Any) -> Any:
         return plain(cfg)
     given = {key: with_defaults(value) for key, value in cfg.items()}
     for registry in _PARTS:
-        registry.import_from_location()
         cls = registry.module_dict.get(cfg.get('type'))
         if cls is not None:
             defaults = {

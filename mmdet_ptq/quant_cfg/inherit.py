@@ -3,8 +3,6 @@
 
 from mmengine.config import Config
 
-from .plain import plain
-
 
 def replaced_rules(filename: str) -> list[str]:
     """Rules of a config's bases that its own ``quant_cfg`` replaces.
@@ -41,4 +39,4 @@ def _rules(filename: str) -> list | None:
     """The rules beside a recipe, bases included; None if it has none."""
     found = Config.fromfile(filename).get('quant_cfg')
     rules = found.get('rules') if isinstance(found, dict) else None
-    return plain(rules) if isinstance(rules, list) else None
+    return rules if isinstance(rules, list) else None

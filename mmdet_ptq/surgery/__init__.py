@@ -5,7 +5,7 @@ from .attention import SplitMultiheadAttention, SplitWindowMSA
 from .decompose import Decomposable, decompose
 from .edits import AddedBias, Decomposed, Edit, FoldedNorm, edits_of
 from .fold import fold_batch_norm, out_channels
-from .fuse import FusedWeight, float_copy, fuse_weights
+from .fuse import FusedWeight, copy_model, fuse_weights
 from .products import RoutedProducts
 from .standardized import PlainConvAWS2d, PlainConvWS2d
 
@@ -21,9 +21,9 @@ __all__ = [
     'RoutedProducts',
     'SplitMultiheadAttention',
     'SplitWindowMSA',
+    'copy_model',
     'decompose',
     'edits_of',
-    'float_copy',
     'fold_batch_norm',
     'fuse_weights',
     'out_channels',

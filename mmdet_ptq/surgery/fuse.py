@@ -63,27 +63,6 @@ class FusedWeight(Edit):
             self.apply(model)
 
 
-def float_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model that has computed weights, to try something on.
-
-    Args:
-        model (nn.Module): Of its weights those that a hook or a constructor
-            computed with gradients cannot be copied as they are.
-
-    Returns:
-        nn.Module: It shares no tensor with the model.
-    """
-    computed = [
-        value
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]
-    return copy.deepcopy(
-        model, {id(value): value.detach().clone() for value in computed}
-    )
-
-
 def fuse_weights(model: nn.Module) -> tuple[list[FusedWeight], dict[str, str]]:
     """Makes every computed weight a plain parameter.
 
@@ -110,6 +89,29 @@ def fuse_weights(model: nn.Module) -> tuple[list[FusedWeight], dict[str, str]]:
         elif type(module) in QUANT_LAYERS and _no_parameter(module):
             refused[name] = 'its weight is no parameter but set from outside'
     return made, refused
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model whose weights are computed.
+
+    PyTorch copies no tensor with a history. Weights that a hook computed, or
+    that are set from outside, have none in the copy.
+
+    Args:
+        model (nn.Module): Of any kind.
+
+    Returns:
+        nn.Module: It shares no tensor with the model.
+    """
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(
+        model, {id(value): value.detach().clone() for value in computed}
+    )
 
 
 def _no_parameter(module: nn.Module) -> bool:
@@ -158,15 +160,12 @@ def _constant(module: nn.Module, name: str) -> bool:
     return torch.equal(_value(module, name), _value(module, name))
 
 
-def _forget_loading(module: nn.Module, hook: object) -> None:
+def _forget_loading(module: nn.Module) -> None:
     """Removes what reads a spectral norm's state, which torch leaves."""
     loading = module._load_state_dict_pre_hooks
     for key, found in list(loading.items()):
         inner = getattr(found, 'hook', found)  # torch wraps it
-        if (
-            isinstance(inner, SpectralNormLoadStateDictPreHook)
-            and inner.fn is hook
-        ):
+        if isinstance(inner, SpectralNormLoadStateDictPreHook):
             del loading[key]
 
 
@@ -181,7 +180,7 @@ def _fuse(module: nn.Module, name: str) -> None:
                     original.detach().clone()
                 )
             HOOKS[kind](module, name)
-            _forget_loading(module, hook)
+            _forget_loading(module)
     if parametrize.is_parametrized(module, name):
         single = module.parametrizations[name].is_tensor
         # copies of a module have its class, which torch changes

@@ -32,7 +32,6 @@ _PRODUCTS = frozenset(
     {
         torch.bmm,
         torch.matmul,
-        Tensor.__matmul__,
         Tensor.bmm,
         Tensor.matmul,
     }

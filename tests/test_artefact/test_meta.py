@@ -28,6 +28,7 @@ def through_a_file(meta):
         None,
         True,
         0.1,
+        b'cat',
         {1: ('a', [2, (3,)]), 'b': {}},
     ],
     ids=str,
@@ -48,6 +49,9 @@ def test_arrays_stay_arrays(dtype, shape):
     assert type(found) is type(value) and found.dtype == value.dtype
     assert found.shape == value.shape and np.array_equal(found, value)
     assert decode_meta(dict(x=value))['x'] is value
+    # in a dict as well, whose keys stay
+    found = through_a_file(dict(x={'a': {0: value}}))['x']['a'][0]
+    assert found.dtype == value.dtype and np.array_equal(found, value)
 
 
 def test_tensors_stay():
@@ -55,10 +59,35 @@ def test_tensors_stay():
     assert torch.equal(found, torch.arange(3))
 
 
+class Special(torch.Tensor):
+    """A safe loader knows no subclasses."""
+
+
 def test_what_no_safe_loader_takes_is_left_out():
     meta = dict(a=[{1, 2}], b=np.array([{}]), c=object(), d=1)
+    meta |= dict(e=torch.ones(2).as_subclass(Special), f={np.int64(1): 2})
+    meta |= dict(g=np.ones(2, np.complex64), h={np.str_('x'): [1]})
+    meta |= dict(i={frozenset('a'): 1})
     with logged() as said:
         assert through_a_file(meta) == dict(d=1)
-    for key, what in (('a', 'set'), ('b', 'array of object')):
-        assert f"dataset_meta['{key}'] is not saved: it holds a" in said.text
-        assert what in said.text
+    for key, what in (
+        ('a', 'a set'),
+        ('b', 'an array of object'),
+        ('c', 'a object'),
+        ('e', 'a Special'),
+        ('f', 'a int64 as a key'),
+        ('g', 'an array of complex64'),
+        ('h', 'a str_ as a key'),
+        ('i', 'a frozenset'),
+    ):
+        told = f"dataset_meta['{key}'] is not saved: it holds {what}\n"
+        assert told in said.text
+
+
+@pytest.mark.skipif(
+    np.dtype(np.longdouble).itemsize == 8, reason='it is as long as a double'
+)
+def test_numbers_longer_than_those_of_python_are_left_out():
+    with logged() as said:
+        assert encode_meta(dict(x=np.ones(2, np.longdouble))) == {}
+    assert 'array of float' in said.text

@@ -12,10 +12,12 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import load_checkpoint
 from outcomes import same
+from torch import nn
 
 from mmdet_ptq import load_quantized, quantize_detector, save_quantized
 from mmdet_ptq.artefact import as_float, as_quantizable
 from mmdet_ptq.engine.work_config import work_config
+from mmdet_ptq.errors import CheckpointError
 from mmdet_ptq.layers import quant_layers
 from mmdet_ptq.testing import noise_batches
 
@@ -114,7 +116,8 @@ def test_inside_a_wrapper(made, kind, outside):
     model, file, config, _ = made
     detector = Config.fromfile(config).model
     if kind == 'DetTTAModel':
-        cfg = dict(type=kind, module=detector, tta_cfg=dict(max_per_img=9))
+        inside = as_float(detector) if outside else detector
+        cfg = dict(type=kind, module=inside, tta_cfg=dict(max_per_img=9))
     else:
         cfg = dict(
             type=kind,
@@ -129,6 +132,16 @@ def test_inside_a_wrapper(made, kind, outside):
         assert torch.equal(inner.state_dict()[name], tensor), name
     if kind == 'SemiBaseDetector':
         assert not quant_layers(wrapped.student)
+
+
+def test_a_file_for_the_root_is_not_taken_by_a_part(made):
+    _, file, config, _ = made
+    part = MODELS.build(Config.fromfile(config).model)
+    with pytest.raises(CheckpointError, match='which a float model cannot'):
+        nn.ModuleDict(dict(part=part)).load_state_dict(
+            torch.load(file, weights_only=True), strict=False
+        )
+    assert not quant_layers(part)
 
 
 def test_meta_of_the_python_door(made, tiny):

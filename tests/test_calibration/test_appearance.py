@@ -7,10 +7,14 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from log_kit import logged
+from torch import nn
 
+from mmdet_ptq.calibration import Batches, CalibrationImages
 from mmdet_ptq.calibration.appearance import (
     appearance,
     doubts,
+    notes_on,
     spread,
     strangeness,
 )
@@ -44,6 +48,13 @@ def test_stacked_images_are_rows():
     assert torch.equal(together, appearance(batches))
     assert together.shape == (3, 8)
     assert len(appearance([dict(inputs={'points': 1}), None])) == 0
+    assert len(appearance([dict(inputs=[torch.ones(9, 4)])])) == 0
+
+
+def test_an_image_of_one_line():
+    """Has no neighbours below."""
+    (row,) = appearance([dict(inputs=[torch.arange(4.0).reshape(1, 1, 4)])])
+    assert row.tolist() == pytest.approx([1.5, 1.25**0.5, 0.5, 2])
 
 
 def test_doubts():
@@ -58,6 +69,11 @@ def test_doubts():
     assert constant.startswith('the calibration images are of one colour')
     # one image says nothing about the others
     assert len(doubts(usual[:1], 1)) == 1
+    # what is counted are images, whether they were looked at or can be
+    assert doubts(usual[:3], 100) == doubts(appearance([None]), 9) == []
+    assert len(doubts(usual, 7)) == 1
+    # a few of one colour are no reason
+    assert doubts(torch.cat([usual, appearance(grey[:1])]), 9) == []
 
 
 @pytest.mark.parametrize(
@@ -94,6 +110,67 @@ def test_too_few_to_tell():
     other = appearance(noise(32, mean=9.0))
     assert strangeness(other, appearance(noise(7))) is None
     assert strangeness(other[:7], appearance(noise(32))) is None
+
+
+def test_what_cannot_be_compared_is_not():
+    grey = [dict(inputs=[b['inputs'][0][:1]]) for b in noise(32, mean=9.0)]
+    assert strangeness(appearance(grey), appearance(noise(32))) is None
+
+
+def test_rounding_is_no_difference():
+    """Sets without any deviation, of which an error could be taken."""
+    rows = appearance(noise(1)).expand(32, -1)
+    assert strangeness(rows + 1e-3, rows) is None
+    assert 'unlike' in strangeness(rows + 1e-2, rows)
+
+
+class Seen:
+    """Images of a test; notes which were read."""
+
+    def __init__(self, batches):
+        self.batches, self.read = batches, []
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        return dict(inputs=self.batches[i]['inputs'][0])
+
+    def all(self):
+        """As a choice of images."""
+        count = len(self.batches)
+        return CalibrationImages(self, ['x'] * count, range(count))
+
+
+class Looked(Batches):
+    """Batches; notes which were read."""
+
+    def __init__(self, batches):
+        super().__init__(nn.Identity(), batches)
+        self.read = []
+
+    def batch(self, i):
+        """Notes it."""
+        self.read.append(i)
+        return super().batch(i)
+
+
+def test_notes_are_told_and_kept():
+    feed, test = Looked(noise(64, mean=1.0)), Seen(noise(40))
+    with logged() as said:
+        (note,) = notes_on(feed, 64, test.all())
+    assert 'unlike the test images' in note and said.text == note + '\n'
+    # 32 of each
+    assert feed.read == list(range(0, 64, 2))
+    assert test.read == [i * 40 // 32 for i in range(32)]
+    with logged() as said:
+        assert notes_on(feed, 64) == []
+        assert notes_on(feed, 64, Seen(noise(40, mean=1.0)).all()) == []
+    assert said.text == ''
+
+
+def test_few_images_are_compared_with_none():
+    test = Seen(noise(40))
+    (few,) = notes_on(Looked(noise(7, mean=9.0)), 7, test.all())
+    assert few.startswith('only 7') and test.read == []
 
 
 def test_images_spread_over_a_set():

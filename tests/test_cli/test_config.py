@@ -4,7 +4,7 @@
 import pytest
 from mmengine.config import Config
 
-from mmdet_ptq.cli.config import load_config, quant_cfg_of
+from mmdet_ptq.cli.config import asked_of, load_config, quant_cfg_of
 from mmdet_ptq.cli.quantize import parse_args
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.quant_cfg import parse_quant_cfg
@@ -99,6 +99,7 @@ def test_command_line_over_config(found, words, expected):
         ),
         (dict(recipe='minmax'), ['--iters', '5'], '--iters 5.*Reconstruct'),
         (dict(recipe='qdrop'), ['--iters', '-1'], 'from 0, got -1'),
+        (dict(recipe='minmax'), ['--calib-num', '0'], 'num_samples.*0'),
     ],
 )
 def test_command_line_against_config(found, words, says):
@@ -197,6 +198,51 @@ def test_options_reach_the_recipe_of_the_command_line(tmp_path):
     text = "quant_cfg = dict(bits='w4a4', passes=[dict(type='Observe')])"
     cfg = load(tmp_path, text, *words)
     assert len(parse_quant_cfg(cfg.quant_cfg).passes) == 3
+
+
+@pytest.mark.parametrize(
+    ('words', 'keys'),
+    [
+        ([], []),
+        (['--bits', 'w6a6'], ['bits']),
+        (['--recipe', 'qdrop'], ['rules', 'passes']),
+        (['--iters', '3'], ['rules', 'passes']),
+        (
+            ['--cfg-options', 'quant_cfg.bits=w6a6'],
+            ['rules', 'passes', 'calibration', 'bits'],
+        ),
+        (['--cfg-options', 'x=1'], []),
+    ],
+)
+def test_what_the_command_line_asks_for(words, keys):
+    cfg = Config(dict(quant_cfg=dict(recipe='qdrop', bits='w4a4')))
+    args = arguments(*words)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    quant = parse_quant_cfg(quant_cfg_of(cfg, args))
+    spelled = quant.to_dict()
+    assert asked_of(args, quant) == {key: spelled[key] for key in keys}
+
+
+def test_images_that_the_command_line_asks_for():
+    args = arguments('--calib-num', '3')
+    quant = parse_quant_cfg(quant_cfg_of(Config(), args))
+    assert asked_of(args, quant) == dict(calibration=dict(num_samples=3))
+
+
+def test_launcher(tmp_path):
+    assert load(tmp_path, 'x = 1\n').launcher == 'none'
+    cfg = load(tmp_path, 'x = 1\n', '--launcher', 'slurm')
+    assert cfg.launcher == 'slurm'
+
+
+def test_parts_of_a_config_of_this_package(tmp_path):
+    """Are looked up where MMDetection has them; those of others stay."""
+    ours, other = dict(_scope_='mmdet_ptq', x=1), dict(_scope_='mmpretrain')
+    text = f'a = {ours}\nb = [dict(c=({ours}, {other}))]\n'
+    cfg = load(tmp_path, text)
+    assert cfg.a == dict(x=1)
+    assert cfg.b == [dict(c=(dict(x=1), other))]
 
 
 def test_config_of_the_model_zoo():

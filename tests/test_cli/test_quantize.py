@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The doors to the commands."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmdet_ptq import cli
-from mmdet_ptq.cli.quantize import main
+from mmdet_ptq.cli.quantize import main, parse_args
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +22,10 @@ def test_print_recipe_by_each_door(tmp_path, capsys, environment):
     assert main(words) == 0
     said = capsys.readouterr().out
     assert said.startswith('quant_cfg = {') and "'MinMaxObserver'" in said
+    # in the order of the pages, not of the alphabet
+    keys = ('bits', 'rules', 'passes', 'calibration')
+    places = [said.index(f"'{key}':") for key in keys]
+    assert places == sorted(places)
     assert cli.main(['quantize', *words]) == 0
     assert capsys.readouterr().out == said
     done = subprocess.run(
@@ -44,6 +49,28 @@ def test_help(capsys, words, usage):
         cli.main(words)
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith(usage)
+
+
+def test_no_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
+    assert ended.value.code == 2
+    assert 'usage: mmdet-ptq [-h]' in capsys.readouterr().err
+
+
+def test_exit_code_of_a_command(tmp_path, capsys):
+    words = [str(tmp_path / 'none.py')]
+    assert cli.main(['quantize', *words]) == main(words) == 1
+    said = capsys.readouterr().err
+    assert said == 2 * f'\nerror: config {words[0]} does not exist\n'
+
+
+def test_no_checkpoint(tmp_path, capsys):
+    """Said before anything is built: this config has no model."""
+    config = tmp_path / 'config.py'
+    config.write_text('x = 1\n')
+    assert main([str(config)]) == 1
+    assert 'error: no checkpoint: give it after C' in capsys.readouterr().err
 
 
 def test_unknown_command(capsys):
@@ -75,6 +102,17 @@ def test_printed_recipe_is_one(tmp_path, capsys, name):
     plain = parse_quant_cfg(dict(recipe=str(start), bits='w4a6'))
     assert (found.rules, found.bits) == (plain.rules, plain.bits)
     assert found.calibration == plain.calibration
+
+
+@pytest.mark.parametrize('word', ['--local_rank=3', '--local-rank=3'])
+def test_rank_by_argument_or_environment(monkeypatch, word):
+    """torch.distributed.launch gives the one, torchrun the other."""
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    parse_args(['config.py', word])
+    assert os.environ['LOCAL_RANK'] == '1'
+    monkeypatch.delenv('LOCAL_RANK')
+    parse_args(['config.py', word])
+    assert os.environ['LOCAL_RANK'] == '3'
 
 
 def test_printed_recipe_says_what_acts(tmp_path, capsys):

@@ -1,9 +1,12 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Detectors without outputs to compare are known before the first pass."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from mmengine.model import BaseModel
+from plan_kit import graph
 from torch import nn
 from two_levels import MINMAX, RULES, batches
 
@@ -12,10 +15,12 @@ from mmdet_ptq.detectors import (
     PredictionAdapter,
     RawAdapter,
     adapter_for,
+    find_adapter,
     why_no_outputs,
 )
 from mmdet_ptq.engine.survey import survey_detector
 from mmdet_ptq.errors import QuantConfigError
+from mmdet_ptq.testing import random_detector
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
 
@@ -91,6 +96,26 @@ def test_local_losses_see_predictions(raw):
 )
 def test_choice(raw, on_outputs, kind):
     model = Detector(raw)
-    graph = survey_detector(model, batches(1)[0])
-    assert type(adapter_for(model, graph, on_outputs)) is kind
-    assert bool(why_no_outputs(model, graph)) == (raw is not True)
+    found = survey_detector(model, batches(1)[0])
+    assert type(adapter_for(model, found, on_outputs)) is kind
+    assert bool(why_no_outputs(model, found)) == (raw is not True)
+
+
+@pytest.mark.parametrize('raw', [False, True])
+@pytest.mark.parametrize('on_outputs', [False, True])
+def test_choice_where_an_adapter_covers_the_head(tiny, raw, on_outputs):
+    """Whether raw outputs can be had or not."""
+    model = random_detector(tiny.config['mask_rcnn'])
+    surveyed = replace(graph(), raw=raw, mode='predict')
+    found = adapter_for(model, surveyed, on_outputs)
+    assert type(found) is type(find_adapter(model)) is not RawAdapter
+    assert found.mask
+    assert why_no_outputs(model, surveyed) == ''
+
+
+def test_choice_where_raw_outputs_exist_but_layers_are_predicted():
+    """Raw outputs for a loss on them, all that is deployed for others."""
+    model = Detector(True)
+    surveyed = replace(graph(), raw=True, mode='predict')
+    assert type(adapter_for(model, surveyed, True)) is RawAdapter
+    assert type(adapter_for(model, surveyed, False)) is PredictionAdapter

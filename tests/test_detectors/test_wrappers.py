@@ -35,6 +35,16 @@ def test_several_gpus(detector):
     assert without_wrapper(wrapped) is detector
 
 
+def test_a_wrapper_in_a_wrapper(detector):
+    """Test time augmentation on several GPUs, and within a tracker."""
+    cfg = dict(type='DetTTAModel', tta_cfg=dict(max_per_img=9))
+    model = MODELS.build(dict(cfg, module=detector))
+    assert without_wrapper(nn.DataParallel(model)) is detector
+    tracker = Tracker()
+    tracker.detector = model
+    assert detector_of(nn.DataParallel(tracker)) is detector
+
+
 @pytest.mark.parametrize('on', ['teacher', 'student', None])
 def test_teacher_and_student(tiny, on):
     cfg = Config.fromfile(tiny.config['retinanet']).model

@@ -30,6 +30,10 @@ def test_what_it_was_made_with(asked):
             dict(calibration=dict(num_samples=8, source='train')),
             ': num_samples is 32, not 8;',
         ),
+        (
+            dict(bits='w4a4', calibration=dict(source='test')),
+            ": bits is 'w8a8', not 'w4a4', source is 'train', not 'test';",
+        ),
     ],
     ids=str,
 )
@@ -37,3 +41,9 @@ def test_something_else(asked, says):
     with pytest.raises(CheckpointError) as told:
         check_asked(asked, MADE, 'q.pth')
     assert says in str(told.value) and 'q.pth' in str(told.value)
+
+
+def test_a_part_that_the_checkpoint_does_not_have():
+    asked = dict(calibration=dict(num_samples=8))
+    with pytest.raises(CheckpointError, match=r'calibration is None, not \{'):
+        check_asked(asked, {}, 'q.pth')

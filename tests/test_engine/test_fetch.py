@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Checkpoints by URL."""
 
+import os
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rank_kit import on_ranks
 
 from mmdet_ptq.engine.fetch import local_checkpoint
 from mmdet_ptq.errors import CheckpointError
@@ -81,6 +83,54 @@ def test_what_cannot_be_had(cache, server):
     assert not (cache / 'none.pth').exists()
     with pytest.raises(CheckpointError, match=r's3:// is not known.*https'):
         local_checkpoint('s3://bucket/a.pth')
+
+
+@pytest.mark.parametrize(
+    ('url', 'says'),
+    [
+        ('http://127.0.0.1:9/ä.pth', 'UnicodeEncodeError'),
+        ('http://127.0.0.1:port/a.pth', "nonnumeric port: 'port'"),
+        ('http://a b/a.pth', 'control characters'),
+        ('http://[::1/a.pth', 'Invalid IPv6 URL'),
+    ],
+)
+def test_urls_that_are_none(cache, url, says):
+    with pytest.raises(CheckpointError, match=says) as told:
+        local_checkpoint(url)
+    assert url in str(told.value) and 'path' in str(told.value)
+
+
+def test_an_address_with_colons_is_no_config(cache):
+    with pytest.raises(CheckpointError, match='cannot download http'):
+        local_checkpoint('http://[::1]:9/a.pth')
+
+
+@pytest.mark.parametrize(
+    ('machines', 'downloads'), [(('0', '1'), 1), (('0', '0'), 2)]
+)
+def test_one_process_of_each_machine_downloads(
+    tmp_path, server, machines, downloads
+):
+    """The first of each, and all wait for it; a failure is that of all."""
+    url, folder = server
+    (folder / 'a.pth').write_bytes(b'weights')
+
+    def fetch(rank):
+        os.environ['LOCAL_RANK'] = machines[rank]
+        # a cache for each, so that nobody finds what another one got
+        torch.hub.set_dir(tmp_path / str(rank))
+        path = local_checkpoint(f'{url}/a.pth')
+        try:
+            local_checkpoint(f'{url}/none.pth')
+        except CheckpointError as error:
+            return path, path.is_file(), str(error)
+
+    (first, *told), (second, *again) = on_ranks(fetch, 2, tmp_path)
+    assert first == tmp_path / '0' / 'checkpoints' / 'a.pth'
+    assert second == tmp_path / '1' / 'checkpoints' / 'a.pth'
+    assert [told[0], again[0]] == [True, downloads == 2]
+    assert '404' in told[1] and '404' in again[1]
+    assert Quiet.asked.count('/a.pth') == downloads
 
 
 def test_weights_of_the_model_zoo(cache):

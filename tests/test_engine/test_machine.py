@@ -43,6 +43,7 @@ def test_machine():
     line = machine_line()
     for part in ('cpu', 'instructions'):
         assert found[part] in line
+    assert f', {os.cpu_count()} cores, ' in line
     assert line.endswith(f'torch {torch.__version__}')
 
 

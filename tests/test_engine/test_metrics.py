@@ -35,6 +35,7 @@ def test_what_is_no_number_has_no_row(after):
         (np.array([{1}], dtype=object), ['{1}']),
         (torch.tensor(0.5), 0.5),
         (torch.arange(2), [0, 1]),
+        (torch.ones(1, requires_grad=True), [1.0]),
         ((0.5, [None, 'text']), [0.5, [None, 'text']]),
         ({1: dict(a=np.int8(1))}, {'1': dict(a=1)}),
         (True, True),

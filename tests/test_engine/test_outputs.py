@@ -5,9 +5,12 @@ import json
 
 import pytest
 from mmengine.config import Config
+from rank_kit import on_ranks
 
 from mmdet_ptq.engine.outputs import Outputs, written_config
 from mmdet_ptq.errors import PTQError
+
+EMPTY = Config(dict(model=dict(type='RetinaNet')))
 
 
 def names(folder):
@@ -72,6 +75,57 @@ def test_a_place_that_cannot_be_written(tmp_path):
     outputs = Outputs(tmp_path, 'quantized.pth', 'a.py')
     with pytest.raises(PTQError, match='cannot write the config'):
         started(outputs, 'first')
+
+
+@pytest.mark.parametrize('resume', [False, True])
+def test_what_is_unfinished_is_kept_to_be_resumed(tmp_path, resume):
+    whole_run(tmp_path, 'a.py', 'first')
+    started(Outputs(tmp_path, 'quantized.pth', 'b.py'), 'second')
+    Outputs(tmp_path, 'quantized.pth', 'a.py').begin(EMPTY, resume)
+    left = ['a.py', 'b.py', 'ptq_result.json'] if resume else ['a.py']
+    assert names(tmp_path / 'unfinished') == left
+
+
+def test_after_a_run_nothing_is_unfinished(tmp_path):
+    whole_run(tmp_path, 'a.py', 'first')
+    outputs = whole_run(tmp_path, 'a.py', 'second')
+    assert outputs.result == tmp_path / 'ptq_result.json'
+    assert not (tmp_path / 'unfinished').exists()
+    # the artefact was taken away while another run was stopped
+    started(Outputs(tmp_path, 'quantized.pth', 'a.py'), 'third')
+    outputs.artefact.unlink()
+    resumed = Outputs(tmp_path, 'quantized.pth', 'a.py')
+    resumed.begin(EMPTY, True)
+    resumed.settle()
+    assert not (tmp_path / 'unfinished').exists()
+
+
+def test_a_config_comes_without_a_result(tmp_path):
+    """No float test, so no result yet."""
+    outputs = whole_run(tmp_path, 'a.py', 'first')
+    outputs = Outputs(tmp_path, 'quantized.pth', 'a.py')
+    outputs.begin(Config(dict(EMPTY, mark='second')), False)
+    outputs.settle()
+    assert Config.fromfile(tmp_path / 'a.py').mark == 'second'
+
+
+def test_a_set_that_cannot_be_moved(tmp_path):
+    (tmp_path / 'quantized.pth').write_text('')
+    (tmp_path / 'a.py').mkdir()
+    outputs = Outputs(tmp_path, 'quantized.pth', 'a.py')
+    outputs.begin(EMPTY, False)
+    with pytest.raises(PTQError, match=r'cannot move .*unfinished to '):
+        outputs.settle()
+
+
+def test_one_rank_writes(tmp_path):
+    def begin(rank):
+        (tmp_path / str(rank)).mkdir()
+        outputs = Outputs(tmp_path / str(rank), 'quantized.pth', 'a.py')
+        outputs.begin(EMPTY, False)
+        return names(outputs.folder)
+
+    assert on_ranks(begin, 2, tmp_path) == [['a.py'], []]
 
 
 def test_config_that_a_run_wrote(tmp_path):

@@ -13,6 +13,8 @@ from torch import nn
 
 from mmdet_ptq.engine import CalibrationHook, ProgressHook, PTQRunner
 from mmdet_ptq.layers import quant_layers
+from mmdet_ptq.passes import SetRanges
+from mmdet_ptq.registry import PASSES
 
 
 @pytest.fixture
@@ -61,6 +63,41 @@ def test_training_is_that_of_mmengine(build, tmp_path):
         for name, tensor in theirs.items():
             assert torch.isfinite(tensor).all()
             assert torch.equal(tensor, ours[name]), name
+
+
+class Counted(SetRanges):
+    """Counts how often it is built, and runs."""
+
+    built, ran = 0, 0
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        Counted.built += 1
+
+    def run(self, session):
+        """Counts."""
+        Counted.ran += 1
+        super().run(session)
+
+
+def test_each_pass_is_built_once(build):
+    """Also where the config is tried before a float test."""
+    PASSES.register_module(module=Counted)
+    minmax = dict(type='MinMaxObserver')
+    quant = dict(
+        bits='w8a8',
+        rules=[dict(match='*', weight=dict(granularity='channel'), act={})],
+        passes=[
+            dict(type='Observe', observer=minmax),
+            dict(type='Counted', weight_observer=minmax),
+        ],
+        calibration=dict(num_samples=2),
+    )
+    try:
+        build(quant_cfg=quant, ptq_cfg=dict(float_eval=True)).test()
+    finally:
+        PASSES.module_dict.pop('Counted')
+    assert (Counted.built, Counted.ran) == (1, 1)
 
 
 def test_validation_is_that_of_mmengine(build):

@@ -1,12 +1,17 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The config in a work dir."""
 
-from mmcv.ops import RoIAlign, nms
+from mmcv.ops import DeformConv2dPack, RoIAlign, nms
 from mmdet.models import RetinaNet
 from mmengine.config import Config
 from new_style import write_new_style
 
 from mmdet_ptq.engine.work_config import import_package, work_config
+
+
+class Holder:
+    class Part:
+        pass
 
 
 def test_objects_become_names(tmp_path):
@@ -17,6 +22,8 @@ def test_objects_become_names(tmp_path):
                 type=RetinaNet,
                 nms=dict(type=nms),
                 layers=({'type': RoIAlign},),
+                conv=dict(type=DeformConv2dPack),
+                own=Holder.Part,
                 text='mmcv',
             )
         )
@@ -29,6 +36,9 @@ def test_objects_become_names(tmp_path):
         detector_type='mmdet.models.detectors.retinanet.RetinaNet',
         nms=dict(type='nms'),
         layers=({'type': 'RoIAlign'},),
+        # a registry finds a class by its path; by name this one is 'DCN'
+        conv=dict(type='mmcv.ops.deform_conv.DeformConv2dPack'),
+        own=f'{__name__}.Holder.Part',
         text='mmcv',
     )
     assert found.runner_type == 'PTQRunner'

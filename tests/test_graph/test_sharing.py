@@ -67,6 +67,32 @@ def test_functions_that_read_a_parameter(kit, body, what):
     assert not found['other'].held and found['other'].shares == ''
 
 
+class Reader(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layers = (layer,)
+
+    def forward(self, x):
+        return functional.conv2d(x, self.layers[0].weight)
+
+
+def test_a_reader_is_named(kit):
+    net = Net(lambda n, x: n.reader(x))
+    net.reader = Reader(net.conv)
+    found = kit.look(net).layers['conv']
+    assert found.shares == "its weight is also read by a function in 'reader'"
+
+
+def test_what_holds_one_holds_those_with_its_weight(kit):
+    """The bias that is read is of one of them alone."""
+    net = Net(lambda n, x: x + n.conv.bias[:, None, None])
+    net.other.weight = net.conv.weight
+    found = kit.look(net).layers
+    for name in ('conv', 'other'):
+        assert found[name].held and found[name].tied == ()
+    assert found['other'].shares == 'its weight is also that of conv'
+
+
 def test_owners(kit):
     net = Net(lambda n, x: x)
     net.other.weight = net.conv.weight
@@ -88,8 +114,13 @@ def test_owners(kit):
     net.up.weight = net.other.weight = net.conv.weight
     found = kit.look(net).layers
     assert all(found[n].held for n in ('up', 'other', 'conv'))
+    assert found['conv'].shares == 'its weight is also that of other, up'
     # one that the forward does not call may yet run in another mode
     net = Net(lambda n, x: x)
     net.up = nn.Conv2d(3, 3, 1)
     net.up.weight = net.conv.weight
     assert kit.look(net).layers['conv'].held
+    # whatever others are called
+    net.other.weight = net.conv.weight
+    found = kit.look(net).layers
+    assert found['conv'].held and found['other'].held

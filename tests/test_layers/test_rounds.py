@@ -77,6 +77,9 @@ def test_the_call_of_the_head_begins_anew(model):
         with pytest.raises(RuntimeError):
             broken(x if broken is model else model.maps(x))
         model.bbox_head.broken = False
+        # and of the one that was broken off nothing is known any more
+        with pytest.raises(PTQError, match=r'cls: .* 3 pyramid levels'):
+            model.bbox_head.cls(torch.zeros(1, 4, 2, 2))
         # neither the call of a method nor that of the head is shifted
         assert same(model.predict(x), expected)
         assert same(model.bbox_head(model.maps(x)), expected)
@@ -115,6 +118,66 @@ def test_part_of_the_levels_is_told(model):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         model.bbox_head(maps[1:])
+
+
+@torch.no_grad()
+def test_after_its_call_no_level_of_a_head_is_known(model):
+    maps = model.maps(torch.randn(1, 3, 8, 8))
+    model.bbox_head(maps)
+    with pytest.raises(PTQError, match=r'cls: .* 3 pyramid levels'):
+        model.bbox_head.cls(maps[2])
+
+
+@torch.no_grad()
+def test_layers_of_one_range_may_be_called_as_often_as_they_like(model):
+    maps = model.maps(torch.randn(1, 3, 8, 8))
+    act = UniformQuantizer(4)
+    act.set_range(-torch.ones(1), torch.ones(1))
+    layer = model.bbox_head.reg
+    layer.attach(acts=dict(input=act), levels=3, by_head=True)
+    with pytest.warns(UserWarning, match=r'^bbox_head\.cls: it was not'):
+        model.bbox_head(maps[1:])
+
+
+class ByLevel(Detector):
+    """Each level is a call of the head; one more layer is its own child."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Conv2d(4, 2, 1)
+        self.count = 3
+
+    def forward(self, inputs):
+        maps = self.maps(inputs)[: self.count]
+        return [[*self.bbox_head([x]), self.last(x)] for x in maps]
+
+
+@torch.no_grad()
+def test_levels_that_the_detector_makes(model):
+    """They are counted over calls of the head, and looked at in the end."""
+    torch.manual_seed(0)
+    model = ByLevel()
+    convert(model)
+    top = 10.0 ** torch.arange(3).reshape(3, 1)
+    layers = (model.bbox_head.cls, model.bbox_head.reg, model.last)
+    for layer in layers:
+        act = UniformQuantizer(4, per_level=True)
+        act.set_range(-top, top)
+        layer.attach(acts=dict(input=act), levels=3)
+    x = torch.randn(1, 3, 8, 8)
+    by_hand = [
+        [nn.functional.conv2d(act(m, i), n.weight, n.bias) for n in layers]
+        for i, m in enumerate(model.maps(x))
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        found = [model(x) for _ in range(2)]
+    assert all(
+        same(a, b) for one in found for a, b in zip(one, by_hand, strict=True)
+    )
+    model.count = 2
+    with pytest.warns(UserWarning, match=r'^bbox_head\.cls \(and 2 more'):
+        model(x)
 
 
 class Levels(Detector):

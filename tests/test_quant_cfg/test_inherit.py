@@ -42,6 +42,8 @@ def test_rules_of_a_base_that_are_replaced_are_told(write):
         "_base_ = 'base.py'\n"
         f'quant_cfg = dict(rules=[*_base_.quant_cfg.rules, {MASK}])\n',
         f"_base_ = 'plain.py'\nquant_cfg = dict(rules=[{MASK}])\n",
+        # of all that a base says nothing is wanted
+        "_base_ = 'base.py'\nquant_cfg = dict(_delete_=True, bits='w4a4')\n",
         f'quant_cfg = dict(rules=[{MASK}])\n',
         "quant_cfg = 'uniform'\n",
         'x = 1\n',
@@ -49,6 +51,13 @@ def test_rules_of_a_base_that_are_replaced_are_told(write):
 )
 def test_nothing_is_told_where_nothing_is_lost(write, text):
     assert replaced_rules(write('own', text)) == []
+
+
+def test_no_rules_replace_those_of_a_base(write):
+    text = "_base_ = 'base.py'\nquant_cfg = dict(rules=[])\n"
+    (note,) = replaced_rules(write('own', text))
+    told = "those of base.py, {'match': 'neck.*', 'act': {'bits': 8}}; "
+    assert told in note
 
 
 def test_a_config_of_an_installed_package():

@@ -19,8 +19,8 @@ from mmdet_ptq.errors import PTQError
 from mmdet_ptq.layers import is_leaf
 from mmdet_ptq.surgery import (
     FusedWeight,
+    copy_model,
     edits_of,
-    float_copy,
     fuse_weights,
 )
 
@@ -28,6 +28,11 @@ from mmdet_ptq.surgery import (
 class Halved(nn.Module):
     def forward(self, x):
         return x / 2
+
+
+class Same(nn.Module):
+    def forward(self, x):
+        return x
 
 
 class Noisy(nn.Module):
@@ -58,6 +63,11 @@ def _parametrized(layer):
     return layer
 
 
+def _as_it_is(layer):
+    parametrize.register_parametrization(layer, 'weight', Same())
+    return layer
+
+
 WRAPS = {
     'weight_norm_hook': _old_weight_norm,
     'weight_norm': parametrizations.weight_norm,
@@ -67,6 +77,7 @@ WRAPS = {
     'pruned': _pruned,
     'pruned_twice': _pruned_twice,
     'parametrized': _parametrized,
+    'as_it_is': _as_it_is,
 }
 LAYERS = {
     'conv': (lambda: nn.Conv2d(4, 6, 3, groups=2), (2, 4, 5, 6)),
@@ -92,8 +103,9 @@ def net(wrap, layer, seed=0):
 def test_fused_is_exact(wrap, layer, frozen):
     model, x = net(wrap, layer)
     model.requires_grad_(not frozen)
+    # of another of the same numbers: a forward would compute the weight anew
+    want = net(wrap, layer)[0](x).detach()
     with torch.no_grad():
-        want = model(x)
         edits, refused = fuse_weights(model)
         assert torch.equal(model(x), want)
     assert refused == {} and edits == [FusedWeight('0')]
@@ -122,6 +134,8 @@ def test_what_it_is_computed_from_stays_for_others(wrap):
         other.register_parameter(name.replace('.', '_'), parameter)
     before = copy.deepcopy(dict(other.named_parameters()))
     fuse_weights(nn.ModuleList([model, other]))
+    # quantizing writes into the fused one
+    model[0].weight.data.zero_()
     for name, parameter in other.named_parameters():
         assert torch.equal(parameter, before[name]), name
 
@@ -133,14 +147,41 @@ def test_what_is_not_constant_stays():
     weight = outside.weight
     del outside.weight
     outside.weight = weight * 2
-    model = nn.Sequential(layer, outside, nn.Linear(3, 3)).eval()
+    kept = nn.Linear(3, 3)
+    del kept.weight
+    kept.register_buffer('weight', weight.detach())
+    norm = nn.LayerNorm(3)
+    del norm.weight
+    norm.weight = weight[0] * 2
+    model = nn.Sequential(layer, outside, nn.Linear(3, 3), kept, norm).eval()
     edits, refused = fuse_weights(model)
     assert edits == []
     assert refused == {
         '0': 'its weight is computed anew, and otherwise, in every forward',
         '1': 'its weight is no parameter but set from outside',
+        '3': 'its weight is no parameter but set from outside',
     }
-    assert [is_leaf(m) for m in model] == [False, False, True]
+    assert [is_leaf(m) for m in model[:3]] == [False, False, True]
+
+
+def test_a_parametrized_buffer_is_no_weight():
+    layer = nn.Linear(3, 3)
+    layer.register_buffer('count', torch.arange(3))
+    parametrize.register_parametrization(layer, 'count', Same())
+    assert fuse_weights(nn.Sequential(layer)) == ([], {})
+    assert parametrize.is_parametrized(layer, 'count')
+
+
+@pytest.mark.parametrize('wrap', WRAPS)
+def test_a_copy_computes_the_same(wrap):
+    """And nothing of it is shared."""
+    model, x = net(wrap, 'linear')
+    want = model(x)
+    other = copy_model(model)
+    assert torch.equal(other(x), want)
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    assert torch.equal(model(x), want)
 
 
 def test_nothing_to_fuse():
@@ -154,7 +195,7 @@ def test_a_copy_is_fused_alone(wrap):
     # no forward has run: what hooks compute still has a gradient
     model = nn.Sequential(WRAPS[wrap](nn.Conv2d(4, 6, 3))).eval()
     x = torch.randn(2, 4, 5, 6)
-    copied = float_copy(model)
+    copied = copy_model(model)
     edits, _ = fuse_weights(copied)
     assert edits == [FusedWeight('0')]
     with torch.no_grad():

@@ -63,6 +63,23 @@ class FusedAttention(nn.Module):
         return attend(q, k, v, **self.kwargs).transpose(1, 2).flatten(2)
 
 
+class Written(nn.Module):
+    """Products as they may be written; each takes a and b, (n, i, j)."""
+
+    def __init__(self, *products):
+        super().__init__()
+        self.products = products
+
+    def forward(self, a, b):
+        return sum(product(a, b) for product in self.products)
+
+
+@DECOMPOSED.implements(Written)
+class SplitWritten(RoutedProducts, Written):
+    def product_names(self):
+        return ('matmul_qk',)
+
+
 @DECOMPOSED.implements(V2Attention)
 class SplitV2(RoutedProducts, V2Attention):
     def borrowed_names(self):
@@ -147,6 +164,8 @@ MODULES = {
             dict(is_causal=True),
             dict(attn_mask=torch.eye(5, dtype=torch.bool)),
             dict(attn_mask=torch.arange(25.0).reshape(5, 5), scale=0.3),
+            # of a dropout of everything nothing is left, in eval as well
+            dict(dropout_p=1.0),
         )
     },
 }
@@ -176,6 +195,9 @@ def test_the_same_with_products_as_layers(case):
     expected = module(**inputs)
     one = split(module)
     assert list(one.state_dict()) == list(module.state_dict())
+    assert not any(part.training for part in one.modules())
+    parts = [n for n, p in one.named_modules() if isinstance(p, MatMul)]
+    assert parts == list(products)
     seen = {}
     for name, part in one.named_modules():
         if isinstance(part, MatMul):
@@ -227,6 +249,78 @@ def test_another_bias_than_the_layers_is_no_call_of_it():
     module.qkv = nn.Linear(16, 48)
     inputs = x(2, 5, 16)
     torch.testing.assert_close(split(module)(inputs), module(inputs))
+
+
+def calls(module, *args):
+    """Inputs of the product that is a layer; checks the result."""
+    one, seen = split(module), []
+    one.matmul_qk.register_forward_hook(lambda _, args, out: seen.append(args))
+    torch.testing.assert_close(one(*args), module(*args))
+    return seen
+
+
+def sdpa(a, b):
+    attend = functional.scaled_dot_product_attention
+    return attend(a, b.transpose(1, 2), b.transpose(1, 2))
+
+
+BY_NAME = (
+    lambda a, b: torch.matmul(input=a, other=b),
+    lambda a, b: torch.matmul(a, other=b),
+    lambda a, b: torch.bmm(a, mat2=b),
+)
+
+
+@pytest.mark.parametrize(
+    'product',
+    [
+        lambda a, b: a @ b,
+        lambda a, b: a.matmul(b),
+        lambda a, b: a.bmm(b),
+        torch.matmul,
+        torch.bmm,
+    ],
+)
+def test_each_spelling_of_a_product(product):
+    module = Written(product).eval()
+    assert len(calls(module, x(2, 3, 4), x(2, 4, 5))) == 1
+    # one that has no name is none, nor is half an attention
+    for more in (product, sdpa, *BY_NAME):
+        module = Written(product, more).eval()
+        assert len(calls(module, x(2, 3, 4), x(2, 4, 3 + (more is sdpa)))) == 1
+
+
+@pytest.mark.parametrize('product', BY_NAME)
+def test_operands_by_name_are_no_layer(product):
+    assert calls(Written(product).eval(), x(2, 3, 4), x(2, 4, 5)) == []
+
+
+def test_attention_with_a_name_too_few_is_no_layer():
+    assert calls(Written(sdpa).eval(), x(2, 3, 4), x(2, 4, 3)) == []
+
+
+def test_operands_without_heads_are_handed_on():
+    (given,) = calls(Written(torch.matmul).eval(), x(2, 3, 4), x(4, 5))
+    assert [tuple(t.shape) for t in given] == [(2, 3, 4), (4, 5)]
+
+
+class Grouped(nn.Module):
+    """Four heads of queries, two of keys and values."""
+
+    def forward(self, q, k, v):
+        attend = functional.scaled_dot_product_attention
+        return attend(q, k, v, enable_gqa=True)
+
+
+@DECOMPOSED.implements(Grouped)
+class SplitGrouped(RoutedProducts, Grouped):
+    pass
+
+
+def test_queries_in_groups():
+    q, k, v = x(2, 4, 5, 8), x(2, 2, 5, 8), x(2, 2, 5, 8)
+    module = Grouped().eval()
+    torch.testing.assert_close(split(module)(q, k, v), module(q, k, v))
 
 
 def test_gradients_reach_the_inputs(case):
