@@ -2,7 +2,8 @@
 """Runs the commands and scripts of the pages as they are printed.
 
 Words in capitals stand for what a reader has; a digits detector takes their
-place. What is not run here is told with the reason. Run it in the root of the
+place. What would take hours gets ``--iters 20``, and what is not run here is
+told with the reason. Run it in the root of the
 repository, after ``make demo``::
 
     python -m tools.docs.run_commands
@@ -35,6 +36,7 @@ WORDS = {
     'CHECKPOINT': 'demo/checkpoints/retinanet_digits.pth',
     'NAME_digits': 'retinanet_digits',
     'NAME': 'retinanet_digits',
+    'MY_CONFIG': 'work_dirs/my_config.py',
     'MMDETECTION': f'{mmdet.__path__[0]}/.mim',
     'GPUS': '2',
 }
@@ -49,6 +51,8 @@ LEFT = {
     'export OMP_NUM_THREADS=1\ntrain()': 'trains for hours',
     'python tools/ptq.py configs/coco_mini/': 'needs COCO images',
 }
+#: what is added to commands that would take hours
+SHORTER = {'--recipe reg_ptq': '--iters 20'}
 BLOCK = re.compile(r'```(bash|python)\n(.*?)```', re.DOTALL)
 
 
@@ -78,9 +82,33 @@ def scripts(page: str) -> list[str]:
     return [text for text in found if text.startswith(('from ', 'import '))]
 
 
+def own_config(page: str) -> str:
+    """What a reader has in MY_CONFIG: the last config before its first use.
+
+    Args:
+        page (str): Markdown with such a word in a command.
+
+    Returns:
+        str: Of a config that inherits from the digits detector.
+    """
+    before = page[: page.index(' MY_CONFIG')]
+    found = [text for kind, text in BLOCK.findall(before) if kind == 'python']
+    return found[-1].replace(
+        "'CONFIG'", repr(os.path.abspath(WORDS['CONFIG']))
+    )
+
+
 def why_left(command: str) -> str:
     """Why a command is not run, '' if it is."""
     return next((why for c, why in LEFT.items() if command.startswith(c)), '')
+
+
+def shortened(command: str) -> str:
+    """A command with fewer steps of what takes hours by default."""
+    for part, few in SHORTER.items():
+        if part in command and few.split()[0] not in command:
+            return f'{command} {few}'
+    return command
 
 
 def spelled_out(command: str) -> str:
@@ -127,6 +155,9 @@ def main() -> int:
     for name in parser.parse_args().pages:
         print(name)
         page = Path(name).read_text()
+        if ' MY_CONFIG' in page:
+            Path(WORDS['MY_CONFIG']).parent.mkdir(exist_ok=True)
+            Path(WORDS['MY_CONFIG']).write_text(own_config(page))
         for command in commands(page):
             if command in seen:
                 continue
@@ -135,6 +166,7 @@ def main() -> int:
             if why:
                 print(f'{"not run":>8}           {command} ({why})')
             else:
+                command = shortened(command)
                 words = ['bash', '-ec', spelled_out(command)]
                 good &= run(words, command)
         for script in scripts(page):

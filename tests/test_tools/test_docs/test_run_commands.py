@@ -15,7 +15,9 @@ from tools.docs.run_commands import (
     LEFT,
     PAGES,
     commands,
+    own_config,
     scripts,
+    shortened,
     spelled_out,
     why_left,
 )
@@ -60,6 +62,30 @@ def test_words():
         'p configs/digits/retinanet_digits.py '
         'work_dirs/retinanet_digits/retinanet_digits.py $NAMES'
     )
+
+
+def test_what_takes_hours_is_shortened():
+    learns = 'python tools/ptq.py A B --recipe reg_ptq'
+    assert shortened(learns) == f'{learns} --iters 20'
+    for command in (f'{learns} --iters 200', 'p --recipe uniform'):
+        assert shortened(command) == command
+
+
+def test_config_of_a_reader(tmp_path):
+    text = """
+```python
+_base_ = 'CONFIG'
+quant_cfg = dict(bits='w4a4')
+```
+```bash
+p MY_CONFIG
+```
+"""
+    path = tmp_path / 'my.py'
+    path.write_text(own_config(text))
+    cfg = Config.fromfile(path)
+    assert cfg.quant_cfg == dict(bits='w4a4')
+    assert cfg.model.type == 'RetinaNet'
 
 
 def test_every_word_is_known():
