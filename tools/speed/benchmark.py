@@ -12,8 +12,9 @@ import os
 import resource
 import statistics
 import sys
-import time
 import warnings
+from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from mmdet_ptq.testing import (
     settle_batch_norms,
 )
 from tools.speed import reconstruct
+from tools.speed.device import crossings, now, peak_mb, timed
 
 DETECTORS = {
     'RetinaNet R50': 'retinanet/retinanet_r50_fpn_1x_coco.py',
@@ -40,58 +42,69 @@ DETECTORS = {
 }
 
 
-def seconds(model: nn.Module, batch: dict) -> float:
-    """Time of one prediction."""
-    batch = copy.deepcopy(batch)
-    start = time.perf_counter()
+def predict(model: nn.Module, batch: dict) -> None:
+    """One prediction."""
     with torch.no_grad():
-        model.test_step(batch)
-    return time.perf_counter() - start
+        model.test_step(copy.deepcopy(batch))
 
 
 def measure(
-    config: str, size: int, images: int, repeats: int, recipe: str, bits: str
+    config: str,
+    size: tuple[int, int],
+    images: int,
+    repeats: int,
+    cfg: dict,
+    device: str,
 ) -> dict:
     """Calibration and simulated forward of one detector.
 
     Args:
         config (str): A config of MMDetection, below its ``configs``.
-        size (int): Height and width of the images, pixels.
+        size (tuple[int, int]): Height and width of the images, pixels.
         images (int): Number of calibration images.
         repeats (int): Interleaved forwards for the second ratio.
-        recipe (str): Recipe name.
-        bits (str): E.g. ``w8a8``.
+        cfg (dict): Recipe and bits.
+        device (str): ``'cpu'`` or ``'cuda'``.
 
     Returns:
         dict: Ratios ``calibrate`` (convert and calibrate over as many
         float forwards) and ``forward`` (median quantized over median
-        float), and the float forward in seconds.
+        float), the float forward in seconds, stages of the calibration as
+        ratios too; on a GPU what crosses in a forward.
     """
-    model = random_detector('mmdet::' + config)
-    data = noise_batches(images, (size, size))
+    model = random_detector('mmdet::' + config).to(device)
+    data = noise_batches(images, size)
     settle_batch_norms(model, data[:2])
-    seconds(model, data[0])
+    predict(model, data[0])
     plain = copy.deepcopy(model)
-    floats = sum(seconds(plain, batch) for batch in data)
-    start = time.perf_counter()
+    floats = sum(timed(lambda b=b: predict(plain, b), device) for b in data)
+    start = now(device)
+    calibration = dict(num_samples=images)
     session = quantize_detector(
-        model,
-        data,
-        dict(recipe=recipe, bits=bits, calibration=dict(num_samples=images)),
+        model, data, dict(cfg, calibration=calibration)
     )
-    spent = time.perf_counter() - start
+    spent = now(device) - start
+    predict(model, data[0])
     times: tuple[list[float], list[float]] = ([], [])
     for i in range(repeats):
+        batch = data[i % images]
         for which, one in enumerate((plain, model)):
-            times[which].append(seconds(one, data[i % images]))
+            run = partial(predict, one, batch)
+            times[which].append(timed(run, device))
     before, after = (statistics.median(t) for t in times)
-    return dict(
+    found = dict(
         calibrate=round(spent / floats, 3),
         forward=round(after / before, 3),
         float_forward_s=round(before, 4),
         stages={k: round(v / floats, 3) for k, v in session.seconds.items()},
         peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **peak_mb(device),
     )
+    for name, one in (('float', plain), ('quantized', model)):
+        crossed = crossings(partial(predict, one, data[0]), device)
+        if crossed:
+            found[f'crossings_{name}'] = crossed
+    return found
 
 
 #: options that change nothing in a measurement
@@ -106,14 +119,31 @@ def main() -> int:
     parser.add_argument(
         '--only', nargs='*', choices=list(DETECTORS), default=list(DETECTORS)
     )
-    parser.add_argument('--size', type=int, default=512)
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs='+',
+        default=[512],
+        help='side of a square, or height and width, pixels',
+    )
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument('--images', type=int, default=16)
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--recipe', default='uniform')
     parser.add_argument('--bits', default='w8a8')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
-    parser.add_argument('--out', default='docs/results/benchmark.json')
+    parser.add_argument(
+        '--out',
+        help='default: docs/results/benchmark.json, benchmark_cuda.json',
+    )
     args = parser.parse_args()
+    if len(args.size) > 2:
+        parser.error('--size takes a side, or height and width')
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error('--device cuda: PyTorch sees no GPU here')
+    if args.out is None:
+        suffix = '' if args.device == 'cpu' else f'_{args.device}'
+        args.out = f'docs/results/benchmark{suffix}.json'
     warnings.filterwarnings('ignore')
     torch.set_num_threads(args.threads)
     path = Path(args.out)
@@ -121,7 +151,8 @@ def main() -> int:
     head = dict(
         command='python -m tools.speed.benchmark',
         settings=settings,
-        machine=machine_line(),
+        machine=machine_line(args.device),
+        **({} if args.device == 'cpu' else dict(date=str(date.today()))),
     )
     # what was measured in the same way before stays
     old = json.loads(path.read_text()) if path.is_file() else {}
@@ -130,11 +161,11 @@ def main() -> int:
     for name in args.only:
         found[name] = measure(
             DETECTORS[name],
-            args.size,
+            (args.size[0], args.size[-1]),
             args.images,
             args.repeats,
-            args.recipe,
-            args.bits,
+            dict(recipe=args.recipe, bits=args.bits),
+            args.device,
         )
         print(
             f'{name}: calibrate {found[name]["calibrate"]:.2f} x, '
