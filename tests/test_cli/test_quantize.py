@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The doors to the commands."""
 
+import io
 import os
 import subprocess
 import sys
@@ -113,6 +114,20 @@ def test_rank_by_argument_or_environment(monkeypatch, word):
     monkeypatch.delenv('LOCAL_RANK')
     parse_args(['config.py', word])
     assert os.environ['LOCAL_RANK'] == '3'
+
+
+def test_recipe_on_a_terminal_of_few_characters(tmp_path, monkeypatch):
+    config = tmp_path / 'config.py'
+    config.write_text(
+        "quant_cfg = dict(recipe='minmax', "
+        "rules=[dict(match='é*', skip=True)])\n",
+        encoding='utf-8',
+    )
+    out = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+    monkeypatch.setattr(sys, 'stdout', out)
+    assert main([str(config), '--print-recipe']) == 0
+    out.flush()
+    assert b"'passes':" in out.buffer.getvalue()
 
 
 def test_printed_recipe_says_what_acts(tmp_path, capsys):

@@ -81,7 +81,7 @@ class Counted(SetRanges):
 
 
 def test_each_pass_is_built_once(build):
-    """Also where the config is tried before a float test."""
+    """Also where it is tried on a copy of the detector before a float test."""
     PASSES.register_module(module=Counted)
     minmax = dict(type='MinMaxObserver')
     quant = dict(
@@ -94,7 +94,10 @@ def test_each_pass_is_built_once(build):
         calibration=dict(num_samples=2),
     )
     try:
-        build(quant_cfg=quant, ptq_cfg=dict(float_eval=True)).test()
+        runner = build(quant_cfg=quant, ptq_cfg=dict(float_eval=True))
+        # as a hook leaves it: PyTorch copies no tensor with a history
+        runner.model.computed = 2 * runner.model.backbone.conv1.weight
+        runner.test()
     finally:
         PASSES.module_dict.pop('Counted')
     assert (Counted.built, Counted.ran) == (1, 1)
