@@ -136,7 +136,7 @@ def document() -> str:
             'Ratios to the float model in the same run: conversion and '
             f'calibration on {s["images"]} images over {s["images"]} float '
             'predictions; median simulated prediction over median float '
-            f'prediction. Random weights, {s["size"]} x {s["size"]}, '
+            f'prediction. Random weights, {in_words(s["size"])}, '
             f'`{s["recipe"]}` {s["bits"]}, {s["threads"]} threads, '
             f'{found["machine"]}. Command: `{found["command"]}`',
             '',
@@ -147,6 +147,16 @@ def document() -> str:
     if path.is_file():
         parts += reconstruct_section(json.loads(path.read_text()))
     return '\n'.join(parts)
+
+
+def in_words(size: int | list[int]) -> str:
+    """Height and width of images, of the benchmark's ``--size``.
+
+    Args:
+        size (int | list[int]): A side, or one or two numbers in a list.
+    """
+    sides = [size] if isinstance(size, int) else size
+    return f'{sides[0]} x {sides[-1]}'
 
 
 def main() -> int:

@@ -154,7 +154,7 @@ class TimedTrainer(Trainer):
         progress: float,
         k: int,
         it: int,
-    ) -> float:
+    ) -> Tensor:
         """One step, and the same work in other ways."""
         if it:
             self.times['optimizer'].append(self._now() - self._left)
@@ -170,7 +170,6 @@ class TimedTrainer(Trainer):
             float=partial(self._float, j),
             quantized=partial(self._quantized, j),
         )
-        value = 0.0
         for i in range(len(VARIANTS)):
             name = VARIANTS[(it + i) % len(VARIANTS)]
             start = self._now()
@@ -181,7 +180,7 @@ class TimedTrainer(Trainer):
         self._left = self._now()
         return value
 
-    def _whole(self, step: Callable[[], float], j: int) -> None:
+    def _whole(self, step: Callable[[], Tensor], j: int) -> None:
         """The step, nothing replayed; leaves no gradients."""
         sample = self.samples[j]
         stored, sample.replay = sample.replay, {}

@@ -3,7 +3,11 @@
 
 from pathlib import Path
 
-from tools.docs.make_measured_doc import document, reconstruct_section
+from tools.docs.make_measured_doc import (
+    document,
+    in_words,
+    reconstruct_section,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -27,3 +31,9 @@ def test_whole_run():
         )
     )
     assert '2000 steps for each of 33 units on a GPU: 31 min' in lines[-2]
+
+
+def test_sizes_of_every_benchmark():
+    # a side as older files have it, a side, height and width
+    assert in_words(512) == in_words([512]) == '512 x 512'
+    assert in_words([800, 1216]) == '800 x 1216'
