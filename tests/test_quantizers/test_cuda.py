@@ -46,7 +46,7 @@ def test_as_on_the_cpu(name, x, grain, learned, device):
     zero = torch.randint(0, 15, (rows,), dtype=torch.int32)
     found = []
     for where in ('cpu', device):
-        leaf = x.to(where).requires_grad_(learned)
+        leaf = x.detach().clone().to(where).requires_grad_(learned)
         s = scale.to(where).requires_grad_(learned)
         y = quantize_dequantize(leaf, s, zero.to(where), granularity, 0, 15)
         if learned:
