@@ -114,13 +114,17 @@ class Session:
         return replace(self.model, self.plan, layer, tensor, spec)
 
     def rng(self, *key: int) -> torch.Generator:
-        """A generator on the CPU that depends on the seed and a key alone.
+        """A generator that depends on the seed and a key alone.
+
+        It is on the device of the model: numbers drawn on the CPU would
+        have to be copied. Another kind of device draws other numbers.
 
         Args:
             *key (int): What the numbers are for, e.g. unit, step, image.
         """
         seed = (self.config.calibration.seed, *key)
-        return torch.Generator().manual_seed(hash(seed) & 0x7FFFFFFF)
+        generator = torch.Generator(self.device)
+        return generator.manual_seed(hash(seed) & 0x7FFFFFFF)
 
     @contextmanager
     def cache(self) -> Iterator[ActivationCache]:

@@ -208,8 +208,7 @@ class QuantLayer(Changes, nn.Module):
         quantized = self.act_quantizers[port](x, level)
         if self.drop_prob == 0:
             return quantized
-        # drawn on the CPU: the same numbers whatever the device
-        drawn = torch.rand(x.shape, generator=self.generator).to(x.device)
+        drawn = torch.rand(x.shape, generator=self.generator, device=x.device)
         return torch.where(drawn < 1 - self.drop_prob, quantized, x)
 
 

@@ -3,6 +3,7 @@
 
 import copy
 import math
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ from .unit_loss import UnitLoss
 
 POINTS = 50
 """Steps of the loss curve that go into the result."""
+
+LOOK = 100
+"""Steps after which a GPU is asked what the losses were. To ask it makes it
+wait for the next step, and a CPU has the answer anyway."""
 
 NOTHING = 'it has no learnable part'
 
@@ -103,8 +108,13 @@ class Trainer(UnitLoss):
         train: list[int],
         k: int,
     ) -> tuple[list[float], str]:
-        """Runs Adam; see :meth:`learn`."""
+        """Runs Adam; see :meth:`learn`.
+
+        A loss that is no number may be noticed some steps later: what these
+        have learned is dropped, as are their losses.
+        """
         iters = self.settings.iters
+        look = 1 if self.session.device.type == 'cpu' else LOOK
         optimizer = torch.optim.Adam(groups)
         rates = [group['lr'] for group in optimizer.param_groups]
         batches = draw(
@@ -113,25 +123,29 @@ class Trainer(UnitLoss):
             self.session.config.calibration.seed * 100_003 + k,
         )
         first = [p.detach().clone() for g in groups for p in g['params']]
-        curve: list[float] = []
+        values: list[Tensor] = []
+        found: list[float] = []
         for it in range(iters):
             self.on_step(it)
             fall = (1 + math.cos(math.pi * it / iters)) / 2
             for group, lr in zip(optimizer.param_groups, rates, strict=True):
                 group['lr'] = lr * (fall if group.get('cosine') else 1)
             optimizer.zero_grad(set_to_none=True)
-            value = self.step(learners, next(batches), it / iters, k, it)
-            if not math.isfinite(value):
+            values.append(
+                self.step(learners, next(batches), it / iters, k, it)
+            )
+            if len(values) == look or it == iters - 1:
+                found += torch.stack(values).tolist()
+                values = []
+            if not all(map(math.isfinite, found[-look:])):
                 # what is learned may be NaN; the unit will be put back
                 learned = (p for g in groups for p in g['params'])
                 for p, start in zip(learned, first, strict=True):
                     p.data.copy_(start)
-                return curve, 'the loss became NaN or Inf'
+                return _curve(found, iters), 'the loss became NaN or Inf'
             average_gradients(optimizer)
             optimizer.step()
-            if it % max(1, iters // POINTS) == 0:
-                curve.append(value)
-        return curve, ''
+        return _curve(found, iters), ''
 
     def step(
         self,
@@ -140,7 +154,7 @@ class Trainer(UnitLoss):
         progress: float,
         k: int,
         it: int,
-    ) -> float:
+    ) -> Tensor:
         """Accumulates the gradients of one step.
 
         Args:
@@ -151,11 +165,12 @@ class Trainer(UnitLoss):
             it (int): Number of the step.
 
         Returns:
-            float: The mean loss over all ranks.
+            Tensor: The mean loss over all ranks, a scalar on the device of
+            the model.
         """
         world = get_world_size()
         every = self.settings.global_every
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.session.device)
         with torch.enable_grad():
             for slot, j in enumerate(batch):
                 if j not in self.samples:
@@ -171,13 +186,15 @@ class Trainer(UnitLoss):
                 loss = loss / len(batch)
                 if loss.requires_grad:
                     loss.backward()
-                total += loss.detach().cpu()
+                total += loss.detach()
             penalty = sum(one.penalty(progress) for one in learners)
-            if isinstance(penalty, Tensor) and penalty.requires_grad:
-                (penalty / world).backward()
+            if isinstance(penalty, Tensor):
+                if penalty.requires_grad:
+                    (penalty / world).backward()
+                penalty = penalty.detach()
         if world > 1:
             all_reduce(total)
-        return float(total + float(penalty))
+        return total + penalty
 
     def split(self) -> tuple[list[int], list[int]]:
         """Numbers of the images to learn from, and of the held-out ones.
@@ -191,6 +208,12 @@ class Trainer(UnitLoss):
         period = max(2, round(1 / share))
         held = everyone[period - 1 :: period] or everyone[-1:]
         return [j for j in everyone if j not in held], held
+
+
+def _curve(values: list[float], iters: int) -> list[float]:
+    """Losses of some steps, up to the first that is no number."""
+    finite = list(takewhile(math.isfinite, values))
+    return finite[:: max(1, iters // POINTS)]
 
 
 def average_gradients(optimizer: torch.optim.Optimizer) -> None:

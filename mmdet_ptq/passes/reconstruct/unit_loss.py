@@ -178,9 +178,10 @@ class UnitLoss:
     def loss_on(self, chosen: list[int]) -> float:
         """Mean loss over images of all ranks, nothing dropped."""
         mine = [j for j in chosen if j in self.samples]
-        total = torch.tensor(
-            sum(float(self.loss(j)) for j in mine), dtype=torch.float64
-        )
+        losses = [self.loss(j) for j in mine]
+        # looked at once: each look makes a GPU wait
+        found = torch.stack(losses).tolist() if losses else []
+        total = torch.tensor(sum(found), dtype=torch.float64)
         if get_world_size() > 1:
             all_reduce(total)
         return float(total) / len(chosen)
