@@ -110,8 +110,11 @@ def kept(values: Tensor, keep: Tensor) -> Tensor:
     Returns:
         Tensor: Shape (N, ...), or (M, ...) with zeros.
     """
-    if values.is_cpu:
-        return values[keep]
+    return values[keep] if values.is_cpu else zeroed(values, keep)
+
+
+def zeroed(values: Tensor, keep: Tensor) -> Tensor:
+    """Zeros in the rows that do not count; arguments as of :func:`kept`."""
     return values.masked_fill(~keep.view(-1, *[1] * (values.dim() - 1)), 0)
 
 

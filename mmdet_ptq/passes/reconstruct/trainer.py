@@ -20,8 +20,7 @@ POINTS = 50
 """Steps of the loss curve that go into the result."""
 
 LOOK = 100
-"""Steps after which a GPU is asked what the losses were. To ask it makes it
-wait for the next step, and a CPU has the answer anyway."""
+"""Steps after which a GPU is asked what the losses were."""
 
 NOTHING = 'it has no learnable part'
 
@@ -114,7 +113,7 @@ class Trainer(UnitLoss):
         have learned is dropped, as are their losses.
         """
         iters = self.settings.iters
-        look = 1 if self.session.device.type == 'cpu' else LOOK
+        look = look_after(self.session.device)
         optimizer = torch.optim.Adam(groups)
         rates = [group['lr'] for group in optimizer.param_groups]
         batches = draw(
@@ -208,6 +207,14 @@ class Trainer(UnitLoss):
         period = max(2, round(1 / share))
         held = everyone[period - 1 :: period] or everyone[-1:]
         return [j for j in everyone if j not in held], held
+
+
+def look_after(device: torch.device) -> int:
+    """Steps after which the losses are looked at.
+
+    To be asked makes a GPU wait for the next step; a CPU has the answer.
+    """
+    return 1 if device.type == 'cpu' else LOOK
 
 
 def _curve(values: list[float], iters: int) -> list[float]:
