@@ -121,6 +121,7 @@ class Trainer(UnitLoss):
             self.settings.batch_size * get_world_size(),
             self.session.config.calibration.seed * 100_003 + k,
         )
+        batch = next(batches)
         first = [p.detach().clone() for g in groups for p in g['params']]
         values: list[Tensor] = []
         found: list[float] = []
@@ -130,9 +131,11 @@ class Trainer(UnitLoss):
             for group, lr in zip(optimizer.param_groups, rates, strict=True):
                 group['lr'] = lr * (fall if group.get('cosine') else 1)
             optimizer.zero_grad(set_to_none=True)
-            values.append(
-                self.step(learners, next(batches), it / iters, k, it)
-            )
+            # brought to the device while this step runs
+            coming = next(batches) if it < iters - 1 else []
+            self.prefetch(coming, it + 1)
+            values.append(self.step(learners, batch, it / iters, k, it))
+            batch = coming
             if len(values) == look or it == iters - 1:
                 found += torch.stack(values).tolist()
                 values = []
@@ -168,7 +171,6 @@ class Trainer(UnitLoss):
             the model.
         """
         world = get_world_size()
-        every = self.settings.global_every
         total = torch.zeros((), device=self.session.device)
         with torch.enable_grad():
             for slot, j in enumerate(batch):
@@ -180,7 +182,7 @@ class Trainer(UnitLoss):
                     j,
                     self.settings.drop_prob,
                     generator,
-                    0 if (it + slot) % every else every,
+                    self.factor(it, slot),
                 )
                 loss = loss / len(batch)
                 if loss.requires_grad:
@@ -194,6 +196,26 @@ class Trainer(UnitLoss):
         if world > 1:
             all_reduce(total)
         return total + penalty
+
+    def factor(self, it: int, slot: int) -> int:
+        """Of the losses on the detector's outputs; slots take turns."""
+        every = self.settings.global_every
+        return 0 if (it + slot) % every else every
+
+    def prefetch(self, batch: list[int], it: int) -> None:
+        """Has a batch brought to the device.
+
+        Args:
+            batch (list[int]): Numbers of the images, of all ranks.
+            it (int): Number of the step that it is for.
+        """
+        self.images.cache.prefetch(
+            [
+                self.entries(j, self.settings.drop_prob, self.factor(it, slot))
+                for slot, j in enumerate(batch)
+                if j in self.samples
+            ]
+        )
 
     def split(self) -> tuple[list[int], list[int]]:
         """Numbers of the images to learn from, and of the held-out ones.

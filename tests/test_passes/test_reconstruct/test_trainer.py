@@ -16,7 +16,9 @@ from reconstruct_model import (
     reconstruct,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from mmdet_ptq.calibration import ActivationCache, size_of
 from mmdet_ptq.losses import L2Loss
 from mmdet_ptq.passes.reconstruct import AdaRound, LearnedSteps
 from mmdet_ptq.passes.reconstruct import trainer as module
@@ -224,6 +226,48 @@ def test_a_loss_that_is_noticed_late(monkeypatch):
     for one, other in zip(at_once[1].records, late[1].records, strict=True):
         assert one.why == other.why == 'the loss became NaN or Inf'
         assert one.curve == other.curve and len(one.curve) == 7
+
+
+@pytest.mark.parametrize(
+    'args',
+    [
+        dict(drop_prob=0.5),
+        dict(losses=LOSSES, global_every=2),
+        dict(losses=LOSSES, drop_prob=0.5, separate_global=True),
+        dict(losses=[dict(type='FisherLoss'), LOSSES[1]], drop_prob=0.5),
+    ],
+    ids=['qdrop', 'every', 'separate', 'fisher'],
+)
+def test_all_that_a_step_fetches_is_announced(args, monkeypatch):
+    """In the step before; of the first step nothing can be."""
+    announced, fetched, missing = [[], []], [], []
+    fetch, prefetch = ActivationCache.fetch, ActivationCache.prefetch
+
+    def noted_fetch(self, tree):
+        fetched.extend(map(id, entries(tree)))
+        return fetch(self, tree)
+
+    def noted_prefetch(self, tree):
+        announced.append(list(map(id, entries(tree))))
+        return prefetch(self, tree)
+
+    monkeypatch.setattr(ActivationCache, 'fetch', noted_fetch)
+    monkeypatch.setattr(ActivationCache, 'prefetch', noted_prefetch)
+
+    class Noting(Trainer):
+        def step(self, learners, batch, progress, k, it):
+            fetched.clear()
+            value = super().step(learners, batch, progress, k, it)
+            if it:
+                missing.append(set(fetched) - set(announced[-2]))
+            return value
+
+    _, session = reconstruct(iters=4, trainer=Noting, **args)
+    assert len(missing) == 3 * len(session.records) and not any(missing)
+
+
+def entries(tree):
+    return [e for e in tree_leaves(tree) if size_of(e)]
 
 
 LEARNING = (
