@@ -114,7 +114,9 @@ class Trainer(UnitLoss):
         """
         iters = self.settings.iters
         look = look_after(self.session.device)
-        optimizer = torch.optim.Adam(groups)
+        # in one kernel a group; on a CPU it would round otherwise
+        fused = True if self.session.device.type == 'cuda' else None
+        optimizer = torch.optim.Adam(groups, fused=fused)
         rates = [group['lr'] for group in optimizer.param_groups]
         batches = draw(
             train,
