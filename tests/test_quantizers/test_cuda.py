@@ -47,7 +47,7 @@ def test_as_on_the_cpu(name, x, grain, learned, device):
     found = []
     for where in ('cpu', device):
         leaf = x.detach().clone().to(where).requires_grad_(learned)
-        s = scale.to(where).requires_grad_(learned)
+        s = scale.detach().clone().to(where).requires_grad_(learned)
         y = quantize_dequantize(leaf, s, zero.to(where), granularity, 0, 15)
         if learned:
             y.nan_to_num().sum().backward()
