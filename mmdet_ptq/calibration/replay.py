@@ -64,9 +64,10 @@ class Replay:
             ]
             for name, module in model.named_modules()
         }
-        with torch.no_grad(), _disturbed(view, 0.0):
+        self.device = next(model.parameters()).device
+        with torch.no_grad(), _disturbed(view, 0.0, self.device):
             plain = self._watch(run)
-        with torch.no_grad(), _disturbed(view, 1.0):
+        with torch.no_grad(), _disturbed(view, 1.0, self.device):
             moved = self._watch(run)
         changed = {
             key
@@ -142,14 +143,24 @@ class Replay:
 
     def _watch(self, run: Callable[[], Any]) -> dict[Key, list[tuple]]:
         """Fingerprints of what every call returned."""
-        seen: dict[Key, list[tuple]] = {}
+        seen: dict[Key, list[tuple[tuple[int, ...], Tensor]]] = {}
 
         def note(key: Key, output: Any) -> None:
             seen[key] = [_fingerprint(t) for t in _tensors(output)]
 
         with self._listening(lambda key: None, note):
             run()
-        return seen
+        # looked at once: each look makes a GPU wait
+        sums = [
+            one.to(self.device)
+            for prints in seen.values()
+            for _, one in prints
+        ]
+        found = iter(torch.stack(sums).tolist() if sums else [])
+        return {
+            key: [(shape, *next(found)) for shape, _ in prints]
+            for key, prints in seen.items()
+        }
 
     def _maximal(
         self, run: Callable[[], Any], view: UnitView, changed: set[Key]
@@ -176,7 +187,7 @@ class Replay:
 
         with (
             torch.enable_grad(),
-            _disturbed(view, 0.0),
+            _disturbed(view, 0.0, self.device),
             self._listening(before, after),
         ):
             run()
@@ -217,17 +228,19 @@ class Replay:
 
 
 @contextmanager
-def _disturbed(view: UnitView, size: float) -> Iterator[None]:
+def _disturbed(
+    view: UnitView, size: float, device: torch.device
+) -> Iterator[None]:
     """Adds noise of the unit's own size to its outputs, marked by autograd."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def shake(t: Tensor) -> Tensor:
         if not t.is_floating_point():
             return t
         if size:
-            noise = torch.randn(t.shape, generator=generator).to(t)
+            noise = torch.randn(t.shape, generator=generator, device=device)
             # of the tensor's own size, and not nothing where it is zero
-            t = t + size * noise * (t.abs().mean() + 1e-3)
+            t = t + size * noise.to(t) * (t.abs().mean() + 1e-3)
         # no leaf: what follows may work in place
         return t.detach().requires_grad_(torch.is_grad_enabled()).clone()
 
@@ -238,10 +251,10 @@ def _disturbed(view: UnitView, size: float) -> Iterator[None]:
         yield
 
 
-def _fingerprint(t: Tensor) -> tuple:
+def _fingerprint(t: Tensor) -> tuple[tuple[int, ...], Tensor]:
     """Shape and sums that differ if any element does; a copy costs more."""
     exact = t.detach().double()
-    return (tuple(t.shape), *(float(exact.norm(p)) for p in (1, 2)))
+    return tuple(t.shape), torch.stack([exact.norm(p) for p in (1, 2)])
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -78,6 +78,10 @@ class Images:
         """Everything of theirs that is in the cache."""
         return [held for held, _ in self._kept.values()]
 
+    def of(self, j: int) -> Any:
+        """What of image ``j`` is in the cache."""
+        return self._kept[j][0]
+
     def run(self, j: int) -> Any:
         """The detector's raw outputs on image ``j``, as it is set now."""
         (batch, anchor), samples = self._inputs(j)

@@ -114,9 +114,10 @@ class Session:
         return replace(self.model, self.plan, layer, tensor, spec)
 
     def rng(self, *key: int) -> torch.Generator:
-        """A generator of the model's device, for one purpose.
+        """A generator that depends on the seed and a key alone.
 
-        Its numbers depend on device, seed and key alone.
+        It is on the device of the model: numbers drawn on the CPU would
+        have to be copied. Another kind of device draws other numbers.
 
         Args:
             *key (int): What the numbers are for, e.g. unit, step, image.

@@ -18,7 +18,7 @@ from torch.utils._pytree import (
 
 from ..context import current, forward_context
 from ..graph.vocabulary import canonical
-from ..layers import QuantLayer, drawn, twin_class
+from ..layers import QuantLayer, twin_class
 from ..structures import LayerGraph, Unit
 
 
@@ -236,7 +236,7 @@ def mix(
         quantized (Any): Taken with probability ``1 - drop_prob``.
         exact (Any): Of the same structure, taken otherwise.
         drop_prob (float): From 0 to 1.
-        generator (torch.Generator): Draws which.
+        generator (torch.Generator): On the device of the tensors.
 
     Returns:
         Any: Floating tensors mixed, everything else from ``quantized``.
@@ -248,7 +248,9 @@ def mix(
     mixed = []
     for ours, theirs in zip(leaves, others, strict=True):
         if isinstance(ours, Tensor) and ours.is_floating_point():
-            kept = drawn(ours, generator) < 1 - drop_prob
-            ours = torch.where(kept, ours, theirs)
+            drawn = torch.rand(
+                ours.shape, generator=generator, device=ours.device
+            )
+            ours = torch.where(drawn < 1 - drop_prob, ours, theirs)
         mixed.append(ours)
     return tree_unflatten(mixed, spec)

@@ -2,6 +2,8 @@
 """Heads that predict at every cell of a feature pyramid."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from mmdet.models.dense_heads import GFLHead, RPNHead, YOLOXHead
@@ -15,6 +17,8 @@ from ..structures import DetectionOutputs
 from .base import ReadsHead
 
 Decode = Callable[[Tensor, Tensor], Tensor]
+#: sizes of images whose priors are kept: 8 MB each for 800 x 1333 pixels
+SIZES = 16
 
 
 def flatten(maps: Sequence[Tensor], width: int) -> Tensor:
@@ -31,6 +35,23 @@ def flatten(maps: Sequence[Tensor], width: int) -> Tensor:
     """
     rows = [m.permute(0, 2, 3, 1).reshape(len(m), -1, width) for m in maps]
     return torch.cat(rows, dim=1).float()
+
+
+def _levels(
+    head: nn.Module, per_level: list[int], like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Level of each row, (N, ), and its stride (w, h, w, h), (N, 4).
+
+    The latter for the distances (left, top, right, bottom).
+    """
+    levels, strides = [], []
+    for i, (n, stride) in enumerate(
+        zip(per_level, head.prior_generator.strides, strict=False)
+    ):
+        levels.append(like.new_full((n,), i, dtype=torch.int64))
+        sides = [like.new_full((n, 1), side) for side in stride]
+        strides.append(torch.cat(sides, 1).repeat(1, 2))
+    return torch.cat(levels), torch.cat(strides)
 
 
 def joint_logits(a: Tensor, b: Tensor) -> Tensor:
@@ -72,6 +93,13 @@ class DenseAdapter(ReadsHead):
     heads = (BaseDenseHead, RPNHead)
     meaning = ('predict', 'predict_by_feat', '_predict_by_feat_single')
 
+    def __init__(self, mask: bool = False) -> None:
+        super().__init__(mask)
+        # heads are not kept alive
+        self._constants: WeakKeyDictionary[nn.Module, dict] = (
+            WeakKeyDictionary()
+        )
+
     @classmethod
     def distance(cls, head: nn.Module) -> int | None:
         """As the base class; losses with scores of their own: None."""
@@ -97,14 +125,11 @@ class DenseAdapter(ReadsHead):
             logits = joint_logits(logits, flatten(quality[0], 1))
         sizes = [tuple(m.shape[-2:]) for m in scores]
         per_level = [m[0].numel() // head.cls_out_channels for m in scores]
-        levels = torch.arange(
-            len(per_level), device=logits.device
-        ).repeat_interleave(torch.tensor(per_level, device=logits.device))
-        strides = logits.new_tensor(head.prior_generator.strides)
-        # (w, h, w, h) for the distances (left, top, right, bottom)
-        boxes, decode = self._boxes(
-            head, deltas, sizes, strides[levels].repeat(1, 2)
+        levels, strides = self._kept(
+            (head, 'levels', *sizes, logits.device),
+            lambda: _levels(head, per_level, logits),
         )
+        boxes, decode = self._boxes(head, deltas, sizes, strides)
         sigmoid = head.use_sigmoid_cls
         return [
             DetectionOutputs(
@@ -123,10 +148,28 @@ class DenseAdapter(ReadsHead):
         self, head: nn.Module, sizes: list, like: Tensor, **kwargs: bool
     ) -> Tensor:
         """Priors of all levels, shape (N, 4) or (N, 2), in pixels."""
-        priors = head.prior_generator.grid_priors(
-            sizes, dtype=torch.float32, device=like.device, **kwargs
-        )
-        return torch.cat([get_box_tensor(p) for p in priors])
+
+        def make() -> Tensor:
+            priors = head.prior_generator.grid_priors(
+                sizes, dtype=torch.float32, device=like.device, **kwargs
+            )
+            return torch.cat([get_box_tensor(p) for p in priors])
+
+        return self._kept((head, 'priors', *sizes, like.device), make)
+
+    def _kept(self, key: tuple, make: Callable[[], Any]) -> Any:
+        """What depends on the sizes of the maps alone, made once for some.
+
+        MMDetection makes it on the CPU, and a GPU would wait for it.
+        """
+        head, *rest = key
+        known = self._constants.setdefault(head, {})
+        name = tuple(rest)
+        if name not in known:
+            if len(known) >= 2 * SIZES:
+                del known[next(iter(known))]
+            known[name] = make()
+        return known[name]
 
     def _boxes(
         self,

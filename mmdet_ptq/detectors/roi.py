@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..registry import ADAPTERS
 from ..structures import DetectionOutputs
-from .base import Adapter, reader_of
+from .base import Adapter, ReadsHead, reader_of
 
 #: proposals kept of an image
 MAX_ROIS = 512
@@ -39,6 +39,11 @@ class RoIAdapter(Adapter):
 
     heads = (StandardRoIHead, CascadeRoIHead)
     meaning = ('_bbox_forward',)
+
+    def __init__(self, mask: bool = False) -> None:
+        super().__init__(mask)
+        # the same in all calls, as it keeps what it has computed
+        self._reader: ReadsHead | None = None
 
     @classmethod
     def distance(cls, head: nn.Module) -> int | None:
@@ -98,15 +103,18 @@ class RoIAdapter(Adapter):
         a mask head one of ``anchor['mask_rois']``.
         """
         feats, head = model.extract_feat(batch['inputs']), model.roi_head
+        count = len(batch['data_samples'])
         found = []
         reader = reader_of(getattr(model, 'rpn_head', None))
         if reader is not None:
-            found += reader().read(model.rpn_head, 'rpn_head', feats)
+            if type(self._reader) is not reader:
+                self._reader = reader()
+            found += self._reader.read(model.rpn_head, 'rpn_head', feats)
         for stage, (name, box_head) in enumerate(_stages(head, 'bbox_head')):
             rois = anchor[f'rois.{stage}']
             result = _box_forward(head, stage, feats, rois)
-            for i in range(len(batch['data_samples'])):
-                here = rois[:, 0] == i
+            for i in range(count):
+                here = _of_image(i, count, rois)
                 found.append(_rows(name, box_head, result, rois, here))
         for stage, (name, _) in enumerate(self._masks(head)):
             rois, labels = anchor['mask_rois'], anchor['mask_labels']
@@ -116,8 +124,10 @@ class RoIAdapter(Adapter):
             every = torch.arange(len(labels), device=labels.device)
             logits = masks[every, labels].flatten(1)
             found += [
-                DetectionOutputs(name, logits[rois[:, 0] == i], 'sigmoid')
-                for i in range(len(batch['data_samples']))
+                DetectionOutputs(
+                    name, logits[_of_image(i, count, rois)], 'sigmoid'
+                )
+                for i in range(count)
             ]
         return found
 
@@ -195,12 +205,20 @@ def _surest(confidence: Tensor, image: Tensor) -> Tensor:
     return torch.cat([*kept, order[:0]]).sort()[0]
 
 
+def _of_image(i: int, count: int, rois: Tensor) -> Tensor | slice:
+    """Index of the boxes (P, 5) of image ``i`` of so many.
+
+    How many a mask has, a GPU would have to be asked; of one image all are.
+    """
+    return slice(None) if count == 1 else rois[:, 0] == i
+
+
 def _rows(
     name: str,
     box_head: nn.Module,
     result: dict[str, Tensor],
     rois: Tensor,
-    here: Tensor,
+    here: Tensor | slice,
 ) -> DetectionOutputs:
     """Outputs of one box head on one image.
 
@@ -210,7 +228,7 @@ def _rows(
         result (dict[str, Tensor]): ``cls_score`` (P, C + 1) and
             ``bbox_pred`` (P, 4) or (P, C * 4) or None, of all images.
         rois (Tensor): Shape (P, 5).
-        here (Tensor): bool (P, ), True for boxes of the image.
+        here (Tensor | slice): Boxes of the image, of :func:`_of_image`.
 
     Returns:
         DetectionOutputs: Of the image's boxes, in their order.

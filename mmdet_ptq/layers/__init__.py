@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Twins: quantized layers that stand in for float ones."""
 
-from .base import QuantLayer, drawn, quant_layers
+from .base import QuantLayer, quant_layers
 from .convert import convert
 from .matmul import MatMul
 from .modes import float_mode, quantizing
@@ -12,7 +12,6 @@ __all__ = [
     'MatMul',
     'QuantLayer',
     'convert',
-    'drawn',
     'float_mode',
     'is_leaf',
     'named_tensors',

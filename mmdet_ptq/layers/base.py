@@ -208,22 +208,8 @@ class QuantLayer(Changes, nn.Module):
         quantized = self.act_quantizers[port](x, level)
         if self.drop_prob == 0:
             return quantized
-        kept = drawn(x, self.generator) < 1 - self.drop_prob
-        return torch.where(kept, quantized, x)
-
-
-def drawn(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Random numbers from 0 to 1 for the elements of a tensor.
-
-    Args:
-        x (Tensor): Gives shape and device.
-        generator (torch.Generator): Of the device where they are drawn.
-
-    Returns:
-        Tensor: float32 of the shape of ``x``, and where it is.
-    """
-    device = generator.device
-    return torch.rand(x.shape, generator=generator, device=device).to(x.device)
+        drawn = torch.rand(x.shape, generator=self.generator, device=x.device)
+        return torch.where(drawn < 1 - self.drop_prob, quantized, x)
 
 
 def quant_layers(model: nn.Module) -> dict[str, QuantLayer]:

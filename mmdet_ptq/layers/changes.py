@@ -96,7 +96,8 @@ class Changes:
 
         Args:
             drop_prob (float): The share, from 0 to 1.
-            generator (torch.Generator, optional): Draws which.
+            generator (torch.Generator, optional): Draws which, on the
+                device of the inputs.
         """
         before = dict(drop_prob=self.drop_prob, generator=self.generator)
         self.__dict__.update(drop_prob=drop_prob, generator=generator)

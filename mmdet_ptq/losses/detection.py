@@ -12,10 +12,12 @@ from ..structures import DetectionOutputs
 from .base import GlobalLoss, Outputs, Target
 from .boxes import box_errors, overlapping, pick_boxes
 from .rows import (
+    at_least_one,
     check_limit,
     confidence,
     divergence,
     is_mask,
+    kept,
     raw_l2,
     raw_targets,
     surest_rows,
@@ -127,7 +129,7 @@ class DetectionLoss(GlobalLoss):
         if outputs and isinstance(outputs[0], Tensor):
             return self.weight * raw_l2(outputs, targets)
         loss = sum(
-            _over(ce, n_ce) + self.lam * _over(box, n_box)
+            ce / at_least_one(n_ce) + self.lam * box / at_least_one(n_box)
             for ce, n_ce, box, n_box in self._sums(outputs, targets).values()
         )
         return self.weight * loss
@@ -193,7 +195,6 @@ class DetectionLoss(GlobalLoss):
     def _terms(self, output: DetectionOutputs, target: Target) -> list:
         """Sum and count of CE and of boxes, of one head on one image."""
         logits = output.logits
-        target = {k: v.to(logits.device) for k, v in target.items()}
         nothing = logits[:0].sum()
         if is_mask(output):
             if not self.mask:
@@ -202,23 +203,16 @@ class DetectionLoss(GlobalLoss):
             pixels = max(1, logits.shape[1])
             return [kl.sum() / pixels, len(kl), nothing, 0]
         rows, keep = target['rows'], target['hc']
-        box, n_box, both = nothing, 0, keep
+        box, both = nothing, keep
+        n_box: Tensor | int = 0
         if 'boxes' in target:
             boxes = pick_boxes(output.boxes, rows, target['labels'])
             both = keep & overlapping(output, boxes, target, self.theta_i)
             errors = box_errors(output, boxes, target, self.box_space)
-            # no row is taken out: how many, a GPU would have to be asked
-            box = errors.where(both[:, None], 0).pow(self.p).sum()
+            box = kept(errors, both).pow(self.p).sum()
             n_box = both.sum()
         kl = divergence(logits[rows], target['logits'], output.activation)
         # rows of low confidence are targets for ce_mask='none' only
         if self.ce_mask == 'hc_hi':
-            return [kl.where(both, 0).sum(), both.sum(), box, n_box]
+            return [kept(kl, both).sum(), both.sum(), box, n_box]
         return [kl.sum(), len(kl), box, n_box]
-
-
-def _over(total: Tensor, count: Tensor | int) -> Tensor:
-    """A mean, 0 of nothing."""
-    if isinstance(count, Tensor):
-        return total / count.clamp(min=1)
-    return total / max(1, count)

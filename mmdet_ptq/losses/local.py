@@ -115,11 +115,12 @@ class FisherLoss(GradientWeighted):
             found = (gradient.abs() + 1) ** 2
         elif self.form == 'raw':
             found = gradient**2
-        elif mean_square == 0 or not bool(gradient.any()):
+        elif mean_square == 0:
             found = torch.ones_like(gradient)
         else:
             # divided first: the square of a small gradient underflows
             found = (gradient / mean_square**0.5) ** 2
+            found = torch.where(gradient.any(), found, 1.0)
         return (1 - self.damping) * found + self.damping
 
     def __call__(

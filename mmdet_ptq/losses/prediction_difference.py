@@ -135,12 +135,10 @@ class PredictionDifference(GlobalLoss):
         for output, target in zip(outputs, targets, strict=True):
             if is_mask(output):
                 continue
-            rows, wanted = (
-                target[k].to(output.logits.device) for k in ('rows', 'logits')
-            )
+            rows = target['rows']
             kl = divergence(
                 output.logits[rows] / self.temperature,
-                wanted / self.temperature,
+                target['logits'] / self.temperature,
                 output.activation,
             )
             here = sums.setdefault(output.name, [0.0, 0])

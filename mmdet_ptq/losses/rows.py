@@ -97,6 +97,32 @@ def divergence(logits: Tensor, target: Tensor, activation: str) -> Tensor:
     return (logs.exp() * (logs - logits.log_softmax(dim=1))).sum(dim=1)
 
 
+def kept(values: Tensor, keep: Tensor) -> Tensor:
+    """The rows that count; they are to be summed.
+
+    On a CPU the others are taken out. How many that leaves a GPU would have
+    to be asked, so there they are zeros.
+
+    Args:
+        values (Tensor): Shape (M, ) or (M, C).
+        keep (Tensor): bool (M, ).
+
+    Returns:
+        Tensor: Shape (N, ...), or (M, ...) with zeros.
+    """
+    return values[keep] if values.is_cpu else zeroed(values, keep)
+
+
+def zeroed(values: Tensor, keep: Tensor) -> Tensor:
+    """Zeros in the rows that do not count; arguments as of :func:`kept`."""
+    return values.masked_fill(~keep.view(-1, *[1] * (values.dim() - 1)), 0)
+
+
+def at_least_one(count: Tensor | int) -> Tensor | int:
+    """A number to divide by: ``max(1, count)``, also of a tensor."""
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(1, count)
+
+
 def raw_l2(outputs: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
     """Mean squared difference over all elements of all raw tensors.
 
@@ -120,7 +146,7 @@ def raw_l2(outputs: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
             f'shape and cannot be compared: {wanted} and {shapes}'
         )
     total = sum(
-        (o - t['raw'].to(o.device)).square().sum()
+        (o - t['raw']).square().sum()
         for o, t in zip(outputs, targets, strict=True)
     )
     return total / max(1, sum(o.numel() for o in outputs))

@@ -20,8 +20,10 @@ class Calibration:
         source (str): ``'train'``, ``'test'`` or a folder of images.
         seed (int): Seed of the choice of images, and of passes that draw.
             Defaults to 0.
-        cache (str | int): How much memory activations may take, e.g.
-            ``'4GiB'``; the rest goes to the work dir. Defaults to 4 GiB.
+        cache (str | int): How much memory of the CPU activations may take,
+            e.g. ``'4GiB'``; the rest goes to the work dir. A model on a GPU
+            keeps them there first, up to a third of its free memory.
+            Defaults to 4 GiB.
         cache_dtype (str): ``'float32'`` or ``'float16'``, which halves it.
             Defaults to ``'float32'``.
     """

@@ -3,11 +3,14 @@
 
 import io
 import tempfile
+import threading
 
 import pytest
 import torch
 
 from mmdet_ptq.calibration import ActivationCache, Session
+from mmdet_ptq.calibration.ahead import Ahead
+from mmdet_ptq.calibration.cache import room_on
 from mmdet_ptq.errors import CalibrationError, QuantConfigError
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 
@@ -138,3 +141,64 @@ def test_a_session_knows_its_open_caches():
         assert len(session.caches) == 2 and session.caches[0] is one
         raise KeyError
     assert session.caches == []
+
+
+def test_a_device_first_then_memory_then_disk(tmp_path):
+    cache = ActivationCache(400, tmp_path, room=lambda _: 450)
+    kept = [cache.keep(torch.full((100,), float(i))) for i in range(3)]
+    # what is small still finds room on the device
+    kept.append(cache.keep(torch.full((10,), 3.0)))
+    sizes = cache.on_device, cache.in_memory, cache.on_disk
+    assert sizes == (440, 400, 400)
+    for i, entry in enumerate(kept):
+        assert set(cache.fetch(entry).tolist()) == {i}
+    cache.drop(kept[0])
+    assert cache.on_device == 40
+    again = cache.keep(torch.full((100,), 7.0))
+    assert cache.on_device == 440 and cache.on_disk == 400
+    cache.drop([again, *kept])
+    sizes = cache.on_device, cache.in_memory, cache.on_disk
+    assert sizes == (0, 0, 0)
+
+
+def test_a_cpu_is_no_device_of_its_own():
+    assert room_on(torch.device('cpu')) == 0
+
+
+@pytest.mark.parametrize('limit', [10**6, 0, 100])
+def test_what_was_announced(tmp_path, limit):
+    """Is what is fetched, also of entries that are new under an old name."""
+    cache = ActivationCache(limit, tmp_path, ahead=Ahead)
+    given = [tree(i) for i in range(4)]
+    kept = [cache.keep(one) for one in given]
+    for step in range(6):
+        cache.prefetch(kept[(step + 1) % 4])
+        same(cache.fetch(kept[step % 4]), given[step % 4])
+        if step == 3:
+            cache.drop(kept[0])
+            given[0] = tree(9)
+            kept[0] = cache.keep(given[0])
+    cache.prefetch([])
+    cache.drop(kept)
+    assert cache.in_memory == cache.on_disk == 0
+    cache.close()
+
+
+def test_reading_ahead_while_writing(tmp_path):
+    """Both move in the same file."""
+    cache = ActivationCache(0, tmp_path, ahead=Ahead)
+    kept = [cache.keep(torch.full((5000,), float(i))) for i in range(40)]
+    for i in range(40):
+        cache.prefetch(kept[i:])
+        cache.keep(torch.full((5000,), -1.0))
+        assert set(cache.fetch(kept[i]).tolist()) == {i}
+    cache.close()
+
+
+def test_a_cpu_announces_nothing(tmp_path):
+    cache = ActivationCache(0, tmp_path)
+    entry = cache.keep(torch.ones(3))
+    before = threading.active_count()
+    cache.prefetch(entry)
+    assert threading.active_count() == before
+    assert torch.equal(cache.fetch(entry), torch.ones(3))

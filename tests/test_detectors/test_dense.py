@@ -2,6 +2,8 @@
 """Rows of one-stage heads, beside those that MMDetection reads."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from adapter_kit import (
     prepared,
     probabilities,
 )
+from crossings import crossings
 from mmengine.config import Config
 
 from mmdet_ptq.detectors import DenseAdapter, find_adapter
@@ -117,3 +120,37 @@ def test_decoding_uses_width_and_height():
         (output,) = adapter.outputs(detector('detr')[0], batch, {})
     found = output.decode(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), None)
     assert found.tolist() == [[0, 0, 96, 50]]
+
+
+@pytest.mark.parametrize('name', ['retinanet', 'fcos', 'gfl', 'yolox'])
+def test_priors_are_made_once(name):
+    """MMDetection makes them on the CPU; they depend on the sizes alone."""
+    model, batch, *_ = float_run(name)
+    adapter = find_adapter(model)
+    with torch.no_grad():
+        feats = model.extract_feat(batch['inputs'])
+        first = adapter.read(model.bbox_head, 'bbox_head', feats)[0]
+        with crossings() as own:
+            model.bbox_head(feats)
+        with crossings() as found:
+            second = adapter.read(model.bbox_head, 'bbox_head', feats)[0]
+        assert found == own
+        # maps of another size have others
+        wide = [f.repeat(1, 1, 1, 2) for f in feats]
+        other = adapter.read(model.bbox_head, 'bbox_head', wide)[0]
+    assert torch.equal(first.boxes, second.boxes)
+    assert torch.equal(first.levels, second.levels)
+    assert len(other.levels) == 2 * len(first.levels)
+    new = find_adapter(model).read(model.bbox_head, 'bbox_head', wide)[0]
+    assert torch.equal(new.boxes, other.boxes)
+
+
+def test_a_head_is_not_kept_alive():
+    adapter, model = DenseAdapter(), copy.deepcopy(float_run('retinanet')[0])
+    head = weakref.ref(model.bbox_head)
+    with torch.no_grad():
+        feats = model.extract_feat(torch.zeros(1, 3, 64, 64))
+        adapter.read(model.bbox_head, 'bbox_head', feats)
+    del model
+    gc.collect()
+    assert head() is None

@@ -4,6 +4,7 @@
 import pytest
 import torch
 from head_rows import head
+from mmdet.structures.bbox import bbox_overlaps
 
 from mmdet_ptq.losses.boxes import box_errors, overlapping, pick_boxes
 
@@ -57,3 +58,16 @@ def test_errors_of_boxes(target):
     del one['corners']
     with pytest.raises(ValueError, match='bbox_head has no decode'):
         box_errors(output, moved, one, 'decoded')
+
+
+def test_overlap_is_that_of_mmdetection():
+    """To the bit; also of boxes without area or turned over."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 50, 4, generator=generator) * 9
+    a[0, 2:] = a[0, :2]
+    output = head(torch.zeros(50, 2), b, decode=lambda boxes, rows: boxes)
+    wanted = bbox_overlaps(a, b, is_aligned=True)
+    target = dict(corners=a, rows=torch.arange(50), hc=torch.ones(50) > 0)
+    for least in (0.0, *wanted.tolist()):
+        found = overlapping(output, b, target, least)
+        assert torch.equal(found, wanted >= least)

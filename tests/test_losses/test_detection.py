@@ -449,3 +449,27 @@ def test_both_are_global():
     for kind in ('DetectionLoss', 'PredictionDifference'):
         loss = build_from(LOSSES, dict(type=kind))
         assert isinstance(loss, GlobalLoss) and loss.weight == 1.0
+
+
+@pytest.mark.parametrize('ce_mask', ['hc', 'none', 'hc_hi'])
+@pytest.mark.parametrize('activation', ['sigmoid', 'softmax'])
+def test_no_number_is_asked_for(activation, ce_mask):
+    """On a device that has none, value and gradient have their shapes."""
+    floats = random_head(0, activation)
+    quant = perturbed(floats)
+    loss = DetectionLoss(ce_mask=ce_mask)
+    (target,) = loss.targets([floats])
+    target = {k: v.to('meta') for k, v in target.items()}
+    there = DetectionOutputs(
+        **{
+            **vars(quant),
+            'logits': quant.logits.detach().to('meta').requires_grad_(),
+            'boxes': quant.boxes.detach().to('meta').requires_grad_(),
+            'levels': None,
+        }
+    )
+    value = loss([there], [target])
+    assert value.is_meta and value.shape == ()
+    value.backward()
+    assert there.logits.grad.shape == quant.logits.shape
+    assert there.boxes.grad.shape == quant.boxes.shape

@@ -9,13 +9,16 @@ from head_rows import head
 from torch.nn import functional
 
 from mmdet_ptq.losses.rows import (
+    at_least_one,
     check_limit,
     confidence,
     divergence,
     is_mask,
+    kept,
     raw_l2,
     raw_targets,
     surest_rows,
+    zeroed,
 )
 
 LOGITS = torch.log(torch.tensor([[1.0, 2.0, 5.0], [4.0, 3.0, 1.0]]))
@@ -90,3 +93,23 @@ def test_limit():
     for wrong in (0, 2.5, True):
         with pytest.raises(ValueError, match='topk_per_level'):
             check_limit(wrong)
+
+
+def test_rows_that_count():
+    """Taken out, or zeros, of which no shape depends on the numbers."""
+    values = torch.tensor([[1.0, -2], [3, math.inf], [5, 6]])
+    keep = torch.tensor([True, False, True])
+    assert kept(values, keep).tolist() == [[1, -2], [5, 6]]
+    assert zeroed(values, keep).tolist() == [[1, -2], [0, 0], [5, 6]]
+    assert zeroed(values[:, 0], keep).tolist() == [1, 0, 5]
+    values.requires_grad_()
+    zeroed(values, keep).pow(1).sum().backward()
+    assert values.grad.tolist() == [[1, 1], [0, 0], [1, 1]]
+    # on a device that has no numbers they cannot be asked for
+    assert kept(values.to('meta'), keep.to('meta')).shape == (3, 2)
+
+
+def test_a_number_to_divide_by():
+    assert at_least_one(0) == 1 and at_least_one(3) == 3
+    assert at_least_one(torch.tensor(0)) == 1
+    assert at_least_one(torch.tensor(3)) == 3

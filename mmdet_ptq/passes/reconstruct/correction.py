@@ -17,6 +17,9 @@ from ...layers import float_mode
 from ...losses import mean_over_positions
 from .norm_statistics import NormStatistics, norms_of, watching
 
+#: steps that may bring nothing before the rate falls
+PATIENCE = 100
+
 
 class DistributionCorrection:
     """Moves float inputs towards what the unit's batch norms expect.
@@ -180,19 +183,30 @@ class DistributionCorrection:
         exact: list[Tensor],
         loss: Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]],
     ) -> list[Tensor]:
-        """Maps of less loss, as the steps from the exact ones leave them."""
+        """Maps of less loss, as the steps from the exact ones leave them.
+
+        The rate cannot fall before as many steps brought nothing as the
+        patience has, so the losses are looked at when it could at the
+        earliest: the rates are those of a look at each step, for which a
+        GPU would have to wait.
+        """
         found = [t.detach().clone().requires_grad_() for t in exact]
         optimizer = torch.optim.Adam(found, lr=self.lr)
         schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, patience=100, min_lr=1e-5
+            optimizer, patience=PATIENCE, min_lr=1e-5
         )
+        losses: list[Tensor] = []
         for _ in range(self.iters):
             optimizer.zero_grad(set_to_none=True)
             with torch.enable_grad():
                 value, _ = loss(found)
                 value.backward()
             optimizer.step()
-            schedule.step(float(value.detach()))
+            losses.append(value.detach())
+            if schedule.num_bad_epochs + len(losses) > PATIENCE:
+                for one in torch.stack(losses).tolist():
+                    schedule.step(one)
+                losses = []
         return [t.detach() for t in found]
 
 

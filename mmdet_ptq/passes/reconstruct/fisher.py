@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
+from torch import Tensor
 
 from ...calibration import Images, Sample, UnitView, gradients
 from ...losses import GlobalLoss, GradientWeighted
@@ -35,7 +36,9 @@ def weigh(
     one = next(x for x in losses if isinstance(x, GradientWeighted))
     at = sum(isinstance(x, GlobalLoss) for x in losses)
     cache = images.cache
-    kept, squares, count = {}, [], 0
+    kept: dict[int, Any] = {}
+    squares: list[Tensor] = []
+    count = 0
     for j, grads in gradients(
         images,
         view,
@@ -46,8 +49,9 @@ def weigh(
         count += sum(g.numel() for g in grads)
         # all images' gradients may be more than the bound
         kept[j] = cache.keep(grads, exact=True)
-    known = torch.stack(squares).tolist() if squares else []
-    sums = torch.tensor([sum(known), float(count)], dtype=torch.float64)
+    # looked at once: each look makes a GPU wait
+    total = sum(torch.stack(squares).tolist()) if squares else 0.0
+    sums = torch.tensor([total, float(count)], dtype=torch.float64)
     if get_world_size() > 1:
         all_reduce(sums)
     mean = float(sums[0] / sums[1]) if sums[1] else 0.0

@@ -40,7 +40,9 @@ class NormStatistics:
         if norm.affine:
             gamma, beta = norm.weight.detach(), norm.bias.detach()
         alive = gamma.abs() > 1e-4 * beta.abs() + 1e-12
-        self.alive = alive.nonzero()[:, 0]
+        # numbers, not a mask: how many a mask has, a GPU would have to be
+        # asked in each step
+        self.alive = alive.nonzero().flatten()
         self.beta = beta
         self.factor = (self.sigma / gamma).masked_fill(~alive, 0)
 
@@ -62,7 +64,7 @@ class NormStatistics:
         off = (mean - self.beta) * self.factor
         spread = (var * self.factor**2 + self.eps).sqrt() - self.sigma
         squares = off.square() + spread.square()
-        return squares[:, self.alive].sum() / len(flat)
+        return squares.index_select(1, self.alive).sum() / len(flat)
 
 
 def norms_of(

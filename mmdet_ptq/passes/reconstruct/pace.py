@@ -43,11 +43,19 @@ class Pace:
     def step(self, k: int, it: int) -> None:
         """Step ``it`` of unit ``k`` begins."""
         self._progress(k, it)
+        if self._told:
+            return
         if it == 1:
-            self._warm = time.perf_counter()
-        if it == TIMED + 1 and not self._told:
+            self._warm = self._now()
+        if it == TIMED + 1:
             self._told = True
-            self._tell(k, (time.perf_counter() - self._warm) / TIMED)
+            self._tell(k, (self._now() - self._warm) / TIMED)
+
+    def _now(self) -> float:
+        """The time at which all steps so far have ended, also on a GPU."""
+        if self.session.device.type == 'cuda':
+            torch.cuda.synchronize(self.session.device)
+        return time.perf_counter()
 
     def _progress(self, k: int, it: int) -> None:
         self.session.progress(

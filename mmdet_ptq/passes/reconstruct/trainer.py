@@ -3,6 +3,7 @@
 
 import copy
 import math
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from .unit_loss import UnitLoss
 
 POINTS = 50
 """Steps of the loss curve that go into the result."""
+
+LOOK = 100
+"""Steps after which a GPU is asked what the losses were."""
 
 NOTHING = 'it has no learnable part'
 
@@ -103,46 +107,49 @@ class Trainer(UnitLoss):
         train: list[int],
         k: int,
     ) -> tuple[list[float], str]:
-        """Runs Adam; see :meth:`learn`."""
+        """Runs Adam; see :meth:`learn`.
+
+        A loss that is no number may be noticed some steps later: what these
+        have learned is dropped, as are their losses.
+        """
         iters = self.settings.iters
-        optimizer = torch.optim.Adam(groups)
+        look = look_after(self.session.device)
+        # in one kernel a group; on a CPU it would round otherwise
+        fused = True if self.session.device.type == 'cuda' else None
+        optimizer = torch.optim.Adam(groups, fused=fused)
         rates = [group['lr'] for group in optimizer.param_groups]
         batches = draw(
             train,
             self.settings.batch_size * get_world_size(),
             self.session.config.calibration.seed * 100_003 + k,
         )
+        batch = next(batches)
         first = [p.detach().clone() for g in groups for p in g['params']]
-        curve: list[float] = []
-        often = max(1, iters // POINTS)
-        failed = torch.zeros((), dtype=torch.bool, device=self.session.device)
+        values: list[Tensor] = []
+        found: list[float] = []
         for it in range(iters):
             self.on_step(it)
             fall = (1 + math.cos(math.pi * it / iters)) / 2
             for group, lr in zip(optimizer.param_groups, rates, strict=True):
                 group['lr'] = lr * (fall if group.get('cosine') else 1)
             optimizer.zero_grad(set_to_none=True)
-            value = self.step(learners, next(batches), it / iters, k, it)
-            failed |= ~torch.isfinite(value)
+            # brought to the device while this step runs
+            coming = next(batches) if it < iters - 1 else []
+            self.prefetch(coming, it + 1)
+            values.append(self.step(learners, batch, it / iters, k, it))
+            batch = coming
+            if len(values) == look or it == iters - 1:
+                found += torch.stack(values).tolist()
+                values = []
+            if not all(map(math.isfinite, found[-look:])):
+                # what is learned may be NaN; the unit will be put back
+                learned = (p for g in groups for p in g['params'])
+                for p, start in zip(learned, first, strict=True):
+                    p.data.copy_(start)
+                return _curve(found, iters), 'the loss became NaN or Inf'
             average_gradients(optimizer)
             optimizer.step()
-            # seldom: a GPU has to be waited for
-            if it % often == 0 or it == iters - 1:
-                if self._over_ranks(failed.float()) > 0:
-                    # what is learned may be NaN; the unit will be put back
-                    learned = (p for g in groups for p in g['params'])
-                    for p, start in zip(learned, first, strict=True):
-                        p.data.copy_(start)
-                    return curve, 'the loss became NaN or Inf'
-                if it % often == 0:
-                    curve.append(self._over_ranks(value))
-        return curve, ''
-
-    def _over_ranks(self, value: Tensor) -> float:
-        """The sum over all ranks, of which each gives a part."""
-        if get_world_size() > 1:
-            all_reduce(value)
-        return float(value)
+        return _curve(found, iters), ''
 
     def step(
         self,
@@ -162,10 +169,10 @@ class Trainer(UnitLoss):
             it (int): Number of the step.
 
         Returns:
-            Tensor: What this rank adds to the mean loss over all ranks.
+            Tensor: The mean loss over all ranks, a scalar on the device of
+            the model.
         """
         world = get_world_size()
-        every = self.settings.global_every
         total = torch.zeros((), device=self.session.device)
         with torch.enable_grad():
             for slot, j in enumerate(batch):
@@ -177,18 +184,40 @@ class Trainer(UnitLoss):
                     j,
                     self.settings.drop_prob,
                     generator,
-                    0 if (it + slot) % every else every,
+                    self.factor(it, slot),
                 )
                 loss = loss / len(batch)
                 if loss.requires_grad:
                     loss.backward()
                 total += loss.detach()
             penalty = sum(one.penalty(progress) for one in learners)
-            if isinstance(penalty, Tensor) and penalty.requires_grad:
-                (penalty / world).backward()
-        if isinstance(penalty, Tensor):
-            penalty = penalty.detach()
-        return total + penalty / world
+            if isinstance(penalty, Tensor):
+                if penalty.requires_grad:
+                    (penalty / world).backward()
+                penalty = penalty.detach()
+        if world > 1:
+            all_reduce(total)
+        return total + penalty
+
+    def factor(self, it: int, slot: int) -> int:
+        """Of the losses on the detector's outputs; slots take turns."""
+        every = self.settings.global_every
+        return 0 if (it + slot) % every else every
+
+    def prefetch(self, batch: list[int], it: int) -> None:
+        """Has a batch brought to the device.
+
+        Args:
+            batch (list[int]): Numbers of the images, of all ranks.
+            it (int): Number of the step that it is for.
+        """
+        self.images.cache.prefetch(
+            [
+                self.entries(j, self.settings.drop_prob, self.factor(it, slot))
+                for slot, j in enumerate(batch)
+                if j in self.samples
+            ]
+        )
 
     def split(self) -> tuple[list[int], list[int]]:
         """Numbers of the images to learn from, and of the held-out ones.
@@ -202,6 +231,20 @@ class Trainer(UnitLoss):
         period = max(2, round(1 / share))
         held = everyone[period - 1 :: period] or everyone[-1:]
         return [j for j in everyone if j not in held], held
+
+
+def look_after(device: torch.device) -> int:
+    """Steps after which the losses are looked at.
+
+    To be asked makes a GPU wait for the next step; a CPU has the answer.
+    """
+    return 1 if device.type == 'cpu' else LOOK
+
+
+def _curve(values: list[float], iters: int) -> list[float]:
+    """Losses of some steps, up to the first that is no number."""
+    finite = list(takewhile(math.isfinite, values))
+    return finite[:: max(1, iters // POINTS)]
 
 
 def average_gradients(optimizer: torch.optim.Optimizer) -> None:

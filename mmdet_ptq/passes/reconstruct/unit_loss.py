@@ -104,6 +104,21 @@ class UnitLoss:
             total = total + one(seen, fetch(sample.targets), weights)
         return total
 
+    def entries(self, j: int, drop_prob: float, factor: int) -> list[Any]:
+        """What :meth:`loss` fetches from the cache; arguments are its own."""
+        sample = self.samples[j]
+        whole = bool(self.whole and factor)
+        apart = self.settings.separate_global
+        found = [sample.weights, sample.targets if self.local else None]
+        if whole:
+            found += [sample.replay, self.images.of(j)]
+        # a replayed forward makes its own inputs, unless they are mixed
+        if not whole or drop_prob or apart:
+            found.append(sample.inputs)
+        if drop_prob:
+            found.append(sample.exact)
+        return found
+
     def replayed(
         self,
         j: int,
@@ -179,6 +194,7 @@ class UnitLoss:
         """Mean loss over images of all ranks, nothing dropped."""
         mine = [j for j in chosen if j in self.samples]
         losses = [self.loss(j) for j in mine]
+        # looked at once: each look makes a GPU wait
         found = torch.stack(losses).tolist() if losses else []
         total = torch.tensor(sum(found), dtype=torch.float64)
         if get_world_size() > 1:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from crossings import crossings
 from reconstruct_model import (
     INIT,
     LEARN,
@@ -453,6 +454,39 @@ def test_the_rate_falls_where_nothing_is_won(monkeypatch):
     assert rates[110] == pytest.approx(1e-4)
     assert rates[-1] == pytest.approx(1e-5)
     assert found[2] == found[3] == 1
+
+
+def test_losses_are_looked_at_seldom(monkeypatch):
+    """The rates are those of a look at each step."""
+    rates, step = [], torch.optim.Adam.step
+
+    def noted(self, *args, **kwargs):
+        rates.append(self.param_groups[0]['lr'])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, 'step', noted)
+    generator = torch.Generator().manual_seed(0)
+    # it falls for a while, and is noise later
+    values = torch.rand(602, generator=generator) + 3
+    values[:150] += torch.linspace(5, 0, 150)
+    layer = norm(6).eval()
+    x = torch.randn(1, 6, 4, 4, generator=generator)
+    falling = [(layer, lambda y: y.sum() * 0 + values[len(rates)])]
+    one = DistributionCorrection(iters=600)
+    with crossings() as found:
+        one.correct(lambda _, i: [layer(i[0][0])], falling, {}, ((x,), {}))
+    assert found['tolist'] < 20
+    # Adam counts its steps on the CPU; the others are the loss of x and x'
+    assert found['_local_scalar_dense'] == 600 + 2
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-3)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, patience=100, min_lr=1e-5
+    )
+    expected = []
+    for value in values[:600].tolist():
+        expected.append(optimizer.param_groups[0]['lr'])
+        schedule.step(value)
+    assert rates == expected and len(set(rates)) == 3
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from itertools import cycle
 
 import pytest
 import torch
+from crossings import crossings
 from reconstruct_model import (
     BLOCK,
     LOSSES,
@@ -14,11 +15,15 @@ from reconstruct_model import (
     inside,
     reconstruct,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from mmdet_ptq.calibration import ActivationCache, size_of
 from mmdet_ptq.losses import L2Loss
 from mmdet_ptq.passes.reconstruct import AdaRound, LearnedSteps
 from mmdet_ptq.passes.reconstruct import trainer as module
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
+from mmdet_ptq.quant_cfg import load_recipe
 from mmdet_ptq.registry import LOSSES as LOSSES_REGISTRY
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
@@ -203,3 +208,143 @@ def test_ends_that_became_nan_are_put_back():
         LOSSES_REGISTRY.module_dict.pop('Steep')
     assert {r.why for r in session.records} == {'the loss became NaN or Inf'}
     assert equal(model, reconstruct(iters=0)[0])
+
+
+def test_a_loss_that_is_noticed_late(monkeypatch):
+    """A GPU is asked seldom; what is kept of the unit is the same."""
+
+    class Breaking(Trainer):
+        def step(self, learners, batch, progress, k, it):
+            value = super().step(learners, batch, progress, k, it)
+            return value * float('nan') if it == 7 else value
+
+    at_once = reconstruct(iters=30, trainer=Breaking)
+    # as many as a GPU is asked after; 30 steps are less than that
+    monkeypatch.setattr(module, 'look_after', lambda _: module.LOOK)
+    late = reconstruct(iters=30, trainer=Breaking)
+    assert equal(at_once[0], late[0])
+    for one, other in zip(at_once[1].records, late[1].records, strict=True):
+        assert one.why == other.why == 'the loss became NaN or Inf'
+        assert one.curve == other.curve and len(one.curve) == 7
+
+
+@pytest.mark.parametrize(
+    'args',
+    [
+        dict(drop_prob=0.5),
+        dict(losses=LOSSES, global_every=2),
+        dict(losses=LOSSES, drop_prob=0.5, separate_global=True),
+        dict(losses=[dict(type='FisherLoss'), LOSSES[1]], drop_prob=0.5),
+    ],
+    ids=['qdrop', 'every', 'separate', 'fisher'],
+)
+def test_all_that_a_step_fetches_is_announced(args, monkeypatch):
+    """In the step before; of the first step nothing can be."""
+    announced, fetched, missing = [[], []], [], []
+    fetch, prefetch = ActivationCache.fetch, ActivationCache.prefetch
+
+    def noted_fetch(self, tree):
+        fetched.extend(map(id, entries(tree)))
+        return fetch(self, tree)
+
+    def noted_prefetch(self, tree):
+        announced.append(list(map(id, entries(tree))))
+        return prefetch(self, tree)
+
+    monkeypatch.setattr(ActivationCache, 'fetch', noted_fetch)
+    monkeypatch.setattr(ActivationCache, 'prefetch', noted_prefetch)
+
+    class Noting(Trainer):
+        def step(self, learners, batch, progress, k, it):
+            fetched.clear()
+            value = super().step(learners, batch, progress, k, it)
+            if it:
+                missing.append(set(fetched) - set(announced[-2]))
+            return value
+
+    _, session = reconstruct(iters=4, trainer=Noting, **args)
+    assert len(missing) == 3 * len(session.records) and not any(missing)
+
+
+def entries(tree):
+    return [e for e in tree_leaves(tree) if size_of(e)]
+
+
+LEARNING = (
+    'adaquant',
+    'adaround',
+    'brecq',
+    'pd_quant',
+    'qdrop',
+    'reg_ptq',
+    'subsetq',
+)
+#: what raises on a GPU in deterministic mode, as PyTorch lists it
+RAISES = {
+    'adaptive_avg_pool2d_backward',
+    '_adaptive_avg_pool2d_backward',
+    'adaptive_max_pool2d_backward',
+    'bincount',
+    'cumsum',
+    'grid_sampler_2d_backward',
+    'histc',
+    'kthvalue',
+    'median',
+    'nll_loss2d_forward',
+    'put_',
+    'reflection_pad2d_backward',
+    'upsample_bicubic2d_backward',
+    'upsample_bilinear2d_backward',
+    'upsample_linear1d_backward',
+}
+
+
+class Names(TorchDispatchMode):
+    """Names of all operators that run, backward too."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('recipe', LEARNING)
+def test_a_step_stays_on_its_device(recipe):
+    """The float model crosses at its beginning alone, a step nowhere."""
+    counts, names = [], set()
+
+    class Counting(Trainer):
+        def step(self, *args):
+            torch.use_deterministic_algorithms(True)
+            try:
+                with crossings() as found, Names() as ran:
+                    value = super().step(*args)
+            finally:
+                torch.use_deterministic_algorithms(False)
+            counts.append(dict(found))
+            names.update(ran.found)
+            return value
+
+    parts = load_recipe(recipe)
+    if recipe == 'reg_ptq':  # this network has no role of a head
+        weight = dict(type='LLAQuantizer', granularity='channel')
+        parts['rules'].append(dict(match='tower', weight=weight))
+    for one in parts['passes']:
+        if one['type'] != 'Reconstruct':
+            continue
+        args = {k: v for k, v in one.items() if k != 'type'}
+        if 'distribution_correction' in args:
+            args['distribution_correction'] = dict(iters=1)
+        reconstruct(
+            data=batches(3),
+            bits='w4a4',
+            rules=parts['rules'],
+            trainer=Counting,
+            **dict(args, iters=2),
+        )
+    assert counts and not any(counts)
+    assert 'convolution_backward' in names
+    assert not names & RAISES
