@@ -103,9 +103,9 @@ class HistogramObserver(BaseObserver):
         # a copy: what follows may work in place on what was observed
         return sample.to(torch.float32, copy=weight == 1), weight
 
-    def extend(self, level: int, low: Tensor, high: Tensor) -> None:
-        """See the base class: bins grow with the extremes."""
-        super().extend(level, low, high)
+    def _grow(self, level: int) -> None:
+        """Has the bins of a level hold the extremes."""
+        low, high = self.low[level], self.high[level]
         reach = power_of_two(self.exponent[level]) * self.half
         if bool(((low < -reach) | (high >= reach)).any()):
             self._rescale(level)
@@ -128,12 +128,13 @@ class HistogramObserver(BaseObserver):
     ) -> None:
         """See the base class."""
         samples = [Sample(one, level, *found) for one, level, found in kept]
-        for sample in samples:
-            sample.observer.move(sample.values.device)
+        for one, level in {(s.observer, s.level): None for s in samples}:
+            one._move(samples[0].values.device)
+            one._grow(level)
         for part in _parts(samples):
             count(part)
 
-    def move(self, device: torch.device) -> None:
+    def _move(self, device: torch.device) -> None:
         """Takes the histograms to where the data is."""
         self.counts = self.counts.to(device)
         self.zeros = self.zeros.to(device)
