@@ -99,10 +99,12 @@ def _places(
     parts = (wanted // filled.clamp(min=1)).clamp(1, 8)
     # of a CPU no more than needed; a GPU would have to be asked
     count = int((filled * parts).max()) if held.is_cpu else 2 * wanted
-    number = torch.arange(held.shape[1], device=held.device)
-    # those held, in their order, and then what is left
-    order = torch.where(held, number, number + held.shape[1]).argsort(1)
+    bins = torch.arange(held.shape[1], device=held.device).expand_as(held)
+    # those held, in their order; all others are written behind them
+    nth = torch.where(held, held.cumsum(1) - 1, held.shape[1])
+    order = bins.new_zeros(len(held), held.shape[1] + 1)
+    order.scatter_(1, nth, bins)
     point = torch.arange(count, device=held.device)
-    nth = (point // parts).clamp(max=held.shape[1] - 1)
+    nth = (point // parts).clamp(max=held.shape[1])
     inside = ((point % parts).double() + 0.5) / parts
     return order.gather(1, nth), inside, parts, point < filled * parts
