@@ -227,40 +227,48 @@ def _count_one(
 
 def _count_many(samples: list[Sample]) -> None:
     """As one by one, in few kernels and one copy to the device."""
-    # of every row: factor, bin of zero, number of values, their weight
-    table, begin, place = [], {}, 0
-    for one, level, values, weight in samples:
-        key = id(one), level
-        if key not in begin:
-            begin[key] = place
-            place += one.rows * 2 * one.half
-        rows = torch.arange(one.rows, dtype=torch.float64, device='cpu')
-        row = torch.stack(
-            [
-                power_of_two(-one.exponent[level]),
-                rows * 2 * one.half + (begin[key] + one.half),
-                torch.full_like(rows, values.shape[1]),
-                torch.full_like(rows, weight),
-            ]
-        )
-        table.append(row)
-    device = samples[0].values.device
+    begin, bins = {}, 0
+    for one, level, _, _ in samples:
+        if (one, level) not in begin:
+            begin[one, level] = bins
+            bins += one.rows * 2 * one.half
     values = torch.cat([s.values.reshape(-1) for s in samples])
+    table = [_rows(s, begin[s.observer, s.level]) for s in samples]
     factor, zero, size, weight = torch.cat(table, 1).to(
-        device, non_blocking=True
+        values.device, non_blocking=True
     )
-    row = torch.arange(len(size), device=device).repeat_interleave(
-        size.long(), output_size=len(values)
-    )
+    row = torch.arange(len(size), device=values.device)
+    row = row.repeat_interleave(size.long(), output_size=len(values))
     index = (values * factor[row]).floor_().add_(zero[row]).long()
     weight = weight.long()[row]
-    counts = weight.new_zeros(place).index_add_(0, index, weight)
-    is_zero = torch.where(values == 0, weight, 0)
-    zeros = weight.new_zeros(len(size)).index_add_(0, row, is_zero)
+    counts = weight.new_zeros(bins).index_add_(0, index, weight)
+    weight = torch.where(values == 0, weight, 0)
+    zeros = weight.new_zeros(len(size)).index_add_(0, row, weight)
     parts = zeros.split([s.observer.rows for s in samples])
     for (one, level, _, _), part in zip(samples, parts, strict=True):
         one.zeros[level] += part
-        start = begin.pop((id(one), level), None)
-        if start is not None:
-            found = counts[start : start + one.rows * 2 * one.half]
-            one.counts[level] += found.view_as(one.counts[level])
+    for (one, level), at in begin.items():
+        own = one.counts[level]
+        own += counts[at : at + own.numel()].view_as(own)
+
+
+def _rows(sample: Sample, begin: int) -> Tensor:
+    """Of each row its factor, bin of zero, number of values, their weight.
+
+    Args:
+        sample (Sample): Of K rows.
+        begin (int): Where the bins of its histogram are.
+
+    Returns:
+        Tensor: float64 ``[4, K]`` on the CPU.
+    """
+    one, level, values, weight = sample
+    row = torch.arange(one.rows, dtype=torch.float64, device='cpu')
+    return torch.stack(
+        [
+            power_of_two(-one.exponent[level]),
+            row * 2 * one.half + (begin + one.half),
+            torch.full_like(row, values.shape[1]),
+            torch.full_like(row, weight),
+        ]
+    )

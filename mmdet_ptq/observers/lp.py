@@ -105,7 +105,7 @@ class LpObserver(HistogramObserver):
             most = max(1, block(one.counts) // one.counts[0].numel())
             for part in (at[j : j + most] for j in range(0, len(at), most)):
                 some = [(pairs[i][0], level) for i, level in part]
-                ends = zip(*_search_levels(some, quantizer), strict=True)
+                ends = zip(*search_levels(some, quantizer), strict=True)
                 for (i, level), (low, high) in zip(part, ends, strict=True):
                     found[i][0][level], found[i][1][level] = low, high
         return found
@@ -145,7 +145,7 @@ class LpObserver(HistogramObserver):
         return points[0], share[0]
 
 
-def _search_levels(
+def search_levels(
     some: Sequence[tuple[LpObserver, int]], quantizer: BaseQuantizer
 ) -> tuple[Tensor, Tensor]:
     """Ranges of levels whose search has the same steps.
