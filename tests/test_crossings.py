@@ -44,3 +44,30 @@ def test_what_stays_on_the_device():
         X.masked_fill(X > 1, 0), X.clone().uniform_(), X.amax(), X.sum()
         X.repeat_interleave(2)
     assert not found
+
+
+def test_what_is_on_the_cpu_is_looked_at_for_nothing():
+    with crossings() as found:
+        back = X.cpu()
+        made = torch.zeros(4, device='cpu')
+        assert float((back + made).sum()) == 6
+        assert back.split(2)[1].tolist() == [2, 3]
+        made[1] = back[2]
+        assert bool((made > 1).any()) and made.cpu()[1] == 2
+    assert found == dict(cpu=1)
+
+
+@pytest.mark.parametrize(
+    'name, action',
+    [
+        ('_local_scalar_dense', lambda host: float(host.to(X.device).sum())),
+        ('_local_scalar_dense', lambda host: float((X * host[2]).sum())),
+        ('_local_scalar_dense', lambda host: float(X.sum())),
+        ('add of two devices', lambda host: host + X),
+        ('copy_ to the CPU', lambda host: host.copy_(X)),
+    ],
+)
+def test_the_cpu_and_the_device_are_told_apart(name, action):
+    with crossings() as found:
+        action(torch.ones(4, device='cpu'))
+    assert found == {name: 1}

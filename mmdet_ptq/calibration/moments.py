@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import QuantLayer
+from ..observers import fetch
 
 # Sums are kept in whole multiples of 2^-20: adding integers gives the same
 # result in any order, so ranks and resumed runs agree to the bit.
@@ -40,38 +41,52 @@ class ChannelMeans:
         }
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self._waiting: list[tuple[str, Tensor, int]] = []
 
     def observe(self, name: str, x: Tensor) -> None:
-        """Adds the float input of one call."""
+        """Adds the float input of one call, when its batch ends."""
         layer = self.layers.get(name)
         if layer is None or x.numel() == 0:
             return
         axis = layer.act_axis % x.dim()
-        channels = x.shape[axis]
-        count = x.numel() // channels
         mean = x.mean([i for i in range(x.dim()) if i != axis])
-        total = (mean.double() * count * _UNIT).round().long()
-        self._add(name, total, count)
+        self._waiting.append((name, mean, x.numel() // x.shape[axis]))
+
+    @property
+    def waiting(self) -> list[Tensor]:
+        """Means that the batch has brought, to be fetched with others."""
+        return [mean for _, mean, _ in self._waiting]
+
+    def settle(self, means: list[Tensor]) -> None:
+        """Takes the batch in.
+
+        Args:
+            means (list[Tensor]): :attr:`waiting`, on the CPU.
+        """
+        waiting, self._waiting = self._waiting, []
+        for (name, _, count), mean in zip(waiting, means, strict=True):
+            total = (mean.double() * count * _UNIT).round().long()
+            self._add(name, total, count)
+
+    def end_batch(self) -> None:
+        """Takes the batch in; a GPU is waited for once."""
+        self.settle(fetch(self.waiting))
 
     def _add(self, name: str, total: Tensor, count: int) -> None:
-        known = self.sums.get(name)
-        if known is not None:
-            # from a resume file or another rank it comes on the CPU
-            same = known.device == total.device
-            total = total + (known if same else known.to(total.device))
-        self.sums[name] = total
+        self.sums[name] = self.sums.get(name, 0) + total
         self.counts[name] = self.counts.get(name, 0) + count
 
     def for_unseen(self) -> 'ChannelMeans':
         """New means of the layers that have had no data."""
+        self.end_batch()
         return ChannelMeans(
             {n: m for n, m in self.layers.items() if n not in self.sums}
         )
 
     def state_dict(self) -> dict:
         """Sums and counts on the CPU, to resume and to merge."""
-        sums = {name: total.cpu() for name, total in self.sums.items()}
-        return dict(sums=sums, counts=dict(self.counts))
+        self.end_batch()
+        return dict(sums=dict(self.sums), counts=dict(self.counts))
 
     def add(self, state: dict) -> None:
         """Adds the sums of another rank, or those before a stop."""
@@ -81,6 +96,7 @@ class ChannelMeans:
     @torch.no_grad()
     def correct(self) -> None:
         """Has each bias take the mean output error away."""
+        self.end_batch()
         for name, layer in self.layers.items():
             # a pass may have left the weight float since then
             if name not in self.sums or layer.weight_quantizer is None:

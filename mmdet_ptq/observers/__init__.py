@@ -1,7 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Observers: statistics of a stream of tensors, and ranges from them."""
 
-from .base import BaseObserver, end_batch
+from .base import BaseObserver
+from .batch import Batch, end_batch, fetch, ranges_of
 from .histogram import HistogramObserver
 from .lp import LpObserver, search_weight_range
 from .minmax import (
@@ -15,12 +16,15 @@ from .sampling import sample_tokens
 __all__ = [
     'AverageMinMaxObserver',
     'BaseObserver',
+    'Batch',
     'HistogramObserver',
     'LpObserver',
     'MinMaxObserver',
     'MovingAverageObserver',
     'PercentileObserver',
     'end_batch',
+    'fetch',
+    'ranges_of',
     'sample_tokens',
     'search_weight_range',
 ]

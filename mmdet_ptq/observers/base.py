@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import CalibrationError, NumericError
 from ..quantizers import BaseQuantizer, Granularity
+from .batch import Seen, end_batch, ranges_of
 from .sampling import row_extremes
 
 State = dict[str, Any]
@@ -19,17 +20,17 @@ INF = float('inf')
 class BaseObserver(ABC):
     """Collects a stream of tensors and gives the range to quantize them in.
 
-    Statistics live where the data is. What a batch adds is taken in when it
-    ends, by :func:`end_batch` or :meth:`end_image`, so that a GPU is asked
-    once for all observers; until then, and no longer, samples are kept.
+    What a batch adds is taken in when it ends, by :func:`end_batch` or
+    :meth:`end_image`, so that a GPU is asked once for all observers; until
+    then, and no longer, samples are kept. Extremes and what is made of them
+    is small and stays on the CPU, histograms where the data is.
 
     Attributes:
         low (Tensor): float32 ``[L, K]``, exact minima; +inf where a level
             has had no data. ``[L, 0]`` before any data.
         high (Tensor): float32 ``[L, K]``, exact maxima.
-        count (Tensor): int64 ``[L]``, elements observed, on the CPU.
-        waiting (bool): Whether there has been data since the last batch
-            ended.
+        count (Tensor): int64 ``[L]``, elements observed.
+        device (torch.device): Where the data last was.
     """
 
     def __init__(self) -> None:
@@ -49,15 +50,16 @@ class BaseObserver(ABC):
             raise ValueError(f'levels must be a positive int, got {levels!r}')
         self.granularity = granularity
         self.levels = levels
-        self.count = torch.zeros(levels, dtype=torch.int64)
-        self.waiting = False
-        self._allocate(0, torch.device('cpu'))
+        self.count = torch.zeros(levels, dtype=torch.int64, device='cpu')
+        self.device = self.count.device
+        self._waiting: list[Seen] = []
+        self._allocate(0)
 
-    def _allocate(self, rows: int, device: torch.device) -> None:
+    def _allocate(self, rows: int) -> None:
         """Makes empty statistics for K rows."""
         shape = (self.levels, rows)
-        self.low = torch.full(shape, INF, device=device)
-        self.high = torch.full(shape, -INF, device=device)
+        self.low = torch.full(shape, INF, device='cpu')
+        self.high = torch.full(shape, -INF, device='cpu')
 
     @property
     def rows(self) -> int:
@@ -92,70 +94,55 @@ class BaseObserver(ABC):
         if x.numel() == 0:
             return
         rows = self.granularity.num_rows(x.shape)
-        if self.rows == 0:
-            self._allocate(rows, x.device)
-        elif rows != self.rows:
-            raise CalibrationError(
-                f'a tensor of shape {tuple(x.shape)} has {rows} rows to '
-                f'quantize, earlier ones had {self.rows}'
-            )
+        if rows != self.rows:
+            if self.rows:
+                raise CalibrationError(
+                    f'a tensor of shape {tuple(x.shape)} has {rows} rows to '
+                    f'quantize, earlier ones had {self.rows}'
+                )
+            self._allocate(rows)
         x = x.detach()
-        if self.low.device != x.device:  # after a resume
-            self._move(x.device)
-        low, high = (
-            t.to(torch.float32) for t in row_extremes(x, self.granularity)
-        )
-        self.waiting = True
+        self.device = x.device
         self.count[level] += x.numel()
-        self.low[level] = torch.minimum(self.low[level], low)
-        self.high[level] = torch.maximum(self.high[level], high)
-        self._update(x, level, low, high)
+        low, high = row_extremes(x, self.granularity)
+        self._waiting.append(Seen(level, low, high, self._keep(x)))
 
-    def _move(self, device: torch.device) -> None:
-        """Takes all statistics but ``count`` to another device."""
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor) and name != 'count':
-                setattr(self, name, value.to(device))
-
-    def _update(  # noqa: B027  (nothing to add is a fair answer)
-        self, x: Tensor, level: int, low: Tensor, high: Tensor
-    ) -> None:
-        """Adds to statistics beyond the extremes.
+    def _keep(self, x: Tensor) -> Any:
+        """What is kept of a tensor until the batch ends, as a copy.
 
         Args:
-            x (Tensor): As observed, not empty; what is kept of it has to be
-                a copy.
+            x (Tensor): As observed, not empty.
+        """
+        return None
+
+    def give(self) -> list[Seen]:
+        """What has come since the last batch ended; forgets it."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def extend(self, level: int, low: Tensor, high: Tensor) -> None:
+        """Takes the extremes of a tensor in.
+
+        Args:
             level (int): Pyramid level.
-            low (Tensor): ``[K]``, the minima of ``x``.
-            high (Tensor): ``[K]``, the maxima of ``x``.
+            low (Tensor): Finite float32 ``[K]``, on the CPU.
+            high (Tensor): Of that shape.
         """
+        lowest, highest = self.low[level], self.high[level]
+        torch.minimum(lowest, low, out=lowest)
+        torch.maximum(highest, high, out=highest)
 
-    def signals(self) -> Tensor:
-        """What the CPU has to know before the batch is taken in.
-
-        Returns:
-            Tensor: bool ``[1 + F]``: whether there is NaN or Inf, and what
-            a subclass adds for :meth:`_settle`.
-        """
-        off = self.low.isnan() | self.high.isnan()
-        return (off | (self.low == -INF) | (self.high == INF)).any()[None]
-
-    def settle(self, signals: list[bool]) -> bool:
-        """Takes the batch in.
+    @classmethod
+    def add_kept(cls, kept: list[tuple[Any, int, Any]]) -> None:
+        """Takes in what was kept of a batch, of all observers of a class.
 
         Args:
-            signals (list[bool]): What :meth:`signals` gave.
-
-        Returns:
-            bool: False if there was NaN or Inf.
+            kept (list[tuple]): Observer, level, and what :meth:`_keep` gave.
         """
-        self.waiting = False
-        if not signals[0]:
-            self._settle(signals[1:])
-        return not signals[0]
+        return None
 
-    def _settle(self, signals: list[bool]) -> None:  # noqa: B027
-        """What a subclass does at the end of a batch."""
+    def end(self) -> None:  # noqa: B027
+        """What is done at the end of a batch that brought data."""
 
     def end_image(self) -> None:
         """Marks the end of a calibration batch.
@@ -177,25 +164,29 @@ class BaseObserver(ABC):
             quantizer (BaseQuantizer): Whose range it will be.
 
         Returns:
-            tuple[Tensor, Tensor]: float32 ``[L, K]`` low and high, where
-            the data was. A level without data gets the union of the others.
+            tuple[Tensor, Tensor]: float32 ``[L, K]`` low and high, on the
+            CPU. A level without data gets the union of the others.
 
         Raises:
             CalibrationError: If there has been no data at all.
         """
-        if not self.seen:
-            raise CalibrationError('an observer has seen no data')
-        self.end_image()
-        low, high = (t.clone() for t in self._ranges(quantizer))
-        known = self.count.nonzero()[:, 0].tolist()
-        for level in set(range(self.levels)) - set(known):
-            low[level] = low[known].amin(0)
-            high[level] = high[known].amax(0)
-        return low, high
+        (found,) = ranges_of([(self, quantizer)])
+        return found
 
     @abstractmethod
     def _ranges(self, quantizer: BaseQuantizer) -> tuple[Tensor, Tensor]:
         """Ranges ``[L, K]``; those of levels without data are ignored."""
+
+    @classmethod
+    def find_ranges(
+        cls, pairs: Sequence[tuple[Any, BaseQuantizer]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What :meth:`_ranges` gives, for many observers of the class."""
+        return [one._ranges(quantizer) for one, quantizer in pairs]
+
+    def known_levels(self) -> list[int]:
+        """Levels that have had data."""
+        return [i for i, count in enumerate(self.count.tolist()) if count]
 
     def state_dict(self) -> State:
         """All data as plain tensors on the CPU, to resume and to merge."""
@@ -213,7 +204,8 @@ class BaseObserver(ABC):
                 f'the state has {state["count"].shape[0]} levels, the '
                 f'observer has {self.levels}'
             )
-        self._allocate(state['low'].shape[1], torch.device('cpu'))
+        self._waiting = []
+        self._allocate(state['low'].shape[1])
         self.low = state['low'].clone()
         self.high = state['high'].clone()
         self.count = state['count'].clone()
@@ -243,29 +235,6 @@ class BaseObserver(ABC):
             high=torch.stack([s['high'] for s in states]).amax(0),
             count=torch.stack([s['count'] for s in states]).sum(0),
         )
-
-
-def end_batch(observers: Sequence[BaseObserver]) -> list[BaseObserver]:
-    """Ends a calibration batch for many observers.
-
-    A GPU is waited for once.
-
-    Args:
-        observers (Sequence[BaseObserver]): Those of one device.
-
-    Returns:
-        list[BaseObserver]: Those that were given NaN or Inf.
-    """
-    waiting = [one for one in observers if one.waiting]
-    if not waiting:
-        return []
-    parts = [one.signals() for one in waiting]
-    told, strange = torch.cat(parts).tolist(), []
-    for one, part in zip(waiting, parts, strict=True):
-        signals, told = told[: len(part)], told[len(part) :]
-        if not one.settle(signals):
-            strange.append(one)
-    return strange
 
 
 def on_cpu(**tensors: Tensor) -> State:

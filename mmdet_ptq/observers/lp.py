@@ -2,6 +2,7 @@
 """Ranges of least p-norm quantization error."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +10,8 @@ from torch import Tensor
 from ..checks import number, one_of, whole
 from ..quantizers import BaseQuantizer, Searchable
 from ..registry import OBSERVERS
-from .histogram import HistogramObserver, coarsen, power_of_two
+from .histogram import HistogramObserver
+from .points import points_of
 from .sampling import jittered_index
 from .search import (
     BestRange,
@@ -74,43 +76,61 @@ class LpObserver(HistogramObserver):
             ValueError: If ``p`` is not positive.
         """
         _check(p, self.steps)
+        self.end_image()
         other = copy.copy(self)
         other.p = p
         return other
 
     def _ranges(self, quantizer: BaseQuantizer) -> tuple[Tensor, Tensor]:
-        low, high = torch.zeros_like(self.low), torch.zeros_like(self.high)
-        for level in self.count.nonzero()[:, 0].tolist():
-            low[level], high[level] = self._search(quantizer, level)
-        return low, high
+        (found,) = self.find_ranges([(self, quantizer)])
+        return found
 
-    def _search(
-        self, quantizer: BaseQuantizer, level: int
-    ) -> tuple[Tensor, Tensor]:
-        low = self.low[level].clamp(max=0.0)
-        high = self.high[level].clamp(min=0.0)
-        two_sided = bool(((low < 0) & (high > 0)).any())
-        two_ends = self.search == '2d' or (
-            self.search == 'auto' and two_sided and not quantizer.symmetric
+    @classmethod
+    def find_ranges(
+        cls, pairs: Sequence[tuple['LpObserver', BaseQuantizer]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """See the base class: what has one grid is searched at once."""
+        found = []
+        lines: dict[tuple, list[tuple[int, int]]] = {}
+        for i, (one, quantizer) in enumerate(pairs):
+            shape, device = one.low.shape, one.counts.device
+            found.append(tuple(torch.zeros(2, *shape, device=device)))
+            for level in one.known_levels():
+                key = one._line(quantizer, level)
+                # a core's cache holds one histogram
+                alone = (i, level) if one.counts.is_cpu else ()
+                lines.setdefault((*key, *alone), []).append((i, level))
+        for at in lines.values():
+            one, quantizer = pairs[at[0][0]]
+            most = max(1, block(one.counts) // one.counts[0].numel())
+            for part in (at[j : j + most] for j in range(0, len(at), most)):
+                some = [(pairs[i][0], level) for i, level in part]
+                ends = zip(*search_levels(some, quantizer), strict=True)
+                for (i, level), (low, high) in zip(part, ends, strict=True):
+                    found[i][0][level], found[i][1][level] = low, high
+        return found
+
+    def _line(self, quantizer: BaseQuantizer, level: int) -> tuple:
+        """What levels have in common that can be searched at once."""
+        return (
+            quantizer.settings(),
+            self.counts.shape[1:],
+            self.p,
+            self.search,
+            self.steps,
+            self._two_ends(quantizer, level),
         )
-        points, weights = self.points(quantizer.bits, level)
-        if self.rows == 1:
-            weights = weights[0]
-        error = GridError(quantizer, points, weights, self.p)
-        # a few hundred rows have to share the time of one
-        steps = self.steps if self.rows <= 4 else -(-self.steps // 4)
-        if self.search == 'upper':
-            best = BestRange(error, low, high)
-            best.line(steps, False, True)
-            return best.low, best.high
-        return shrink_search(error, low, high, steps, two_ends)
+
+    def _two_ends(self, quantizer: BaseQuantizer, level: int) -> bool:
+        low, high = self.low[level], self.high[level]
+        return self.search == '2d' or (
+            self.search == 'auto'
+            and not quantizer.symmetric
+            and bool(((low < 0) & (high > 0)).any())
+        )
 
     def points(self, bits: int, level: int) -> tuple[Tensor, Tensor]:
         """Points that stand for the data of each row, and their shares.
-
-        The grid's steps have to be several points wide, or the error would
-        tell more of the bins than of the data: bins are split, or merged to
-        save time, to about 8 points for each of the ``2^bits`` codes.
 
         Args:
             bits (int): Width of the grid that they are for.
@@ -120,28 +140,48 @@ class LpObserver(HistogramObserver):
             tuple[Tensor, Tensor]: Points, shape (rows, B), and shares of a
             row's mass, of the same shape.
         """
-        wanted = max(1024, 1 << bits + 3) if self.rows <= 16 else 512
-        counts = self.counts[level].clone()
-        # zeros are represented exactly, wherever the centre of their bin is
-        counts[:, self.half] -= self.zeros[level]
-        exponent = self.exponent[level]
-        used = (counts > 0).any(0).nonzero()[:, 0]
-        while len(used) > 2 * wanted:
-            counts = coarsen(counts, torch.ones_like(exponent))
-            exponent = exponent + 1
-            used = (counts > 0).any(0).nonzero()[:, 0]
-        parts = max(1, min(8, wanted // max(1, len(used))))
-        inside = torch.arange(parts, dtype=torch.float64, device=counts.device)
-        inside = (inside + 0.5) / parts
-        place = ((used - self.half)[:, None] + inside).reshape(-1)
-        points = power_of_two(exponent)[:, None] * place
-        points = points.to(torch.float32)
-        # the outermost bins reach beyond the data
-        points = points.maximum(self.low[level, :, None])
-        points = points.minimum(self.high[level, :, None])
-        total = self.counts[level].sum(1, keepdim=True).clamp(min=1) * parts
-        share = (counts[:, used] / total.double()).to(torch.float32)
-        return points, share.repeat_interleave(parts, 1)
+        self.end_image()
+        points, share = points_of([(self, level)], bits)
+        return points[0], share[0]
+
+
+def search_levels(
+    some: Sequence[tuple[LpObserver, int]], quantizer: BaseQuantizer
+) -> tuple[Tensor, Tensor]:
+    """Ranges of levels whose search has the same steps.
+
+    Args:
+        some (Sequence[tuple]): N observers and levels, of K rows each.
+        quantizer (BaseQuantizer): Gives the grid.
+
+    Returns:
+        tuple[Tensor, Tensor]: Low and high ``[N, K]``, where the
+        histograms are.
+    """
+    one, level = some[0]
+    points, share = points_of(some, quantizer.bits)
+    ends = torch.stack(
+        [
+            torch.stack([o.low[i].clamp(max=0.0), o.high[i].clamp(min=0.0)])
+            for o, i in some
+        ],
+        1,
+    )
+    low, high = ends.flatten(1).to(points.device, non_blocking=True)
+    weights = share.flatten(0, 1)
+    if len(weights) == 1:
+        weights = weights[0]
+    error = GridError(quantizer, points.flatten(0, 1), weights, one.p)
+    # a few hundred rows have to share the time of one
+    steps = one.steps if one.rows <= 4 else -(-one.steps // 4)
+    if one.search == 'upper':
+        best = BestRange(error, low, high)
+        best.line(steps, False, True)
+        low, high = best.low, best.high
+    else:
+        two_ends = one._two_ends(quantizer, level)
+        low, high = shrink_search(error, low, high, steps, two_ends)
+    return low.view(ends.shape[1:]), high.view(ends.shape[1:])
 
 
 @torch.no_grad()

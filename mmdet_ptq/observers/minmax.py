@@ -30,17 +30,17 @@ class MinMaxObserver(BaseObserver):
 class _PerImageObserver(BaseObserver):
     """Gathers the extremes of the current image in ``now_{low,high}``."""
 
-    def _allocate(self, rows: int, device: torch.device) -> None:
-        super()._allocate(rows, device)
+    def _allocate(self, rows: int) -> None:
+        super()._allocate(rows)
         self.now_low, self.now_high = self.low.clone(), self.high.clone()
 
-    def _update(
-        self, x: Tensor, level: int, low: Tensor, high: Tensor
-    ) -> None:
+    def extend(self, level: int, low: Tensor, high: Tensor) -> None:
+        """See the base class."""
+        super().extend(level, low, high)
         self.now_low[level] = torch.minimum(self.now_low[level], low)
         self.now_high[level] = torch.maximum(self.now_high[level], high)
 
-    def _settle(self, signals: list[bool]) -> None:
+    def end(self) -> None:
         """Takes the extremes of the batch as one term of the average."""
         self._fold(self.now_low, self.now_high)
         self.now_low = torch.full_like(self.low, INF)
@@ -71,13 +71,11 @@ class MovingAverageObserver(_PerImageObserver):
         self.momentum = momentum
         super().__init__()
 
-    def _allocate(self, rows: int, device: torch.device) -> None:
-        super()._allocate(rows, device)
+    def _allocate(self, rows: int) -> None:
+        super()._allocate(rows)
         shape = (2, self.levels, rows)
-        self.average = torch.zeros(shape, dtype=torch.float64, device=device)
-        self.images = torch.zeros(
-            self.levels, dtype=torch.int64, device=device
-        )
+        self.average = torch.zeros(shape, dtype=torch.float64, device='cpu')
+        self.images = torch.zeros(self.levels, dtype=torch.int64, device='cpu')
 
     def _fold(self, low: Tensor, high: Tensor) -> None:
         here = torch.isfinite(low).any(1)
@@ -121,13 +119,9 @@ class AverageMinMaxObserver(_PerImageObserver):
     summed, so that neither order nor split over processes changes a bit.
     """
 
-    def _allocate(self, rows: int, device: torch.device) -> None:
-        super()._allocate(rows, device)
+    def _allocate(self, rows: int) -> None:
+        super()._allocate(rows)
         self.terms: list[Tensor] = []
-
-    def _move(self, device: torch.device) -> None:
-        super()._move(device)
-        self.terms = [term.to(device) for term in self.terms]
 
     def _fold(self, low: Tensor, high: Tensor) -> None:
         self.terms.append(torch.stack([low, high]))
@@ -144,7 +138,7 @@ class AverageMinMaxObserver(_PerImageObserver):
         """See the base class; ``terms`` is ``[N, 2, L, K]``."""
         state: dict[str, Any] = super().state_dict()
         state['terms'] = (
-            torch.stack(self.terms).cpu()
+            torch.stack(self.terms)
             if self.terms
             else torch.empty(0, 2, *self.low.shape)
         )

@@ -33,10 +33,11 @@ class PercentileObserver(HistogramObserver):
             return self.low, self.high
         low = self._quantile(1 - self.percentile)
         high = self._quantile(self.percentile)
+        least, most = self.low.to(low.device), self.high.to(low.device)
         # the sample may lack the extremes; bins may reach beyond them
         return (
-            low.maximum(self.low).minimum(self.high),
-            high.minimum(self.high).maximum(self.low),
+            low.maximum(least).minimum(most),
+            high.minimum(most).maximum(least),
         )
 
     def _quantile(self, q: float) -> Tensor:
@@ -48,5 +49,6 @@ class PercentileObserver(HistogramObserver):
         inside = self.counts.gather(-1, bins).double()
         before = above.gather(-1, bins) - inside
         part = ((rank - before) / inside.clamp(min=1)).clamp(0, 1)
+        scale = power_of_two(self.exponent).to(part.device)
         position = (bins - self.half + part).squeeze(-1)
-        return (position * power_of_two(self.exponent)).to(torch.float32)
+        return (position * scale).to(torch.float32)

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Extremes and representative samples of tensors, without copying them."""
 
+import math
 from functools import lru_cache
 
 import torch
@@ -105,21 +106,32 @@ def _pick(x: Tensor, limit: int) -> tuple[Tensor, int]:
     count = x[0].numel()
     if count <= limit:
         return x.reshape(x.shape[0], -1), 1
-    index, weight = jittered_index(count, limit, x.device)
     if x.is_contiguous():
+        index, weight = jittered_index(count, limit, x.device)
         return x.reshape(x.shape[0], -1).index_select(1, index), weight
     # reshape would copy all of x: gather from its storage by strides
-    offset = torch.zeros_like(index)
-    for size, stride in zip(
-        reversed(x.shape[1:]), reversed(x.stride()[1:]), strict=True
-    ):
-        offset += index % size * stride
-        index = index // size
+    offset, weight = _offsets(x.shape[1:], x.stride()[1:], limit, x.device)
     reach = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
     flat = x.as_strided((reach + 1,), (1,))
     first = torch.arange(x.shape[0], device=x.device) * x.stride(0)
     picked = flat.index_select(0, (first[:, None] + offset).reshape(-1))
     return picked.reshape(x.shape[0], -1), weight
+
+
+@lru_cache(maxsize=64)
+def _offsets(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    limit: int,
+    device: torch.device,
+) -> tuple[Tensor, int]:
+    """Where the elements of :func:`jittered_index` lie in memory."""
+    index, weight = jittered_index(math.prod(shape), limit, device)
+    offset = torch.zeros_like(index)
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        offset += index % size * stride
+        index = index // size
+    return offset, weight
 
 
 @lru_cache(maxsize=64)

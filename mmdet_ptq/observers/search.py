@@ -152,7 +152,8 @@ class BestRange:
 @lru_cache(maxsize=8)
 def fine(device: torch.device) -> Tensor:
     """Where to look between a coarse candidate and its neighbours."""
-    return torch.tensor([[-3.0, -2.0, -1.0, 1.0, 2.0, 3.0]]).to(device) / 4
+    above = torch.arange(1.0, 4.0, device=device)[None] / 4
+    return torch.cat([-above.flip(1), above], 1)
 
 
 def coarse_grid(steps: int, device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..calibration import ChannelMeans, Session, Statistics, observing
 from ..errors import NumericError, QuantConfigError
 from ..layers import QuantLayer, float_mode
-from ..observers import BaseObserver, end_batch
+from ..observers import BaseObserver, Batch, fetch
 from ..registry import OBSERVERS, PASSES, build_from
 from ..structures import LayerGraph, Port
 from .base import BasePass
@@ -249,7 +249,14 @@ class _Taps:
         Raises:
             NumericError: If there was NaN or Inf; says where it came first.
         """
-        strange = {id(o) for o in end_batch(self.stats.observers)}
+        batch = Batch(self.stats.observers)
+        means = self.means.waiting if self.means is not None else []
+        # of all that an image leaves, a GPU is asked once
+        found = fetch([*batch.extremes, *means])
+        extremes = len(batch.extremes)
+        if self.means is not None:
+            self.means.settle(found[extremes:])
+        strange = {id(o) for o in batch.settle(found[:extremes])}
         for (name, port), observer in self.owner.items():
             if id(observer) in strange:
                 raise NumericError(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..calibration import Session
 from ..errors import CalibrationError, QuantConfigError
-from ..observers import LpObserver, search_weight_range
+from ..observers import LpObserver, fetch, ranges_of, search_weight_range
 from ..quantizers import BaseQuantizer, FitsTensor
 from ..registry import OBSERVERS, PASSES, build_from
 from .base import BasePass
@@ -60,6 +60,7 @@ class SetRanges(BasePass):
     def _weights(self, session: Session) -> None:
         layers = session.layers
         quantized = [n for n, p in session.plan.layers.items() if p.weight]
+        ranged, ends = [], []
         for i, name in enumerate(quantized):
             session.progress('weight ranges', name, i, len(quantized))
             quantizer = layers[name].weight_quantizer
@@ -68,7 +69,14 @@ class SetRanges(BasePass):
             if isinstance(quantizer, FitsTensor):
                 quantizer.fit(weight)
             else:
-                quantizer.set_range(*self._weight_range(weight, quantizer))
+                ranged.append(quantizer)
+                ends += self._weight_range(weight, quantizer)
+        # of all layers, a GPU is asked once
+        ends = fetch(ends)
+        for quantizer, *found in zip(
+            ranged, ends[::2], ends[1::2], strict=True
+        ):
+            quantizer.set_range(*found)
 
     def _weight_range(
         self, weight: Tensor, quantizer: BaseQuantizer
@@ -78,19 +86,24 @@ class SetRanges(BasePass):
             return search_weight_range(weight, quantizer, p=observer.p)
         observer.bind(quantizer.granularity)
         observer.observe(weight)
-        observer.end_image()
         return observer.ranges(quantizer)
 
     def _activations(self, session: Session) -> None:
         layers, groups = session.layers, session.plan.groups
-        for i, group in enumerate(groups):
-            name, port = group[0]
-            session.progress('activation ranges', name, i, len(groups))
+        pairs = []
+        for name, port in (group[0] for group in groups):
             quantizer = layers[name].act_quantizers[port]
-            observer = session.stats.of_rows(group[0], quantizer)
+            observer = session.stats.of_rows((name, port), quantizer)
             if observer is None:
                 raise CalibrationError(
                     f'{name}: there are no statistics for the quantizer of '
                     f'its {port}; put Observe after the pass that replaced it'
                 )
-            quantizer.set_range(*observer.ranges(quantizer))
+            pairs.append((observer, quantizer))
+        found = ranges_of(pairs)
+        for i, (group, (_, quantizer)) in enumerate(
+            zip(groups, pairs, strict=True)
+        ):
+            name = group[0][0]
+            session.progress('activation ranges', name, i, len(groups))
+            quantizer.set_range(*next(found))

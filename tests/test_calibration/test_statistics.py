@@ -9,6 +9,7 @@ from torch import nn
 
 from mmdet_ptq.calibration import Statistics
 from mmdet_ptq.layers import convert, quant_layers
+from mmdet_ptq.observers import end_batch
 from mmdet_ptq.quantizers import UniformQuantizer
 
 GROUPS = [[('0', 'input'), ('2', 'input')], [('1', 'input')]]
@@ -39,6 +40,7 @@ def filled(layers, means=True):
     shared.observe(torch.tensor([-1.0, 2.0]), 0)
     shared.observe(torch.tensor([-3.0, 4.0]), 1)
     own.observe(torch.arange(8.0).reshape(1, 4, 2, 1))
+    end_batch(stats.observers)
     if means:
         stats.means.observe('1', torch.ones(1, 4, 2, 1))
     return stats

@@ -3,6 +3,7 @@
 
 import io
 import itertools
+from collections import Counter
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from mmdet_ptq.observers import (
     PercentileObserver,
     end_batch,
 )
+from mmdet_ptq.observers.batch import ranges_together
 from mmdet_ptq.quantizers import Granularity
 from mmdet_ptq.registry import OBSERVERS, build_from
 
@@ -200,23 +202,38 @@ def test_registered():
 @grains
 @pytest.mark.parametrize('name', ALL)
 def test_a_batch_waits_for_the_device_once(name, kind, size):
-    observers = [new(name, kind, size, levels=2)[0] for _ in range(3)]
-
     # permuted, so that a sample is gathered by strides
     wide = torch.randn(1, 300, 200, 4).permute(0, 3, 1, 2)
     maps = [wide, torch.randn(1, 4, 9), torch.randn(1, 4, 5)]
 
-    def batch(scale):
-        for observer in observers:
-            for x, level in zip(maps, (0, 1, 1), strict=True):
-                observer.observe(x * scale, level)
-        return end_batch(observers)
-
-    assert batch(1) == []
     with crossings() as found:
-        # no wider, so no histogram grows
-        assert batch(0.9) == []
-    assert found == {'tolist': 1}
+        observers = [new(name, kind, size, levels=2)[0] for _ in range(3)]
+        found.clear()
+        # first data, histograms that grow, and some that do not
+        for scale in (1, 1000, 0.9):
+            for observer in observers:
+                for x, level in zip(maps, (0, 1, 1), strict=True):
+                    observer.observe(x * scale, level)
+            assert end_batch(observers) == []
+            assert found == dict(cpu=1)
+            found.clear()
+
+
+@grains
+@pytest.mark.parametrize('name', ALL)
+def test_ranges_of_many_wait_for_the_device_once(name, kind, size):
+    with crossings() as found:
+        made = [new(name, kind, size, levels=2) for _ in range(3)]
+        for i, (observer, _) in enumerate(made):
+            observer.observe(torch.randn(1, 4, 300) * 9**i, 1)
+        end_batch([observer for observer, _ in made])
+        found.clear()
+        together = ranges_together(made)
+    # how many points there are is asked on a CPU alone
+    assert not found - Counter(_local_scalar_dense=9, cpu=1)
+    alone = [observer.ranges(quantizer) for observer, quantizer in made]
+    for one, other in zip(together, alone, strict=True):
+        assert torch.stack(one).equal(torch.stack(other))
 
 
 def test_ends_of_a_batch_name_what_is_not_finite():

@@ -2,8 +2,11 @@
 import numpy as np
 import pytest
 import torch
+from crossings import crossings
 
 from mmdet_ptq.observers import LpObserver, lp, search_weight_range
+from mmdet_ptq.observers.lp import search_levels
+from mmdet_ptq.observers.points import points_of
 from mmdet_ptq.observers.search import GridError, power_
 from mmdet_ptq.quantizers import BaseQuantizer, Granularity, UniformQuantizer
 
@@ -253,3 +256,42 @@ def test_only_what_is_searchable_is_searched():
 
     with pytest.raises(ValueError, match='a Fixed is not Searchable'):
         search_weight_range(torch.ones(2, 3), Fixed(4))
+
+
+@pytest.mark.parametrize('search', ['auto', '1d', 'upper'])
+@pytest.mark.parametrize('rows', [1, 3, 20])
+def test_levels_that_are_searched_at_once(rows, search):
+    """As each by itself, whatever the others are: padded points count 0."""
+    torch.manual_seed(0)
+    grain = dict(granularity='channel') if rows > 1 else {}
+    q = UniformQuantizer(4, per_level=True, **grain)
+    one, other = LpObserver(search=search), LpObserver(search=search)
+    for observer in (one, other):
+        observer.bind(q.granularity, 2)
+    one.observe(torch.randn(1, rows, 7000), 0)
+    one.observe(torch.randn(1, rows, 40) * 100, 1)
+    other.observe(torch.randn(1, rows, 900) ** 3, 0)
+    levels = [(one, 0), (one, 1), (other, 0)]
+    for observer in (one, other):
+        observer.end_image()
+    low, high = search_levels(levels, q)
+    assert low.shape == high.shape == (3, rows)
+    for i, level in enumerate(levels):
+        alone = search_levels([level], q)
+        error = GridError(q, *(t[0] for t in points_of([level], 4)), 2.4)
+        at_once, want = (
+            error(a[:, None], b[:, None])
+            for a, b in ((low[i], high[i]), (alone[0][0], alone[1][0]))
+        )
+        torch.testing.assert_close(at_once, want, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize('p', [2.0, 2.4])
+def test_a_weight_asks_for_no_number(p):
+    """However many rows, weights and candidates there are."""
+    q = UniformQuantizer(4, granularity='channel', role='weight')
+    for w in (torch.rand(6, 9), torch.rand(300, 100, 3, 3)):
+        for steps in (5, 100):
+            with crossings() as found:
+                search_weight_range(w, q, p, steps)
+            assert not found

@@ -1,11 +1,16 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The calibration forwards."""
 
+from collections import Counter
+from itertools import pairwise
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
-from two_levels import PASSES, RULES, Tiny, batches, inputs_of
+from crossings import crossings
+from observer_kit import ALL
+from two_levels import MINMAX, PASSES, RULES, Tiny, batches, inputs_of
 
 from mmdet_ptq.apis import quantize_detector
 from mmdet_ptq.calibration.moments import ChannelMeans
@@ -219,3 +224,31 @@ def test_raw_mode_is_not_for_what_predictions_reach():
     torch.testing.assert_close(scale, (x.max() - x.min()) / 255)
     scale = model.side.act_quantizers['input'].scale.reshape(())
     assert 0.5 / 255 < scale < 1 / 255
+
+
+@pytest.mark.parametrize('name', sorted(ALL))
+def test_an_image_waits_once_more_than_the_float_model(name):
+    class Marked(Tiny):
+        marks: ClassVar[list] = []
+
+        def test_step(self, data):
+            self.marks.append(found.copy())
+            return super().test_step(data)
+
+    data, model = batches(), Tiny().eval()
+    with crossings() as alone:
+        model.test_step(data[0])
+    observer = dict(type=type(ALL[name]()).__name__)
+    passes = [
+        dict(type='FoldBatchNorm'),
+        dict(type='Observe', observer=observer),
+        dict(type='SetRanges', weight_observer=MINMAX),
+        dict(type='CorrectBias'),
+    ]
+    with crossings() as found:
+        cfg = dict(bits='w8a8', rules=RULES, passes=passes)
+        quantize_detector(Marked().eval(), data, cfg)
+    # from one image of the calibration to the next
+    images = Marked.marks[-len(data) :]
+    for before, after in pairwise(images):
+        assert after - before == alone + Counter(cpu=1)

@@ -2,11 +2,13 @@
 """Ranges against extremes computed by hand."""
 
 import torch
+from crossings import crossings
 from torch import nn
 from two_levels import PASSES, RULES, Tiny, batches, inputs_of
 
 from mmdet_ptq.apis import quantize_detector
 from mmdet_ptq.observers import search_weight_range
+from mmdet_ptq.passes import SetRanges
 from mmdet_ptq.surgery import FoldedNorm
 
 
@@ -69,3 +71,22 @@ def test_norm_of_the_weights():
         assert torch.equal(scales[p], quantizer.scale)
     assert not torch.equal(scales[1.0], scales[2.0])
     assert not torch.equal(scales[2.0], scales[8.0])
+
+
+def test_ranges_of_all_weights_come_back_once(monkeypatch):
+    counts, run = [], SetRanges.run
+
+    def counted(self, session):
+        with crossings() as found:
+            run(self, session)
+        counts.append(found)
+
+    monkeypatch.setattr(SetRanges, 'run', counted)
+    rules = [*RULES, dict(match='*', act=None)]
+    passes = [*PASSES[:2], dict(type='SetRanges')]
+    model = Tiny().eval()
+    quantize_detector(
+        model, batches(), dict(bits='w8a8', rules=rules, passes=passes)
+    )
+    assert counts == [dict(cpu=1)]
+    assert model.side.weight_quantizer.initialized

@@ -87,12 +87,12 @@ class SortedRows:
     """
 
     def __init__(self, rows: Tensor) -> None:
-        # on the CPU: a parallel cumsum may differ from run to run
-        points = rows.detach().cpu().contiguous().abs().sort(1).values
+        points = rows.detach().contiguous().abs().sort(1).values
         points = points.to(torch.float64)
         self.top = points[:, -1:].clamp(min=NOTHING)
         self.points = points.div_(self.top)
-        self.sums = F.pad(points.cumsum(1), (1, 0))
+        sums = points.cumsum(1) if points.is_cpu else whole_sums(points)
+        self.sums = F.pad(sums, (1, 0))
         self.energy = torch.linalg.vecdot(points, points).unsqueeze(1)
         self.mean = self.sums[:, -1:] / points.shape[1]
 
@@ -123,8 +123,25 @@ class SortedRows:
         return error.clamp_(min=0.0).sqrt_(), best
 
 
+def whole_sums(points: Tensor) -> Tensor:
+    """Running sums of whole multiples of a power of two.
+
+    They are the same in any order; a GPU's sums of floats may differ from
+    run to run.
+
+    Args:
+        points (Tensor): float64 ``[R, M]`` from 0 to 1.
+
+    Returns:
+        Tensor: float64 ``[R, M]``; each point counts to 2^-35 or better, for
+        M below 2^27.
+    """
+    unit = 2.0 ** min(40, 62 - points.shape[1].bit_length())
+    return (points * unit).round().long().cumsum(1).double() / unit
+
+
 def alternate(
-    rows: SortedRows, subsets: Tensor, start: Tensor
+    rows: SortedRows, subsets: Tensor, start: Tensor, look: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Fits a scale to every pair of a row and a subset.
 
@@ -135,6 +152,9 @@ def alternate(
         subsets (Tensor): float64 ``[S, K]``, ascending.
         start (Tensor): float64 ``[R, S]``, the first scales, in units of
             each row's maximum.
+        look (int): Every how many steps to look which subsets still move. A
+            GPU has to be waited for then, and does not mind the others; the
+            result is the same.
 
     Returns:
         tuple[Tensor, Tensor]: float64 ``[R, S]``: scales, in those units,
@@ -143,16 +163,23 @@ def alternate(
     alpha = start.clone()
     before = torch.zeros_like(alpha)
     live = torch.ones_like(alpha, dtype=torch.bool)
-    for _ in range(MAX_STEPS):
-        at = live.any(0).nonzero()[:, 0]
-        if not at.numel():
-            break
+    at = torch.arange(subsets.shape[0], device=alpha.device)
+    for i in range(MAX_STEPS):
+        if i % look == 0:
+            at = live.any(0).nonzero()[:, 0]
+            if not at.numel():
+                break
         error, better = rows.step(subsets[at], alpha[:, at])
         on = live[:, at]
         alpha[:, at] = torch.where(on, better, alpha[:, at])
         live[:, at] = on & ((before[:, at] - error).abs() >= TOLERANCE)
         before[:, at] = error
     return alpha, rows.step(subsets, alpha)[0]
+
+
+def _look(x: Tensor) -> int:
+    """Steps of a fit between two looks at it."""
+    return 1 if x.is_cpu else 25
 
 
 def search_subset(weight: Tensor, bits: int) -> tuple[Tensor, float]:
@@ -167,9 +194,9 @@ def search_subset(weight: Tensor, bits: int) -> tuple[Tensor, float]:
         and the scale in units of the weight.
     """
     rows = SortedRows(weight.reshape(1, -1))
-    subsets = candidate_subsets(bits)
-    start = torch.ones(1, len(subsets), dtype=torch.float64)
-    alpha, error = alternate(rows, subsets, start)
+    subsets = candidate_subsets(bits).to(weight.device)
+    start = rows.points.new_ones(1, len(subsets))
+    alpha, error = alternate(rows, subsets, start, _look(weight))
     best = int(error.argmin())
     return subsets[best], float(alpha[0, best] * rows.top)
 
@@ -191,6 +218,7 @@ def fit_rows(rows: Tensor, magnitudes: Tensor, scale: float) -> Tensor:
     """
     points = SortedRows(rows)
     start = torch.cat([torch.ones_like(points.top), scale / points.top], 1)
-    alpha, error = alternate(points, magnitudes.expand(2, -1), start)
+    subsets = magnitudes.to(rows.device).expand(2, -1)
+    alpha, error = alternate(points, subsets, start, _look(rows))
     best = error.argmin(1, keepdim=True)
     return (alpha.gather(1, best) * points.top)[:, 0]

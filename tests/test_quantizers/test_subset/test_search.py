@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from crossings import crossings
 from subset_kit import UNIVERSE, fitted, samples
 
 from mmdet_ptq.quantizers.subset import search as subset_search
@@ -207,3 +208,28 @@ def test_channels_are_refitted(bits):
         assert error <= torch.linalg.vector_norm(row - shared) * (1 + 1e-5)
         if error > least * top * (1 - 1e-5):
             assert scale.item() == pytest.approx(alpha * top, rel=1e-5)
+
+
+@pytest.mark.parametrize('rows', [1, 40])
+def test_a_fit_that_is_seldom_looked_at_is_the_same(rows):
+    """It asks a GPU at most 40 times, however many rows and subsets."""
+    points = subset_search.SortedRows(samples((rows, 90), 'peaked', rows))
+    subsets = subset_search.candidate_subsets(3)
+    start = points.points.new_ones(rows, len(subsets))
+    want = subset_search.alternate(points, subsets, start)
+    with crossings() as found:
+        got = subset_search.alternate(points, subsets, start, 25)
+    assert 1 < found['nonzero'] <= 40 and found.keys() == {'nonzero'}
+    for one, other in zip(got, want, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_sums_of_whole_numbers():
+    points = torch.rand(3, 1000, dtype=torch.float64).sort(1).values
+    sums = subset_search.whole_sums(points)
+    torch.testing.assert_close(sums, points.cumsum(1), rtol=0, atol=1e-8)
+    units = [[round(v * 2**40) for v in row] for row in points.tolist()]
+    want = [
+        [sum(row[: i + 1]) / 2**40 for i in (0, 500, 999)] for row in units
+    ]
+    assert sums[:, [0, 500, 999]].tolist() == want
