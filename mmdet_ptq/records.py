@@ -30,11 +30,13 @@ class RangeRecord(Record):
         exponent (float): Of the Lp search that gave the ranges.
         loss (float): Of the detector with these ranges.
         after (float, optional): Of the detector after a joint search.
+        evaluations (int): How often that loss was computed.
     """
 
     exponent: float
     loss: float
     after: float | None = None
+    evaluations: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,14 @@ logging.raiseExceptions = False
 ROOT = Path(__file__).resolve().parent.parent
 #: fixtures of whole runs
 RUNS = {'environment', 'ptq'}
+#: folders whose tests run where --device says
+ON_DEVICE = {
+    'test_calibration',
+    'test_layers',
+    'test_observers',
+    'test_passes',
+    'test_quantizers',
+}
 CLASSES = ('dark', 'grey', 'light')
 
 COMMON = """
@@ -145,8 +153,41 @@ model = dict(
 )
 
 
-def pytest_collection_modifyitems(items):
-    """Whole runs come after what tests single parts."""
+def pytest_addoption(parser):
+    parser.addoption(
+        '--device',
+        default='cpu',
+        help='where tests make tensors and models: cpu, or cuda for '
+        f'{", ".join(sorted(ON_DEVICE))}',
+    )
+
+
+def pytest_configure(config):
+    """New tensors are made on the device; kits make some when imported."""
+    device = config.getoption('--device')
+    if torch.device(device).type == 'cpu':
+        return
+    if not torch.cuda.is_available():
+        raise pytest.UsageError(
+            f'--device {device}: PyTorch sees no GPU here; leave it out'
+        )
+    torch.set_default_device(device)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Whole runs come after what tests single parts.
+
+    What needs a GPU is skipped where there is none, and what makes tensors
+    on the CPU is skipped on another device.
+    """
+    device = config.getoption('--device')
+    for item in items:
+        if item.get_closest_marker('gpu'):
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason='no GPU here'))
+        elif device != 'cpu' and ON_DEVICE.isdisjoint(item.path.parts):
+            reason = f'runs on a CPU only: leave out --device {device}'
+            item.add_marker(pytest.mark.skip(reason=reason))
     items.sort(
         key=lambda item: (
             'test_runs' in item.path.parts

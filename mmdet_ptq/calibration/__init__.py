@@ -8,6 +8,7 @@ from .feed import Batches, Feed
 from .gradients import gradients
 from .moments import ChannelMeans
 from .observe import observing
+from .prefix import Prefix, room_for_outputs
 from .replay import Replay
 from .samples import (
     Images,
@@ -32,6 +33,7 @@ __all__ = [
     'ChannelMeans',
     'Feed',
     'Images',
+    'Prefix',
     'Progress',
     'Replay',
     'ResumeStore',
@@ -50,6 +52,7 @@ __all__ = [
     'notes_on',
     'observing',
     'own_quantizers',
+    'room_for_outputs',
     'share_of_rank',
     'size_of',
     'split_by_memory',

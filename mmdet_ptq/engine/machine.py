@@ -31,6 +31,22 @@ def machine(device: str | torch.device = 'cpu') -> dict[str, str | int]:
     return found
 
 
+def gpu_memory(device: str | torch.device) -> dict[str, float]:
+    """Most memory of a GPU that tensors took in this process so far.
+
+    Args:
+        device (str | torch.device): What computes.
+
+    Returns:
+        dict[str, float]: ``peak_gpu_mb``, MiB; empty if it is no GPU.
+    """
+    device = torch.device(device)
+    if device.type != 'cuda':
+        return {}
+    peak = torch.cuda.max_memory_allocated(device) / 2**20
+    return dict(peak_gpu_mb=round(peak, 1))
+
+
 def machine_line(device: str | torch.device = 'cpu') -> str:
     """:func:`machine` as a line, with the version of PyTorch."""
     found = machine(device)

@@ -18,15 +18,22 @@ def print_ranges(console: Console, records: list[dict]) -> None:
         return
     table = Table(
         title='chosen ranges',
-        caption="loss of the detector's outputs; after: of all ranges jointly",
+        caption=(
+            "loss of the detector's outputs; after: of all ranges jointly; "
+            'evaluations of it'
+        ),
         box=SIMPLE_HEAD,
     )
     table.add_column('unit', no_wrap=True)
-    for column in ('exponent', 'loss', 'after'):
+    for column in ('exponent', 'loss', 'after', 'evaluations'):
         table.add_column(column, justify='right', no_wrap=True)
     for r in records:
         after = '-' if r['after'] is None else f'{r["after"]:.4g}'
         table.add_row(
-            r['unit'], f'{r["exponent"]:.3g}', f'{r["loss"]:.4g}', after
+            r['unit'],
+            f'{r["exponent"]:.3g}',
+            f'{r["loss"]:.4g}',
+            after,
+            str(r['evaluations']),
         )
     console.print(table)

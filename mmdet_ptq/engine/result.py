@@ -30,7 +30,7 @@ from ..quant_cfg import QuantConfig
 from ..records import RangeRecord, Record, UnitRecord
 from ..structures import LayerGraph, QuantPlan
 from ..version import __version__
-from .machine import machine
+from .machine import gpu_memory, machine
 from .metrics import plain_metrics, row_of
 from .outputs import Outputs
 from .range_table import print_ranges
@@ -64,6 +64,7 @@ class Result:
         self.float_metrics: dict | None = None
         self.quantized_metrics: dict | None = None
         self.seconds: dict[str, float] = {}
+        self.device = torch.device('cpu')
         self.found: dict[str, Any] = dict(
             config=cfg.filename or '',
             checkpoint=dict(path=checkpoint, sha256=digest),
@@ -93,6 +94,7 @@ class Result:
         """Takes over layers, costs, times and notes of a quantization."""
         plans = session.plan.layers
         left = left_float(session.plan, session.graph)
+        self.device = session.device
         full, packed = storage_mb(session.model)
         self.found.update(
             machine=machine(session.device),
@@ -118,6 +120,7 @@ class Result:
             quantized=plain_metrics(self.quantized_metrics or {}),
             seconds={k: round(v, 3) for k, v in self.seconds.items()},
             peak_rss_mb=round(peak, 1),
+            **gpu_memory(self.device),
             versions=dict(
                 mmdet_ptq=__version__,
                 torch=torch.__version__,
@@ -173,6 +176,8 @@ class Result:
         for name, seconds in found['seconds'].items():
             times.add_row(name, f'{seconds:.1f}')
         console.print(times)
+        for line in gpu_lines(found):
+            console.print(line)
         if found['layers']['float']:
             left = Table('layer left float', 'why')
             for layer in found['layers']['float']:
@@ -182,6 +187,21 @@ class Result:
         notes = print_units(console, found['reconstruction'], found['notes'])
         for note in notes:
             console.print(f'note: {note}')
+
+
+def gpu_lines(found: dict) -> list[str]:
+    """Which GPU computed, and how much of its memory that took.
+
+    Args:
+        found (dict): The result.
+
+    Returns:
+        list[str]: One line, none where a CPU computed.
+    """
+    if 'peak_gpu_mb' not in found:
+        return []
+    peak = found['peak_gpu_mb']
+    return [f'{found["machine"]["gpu"]}: peak memory {peak:,.0f} MiB']
 
 
 def left_float(plan: QuantPlan, graph: LayerGraph) -> list[dict[str, str]]:

@@ -49,6 +49,7 @@ class ChooseExponents(TaskPass):
     def choose(self, session: Session, task: TaskLoss) -> None:
         """See :meth:`TaskPass.choose`."""
         quantized: set[str] = set()
+        changed: set[str] = set()
         fixed: set[int] = set()
         units = session.graph.units
         layers = session.layers
@@ -57,11 +58,15 @@ class ChooseExponents(TaskPass):
             quantized |= set(unit.layers)
             losses = []
             for p in self.exponents:
-                set_exponent(session, unit.layers, p, fixed)
-                losses.append(task(quantized))
+                changed |= set_exponent(session, unit.layers, p, fixed)
+                losses.append(task(quantized, changed))
+                changed = set()
             best = self.exponents[int(np.argmin(losses))]
-            set_exponent(session, unit.layers, best, fixed)
-            session.records.append(RangeRecord(unit.name, best, min(losses)))
+            changed = set_exponent(session, unit.layers, best, fixed)
+            record = RangeRecord(
+                unit.name, best, min(losses), evaluations=len(losses)
+            )
+            session.records.append(record)
             fixed |= {
                 id(q)
                 for n in unit.layers

@@ -1,16 +1,17 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """LAPQ: one exponent, then all ranges at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
-from scipy.optimize import minimize
 
 from ..calibration import Session
 from ..checks import number, whole
 from ..quantizers import HasRange
 from ..records import RangeRecord
 from ..registry import PASSES
+from .powell import Powell
 from .task_loss import (
     TASK_LOSS,
     TaskLoss,
@@ -32,8 +33,12 @@ class LAPQ(TaskPass):
     Args:
         exponents (Sequence[float]): Exponents, at least three. Defaults to
             ten from 2 to 4.
-        powell_iters (int): Rounds of Powell's method; 0 leaves it out.
-            Defaults to 1.
+        powell_iters (int): Most rounds of Powell's method; 0 leaves it out.
+            A round that gains less than a thousandth is the last. Defaults
+            to 1.
+        evaluations (int): Most evaluations of the loss in Powell's method.
+            A line search gets 2 to 8 of them, so that every range has its
+            turn. Defaults to 1000.
         width (float): How far a factor may go from 1. Defaults to 0.3.
         images (int): How many calibration images the loss is taken on, of
             each rank. Defaults to 8.
@@ -48,6 +53,7 @@ class LAPQ(TaskPass):
         self,
         exponents: Sequence[float] = tuple(np.linspace(2, 4, 10).tolist()),
         powell_iters: int = 1,
+        evaluations: int = 1000,
         width: float = 0.3,
         images: int = 8,
         loss: dict = TASK_LOSS,
@@ -55,6 +61,7 @@ class LAPQ(TaskPass):
         super().__init__(images, loss)
         self.exponents = check_exponents(exponents, 3)
         self.powell_iters = whole('powell_iters', powell_iters)
+        self.evaluations = whole('evaluations', evaluations, 1)
         self.width = number('width', width, 0, 1, above=True)
         if width == 1:
             raise ValueError('width must be below 1, got 1')
@@ -62,55 +69,116 @@ class LAPQ(TaskPass):
     def choose(self, session: Session, task: TaskLoss) -> None:
         """See :meth:`TaskPass.choose`."""
         names = list(session.graph.layers)
-        losses = []
-        for i, p in enumerate(self.exponents):
-            session.progress('exponents', f'{p:.2f}', i, len(self.exponents))
+        total = len(self.exponents) + 1
+        tried: dict[float, float] = {}
+        losses: list[float] = []
+
+        def attempt(p: float) -> None:
+            session.progress('exponents', f'{p:.2f}', len(losses), total)
             set_exponent(session, names, p)
-            losses.append(task(set(names)))
-        tried = dict(zip(self.exponents, losses, strict=True))
-        p = vertex(self.exponents, losses)
-        set_exponent(session, names, p)
-        tried[p] = task(set(names))
+            tried[p] = task(set(names))
+            losses.append(tried[p])
+
+        for p in self.exponents:
+            attempt(p)
+        attempt(vertex(self.exponents, losses))
         best = min(tried, key=tried.__getitem__)
         set_exponent(session, names, best)
-        after = tried[best]
+        after, spent = tried[best], total
         if self.powell_iters:
-            after = self._powell(session, task, set(names), after)
-        session.records.append(RangeRecord('all', best, tried[best], after))
+            with weights_once(session):
+                search = self._powell(session, task, set(names))
+            after, spent = search.value, spent + search.evaluations + 1
+        record = RangeRecord('all', best, tried[best], after, spent)
+        session.records.append(record)
 
     def _powell(
-        self, session: Session, task: TaskLoss, names: set[str], before: float
-    ) -> float:
-        """Moves every range by a factor of its own; gives the loss."""
-        quantizers = _with_ranges(session)
-        ranges = [q.range() for q in quantizers]
-        best = [before, np.ones(len(quantizers))]
-        count = [0]
-
-        def apply(factors: np.ndarray) -> None:
-            for q, (low, high), f in zip(
-                quantizers, ranges, factors, strict=True
-            ):
-                q.set_range(low * float(f), high * float(f))
+        self, session: Session, task: TaskLoss, names: set[str]
+    ) -> Powell:
+        """Moves every range by a factor of its own."""
+        ranges = Ranges(session)
+        first = task(names)
+        best = [first, task.values]
+        budget = self.evaluations
 
         def loss(factors: np.ndarray) -> float:
-            session.progress('powell', '', count[0], count[0] + 1)
-            count[0] += 1
-            apply(factors)
-            found = task(names)
+            session.progress('powell', '', search.evaluations - 1, budget)
+            found = task(names, ranges.stretch(factors), best[1])
             if found < best[0]:
-                best[:] = [found, factors.copy()]
+                best[:] = found, task.values
             return found
 
-        minimize(
-            loss,
-            np.ones(len(quantizers)),
-            method='Powell',
-            bounds=[(1 - self.width, 1 + self.width)] * len(quantizers),
-            options=dict(maxiter=self.powell_iters, xtol=0.05, ftol=1e-3),
-        )
-        apply(best[1])
-        return best[0]
+        start = np.ones(len(ranges.quantizers))
+        search = Powell(loss, start, first, self.width, budget)
+        search.run(self.powell_iters)
+        ranges.stretch(search.point)
+        return search
+
+
+class Ranges:
+    """All ranges of weights and activations, each with a factor.
+
+    Args:
+        session (Session): The running quantization.
+
+    Attributes:
+        quantizers (list[HasRange]): Each that has a range, once.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._layers = session.layers
+        self._readers: dict[int, set[str]] = {}
+        found: dict[int, HasRange] = {}
+        for name, layer in self._layers.items():
+            for q in (layer.weight_quantizer, *layer.act_quantizers.values()):
+                if isinstance(q, HasRange) and q.initialized:
+                    found[id(q)] = q
+                    self._readers.setdefault(id(q), set()).add(name)
+        self.quantizers = list(found.values())
+        # a range is checked where it is set: on the CPU, so that a GPU is
+        # not waited for
+        self._ends = [
+            tuple(end.cpu() for end in q.range()) for q in self.quantizers
+        ]
+        self._now = np.ones(len(self.quantizers))
+
+    def stretch(self, factors: np.ndarray) -> set[str]:
+        """Multiplies the ranges at the start by these.
+
+        Args:
+            factors (np.ndarray): One for each quantizer.
+
+        Returns:
+            set[str]: Layers that read a quantizer whose factor is new.
+        """
+        moved: set[str] = set()
+        for i in np.flatnonzero(factors != self._now):
+            q, f = self.quantizers[i], float(factors[i])
+            q.set_range(*(end * f for end in self._ends[i]))
+            for name in self._readers[id(q)]:
+                layer = self._layers[name]
+                if q is layer.weight_quantizer:
+                    layer.fix_weight(q(layer.weight))
+                moved.add(name)
+        self._now = factors.copy()
+        return moved
+
+
+@contextmanager
+def weights_once(session: Session) -> Iterator[None]:
+    """Lets layers hold their quantized weights, not make them each time."""
+    layers = [
+        layer
+        for layer in session.layers.values()
+        if layer.weight_quantizer is not None
+    ]
+    for layer in layers:
+        layer.fix_weight(layer.quantized_weight())
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.fix_weight(None)
 
 
 def vertex(x: Sequence[float], y: Sequence[float]) -> float:
@@ -131,13 +199,3 @@ def vertex(x: Sequence[float], y: Sequence[float]) -> float:
     if not a > 0:
         return float(x[int(np.argmin(y))])
     return float(np.clip(-b / (2 * a), min(x), max(x)))
-
-
-def _with_ranges(session: Session) -> list[HasRange]:
-    """Each quantizer that has a range once, weights and activations."""
-    found: dict[int, HasRange] = {}
-    for layer in session.layers.values():
-        for q in (layer.weight_quantizer, *layer.act_quantizers.values()):
-            if isinstance(q, HasRange) and q.initialized:
-                found[id(q)] = q
-    return list(found.values())

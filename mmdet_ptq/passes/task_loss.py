@@ -9,8 +9,9 @@ from typing import ClassVar
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
+from torch import Tensor
 
-from ..calibration import Images, Session, frozen
+from ..calibration import Images, Prefix, Session, frozen, room_for_outputs
 from ..checks import number, whole
 from ..detectors import adapter_for, why_no_outputs
 from ..errors import QuantConfigError
@@ -31,27 +32,88 @@ class TaskLoss:
     Args:
         session (Session): The running quantization.
         images (Images): What the loss is taken on.
-        loss (GlobalLoss): A loss on the detector's outputs.
+        loss (GlobalLoss): A loss on the detector's outputs, not negative.
+        prefix (Prefix): Keeps what did not change, for the next call.
+
+    Attributes:
+        values (list[float]): Losses of this rank's images in the latest
+            call, in order; fewer if it was stopped.
     """
 
     def __init__(
-        self, session: Session, images: Images, loss: GlobalLoss
+        self,
+        session: Session,
+        images: Images,
+        loss: GlobalLoss,
+        prefix: Prefix,
     ) -> None:
         self.session = session
         self.images = images
         self.loss = loss
+        self.prefix = prefix
+        self.values: list[float] = []
+        self._layers: set[str] = set()
+        self._twins = session.layers
 
     @torch.no_grad()
-    def __call__(self, layers: set[str]) -> float:
-        """Mean loss over the images of all ranks; NaN counts as Inf."""
-        total = torch.zeros((), dtype=torch.float64)
-        with quantizing(self.session.model, layers, layers):
+    def __call__(
+        self,
+        layers: set[str],
+        changed: set[str] | None = None,
+        best: Sequence[float] = (),
+    ) -> float:
+        """Mean loss over the images of all ranks; NaN counts as Inf.
+
+        Args:
+            layers (set[str]): Layers that are quantized.
+            changed (set[str], optional): Layers that have another weight or
+                other ranges than in the latest call. None: any may.
+            best (Sequence[float]): :attr:`values` of a call that the loss is
+                compared with. A call that is seen to have more may stop,
+                and then estimates its loss from the images so far.
+        """
+        self.prefix.change(
+            set(self._twins)
+            if changed is None
+            else changed | (layers ^ self._layers)
+        )
+        self._layers = set(layers)
+        stop = self._limit(best)
+        found: list[Tensor] = []
+        with quantizing(self._twins, layers, layers):
             for j in self.images.mine:
-                target = self.images.targets(j)[0]
-                total += float(self.loss(self.images.run(j), target))
+                found.append(self._of_image(j))
+                if stop < math.inf and float(sum(found)) > stop:
+                    break
+        self.values = torch.stack(found).tolist() if found else []
+        return self._mean(best)
+
+    def _limit(self, best: Sequence[float]) -> float:
+        """Sum of losses at which a call stops.
+
+        After each image a GPU would have to be waited for, which costs more
+        than is saved: a loss that is a little worse shows with the last
+        images. Ranks would have to ask each other.
+        """
+        alone = self.session.device.type == 'cpu' and get_world_size() == 1
+        return sum(best) if best and alone else math.inf
+
+    def _of_image(self, j: int) -> Tensor:
+        """Loss of one image, float64."""
+        outputs = self.prefix.run(j, lambda: self.images.run(j))
+        return self.loss(outputs, self.images.targets(j)[0]).double()
+
+    def _mean(self, best: Sequence[float]) -> float:
+        total = sum(self.values)
+        if len(self.values) < len(best):
+            part = sum(best[: len(self.values)])
+            # what is above the whole is above any part of it
+            total *= sum(best) / part if part else 1.0
         if get_world_size() > 1:
-            all_reduce(total)
-        mean = float(total) / len(self.images.everyone)
+            of_ranks = torch.tensor(total, dtype=torch.float64)
+            all_reduce(of_ranks)
+            total = float(of_ranks)
+        mean = total / len(self.images.everyone)
         return mean if math.isfinite(mean) else math.inf
 
 
@@ -117,7 +179,12 @@ class TaskPass(BasePass):
         with session.cache() as cache, frozen(session.model):
             adapter = adapter_for(session.model, session.graph, True)
             images = Images(session, cache, adapter, [loss], limit=self.images)
-            yield TaskLoss(session, images, loss)
+            room = room_for_outputs(
+                cache.limit - cache.in_memory, session.device
+            )
+            prefix = Prefix(session.layers, room)
+            with prefix.watching():
+                yield TaskLoss(session, images, loss, prefix)
 
 
 def set_exponent(
@@ -125,7 +192,7 @@ def set_exponent(
     layers: Sequence[str],
     p: float,
     fixed: frozenset[int] | set[int] = frozenset(),
-) -> None:
+) -> set[str]:
     """Ranges of least Lp error for weights and inputs of some layers.
 
     Args:
@@ -133,6 +200,9 @@ def set_exponent(
         layers (Sequence[str]): Names of the layers.
         p (float): Exponent.
         fixed (set[int]): Ids of activation quantizers to leave alone.
+
+    Returns:
+        set[str]: These layers, and others that share a quantizer with them.
     """
     twins = session.layers
     for name in layers:
@@ -145,6 +215,7 @@ def set_exponent(
                 *search_weight_range(layer.weight, quantizer, p=p)
             )
     chosen = set(layers)
+    changed = set(layers)
     for group in session.plan.groups:
         name, port = group[0]
         quantizer = twins[name].act_quantizers[port]
@@ -153,6 +224,8 @@ def set_exponent(
         observer = session.stats.of_rows(group[0], quantizer)
         if isinstance(observer, LpObserver):
             quantizer.set_range(*observer.with_exponent(p).ranges(quantizer))
+            changed |= {n for n, _ in group}
+    return changed
 
 
 def check_exponents(exponents: Sequence[float], least: int) -> tuple:

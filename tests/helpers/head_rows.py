@@ -4,6 +4,7 @@
 import math
 
 import torch
+from seeded import seeded
 
 from mmdet_ptq.structures import DetectionOutputs
 
@@ -29,7 +30,7 @@ def head(logits, boxes=None, activation='sigmoid', **kwargs):
 
 
 def random_head(seed, activation, classes=3, name='bbox_head', k=None):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     count = 40
     logits = torch.randn(count, classes + (activation == 'softmax'))
     logits = 4 * torch.empty_like(logits).normal_(generator=generator) - 3
@@ -42,7 +43,7 @@ def random_head(seed, activation, classes=3, name='bbox_head', k=None):
 
 
 def perturbed(output, seed=9):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     noise = torch.empty_like(output.logits).normal_(generator=generator)
     shift = torch.empty_like(output.boxes).normal_(generator=generator)
     return DetectionOutputs(

@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 from mmengine.model import BaseModel
+from seeded import seeded
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
@@ -50,7 +51,7 @@ class Net(BaseModel):
 
 
 def batches(count=16):
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     return [
         dict(
             inputs=[torch.randn(3, 12, 12 + 4 * (i % 2), generator=generator)],

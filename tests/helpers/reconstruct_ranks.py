@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import torch
 from reconstruct_model import INIT, RULES, Net, batches
+from seeded import seeded
 from torch import nn
 
 from mmdet_ptq.calibration import Feed
@@ -45,7 +46,7 @@ class Branching(Net):
 
 def narrow_and_wide():
     """Twelve images; two of odd numbers are wide, one of them held out."""
-    generator = torch.Generator().manual_seed(2)
+    generator = seeded(2)
     widths = [16 if i in (3, 7) else 12 for i in range(12)]
     return [
         dict(

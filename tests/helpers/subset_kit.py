@@ -4,6 +4,7 @@
 import math
 
 import torch
+from seeded import seeded
 
 from mmdet_ptq.quantizers import SubsetQuantizer
 
@@ -26,7 +27,7 @@ def fitted(weight, bits, **kwargs):
 
 
 def samples(shape, kind, seed):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     w = torch.randn(shape, generator=generator)
     if kind == 'peaked':
         w = w * w.abs() * 1e-3

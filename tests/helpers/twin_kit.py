@@ -53,6 +53,9 @@ LAYERS = {
         conv_inputs(),
     ),
 }
+# layers of MMCV do not know the default device
+for _layer, _ in LAYERS.values():
+    _layer.to(torch.get_default_device())
 
 
 def twin_of(layer):

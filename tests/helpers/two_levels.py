@@ -3,6 +3,7 @@
 
 import torch
 from mmengine.model import BaseModel
+from seeded import seeded
 from torch import nn
 
 
@@ -37,7 +38,7 @@ class Tiny(BaseModel):
 
 
 def batches(n=4):
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     return [
         dict(
             inputs=[torch.randn(3, 8, 8, generator=generator)],

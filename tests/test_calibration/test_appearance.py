@@ -8,6 +8,7 @@ import cv2
 import pytest
 import torch
 from log_kit import logged
+from seeded import seeded
 from torch import nn
 
 from mmdet_ptq.calibration import Batches, CalibrationImages
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def noise(n, mean=0.0, std=1.0, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     # images of a set differ more than pixels at random do
     lift = 0.3 * torch.randn(n, 3, 1, 1, generator=generator)
     x = torch.randn(n, 3, 16, 16, generator=generator)

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from seeded import seeded
 
 from mmdet_ptq.calibration import ActivationCache, Session
 from mmdet_ptq.calibration.ahead import Ahead
@@ -16,7 +17,7 @@ from mmdet_ptq.quant_cfg import parse_quant_cfg
 
 
 def tree(seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     return {
         'a': [torch.randn(3, 5, generator=generator), None, 'text'],
         'b': (torch.arange(7), torch.tensor([True, False])),
@@ -77,7 +78,7 @@ def test_room_is_used_again(tmp_path):
 def test_gaps_of_all_sizes(tmp_path):
     """What comes into a gap leaves its neighbours as they are."""
     cache = ActivationCache(0, tmp_path)
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     held = {}
     for i in range(200):
         size = int(torch.randint(1, 40, (), generator=generator))

@@ -2,6 +2,7 @@
 """Means of inputs."""
 
 import torch
+from seeded import seeded
 from torch import nn
 
 from mmdet_ptq.calibration.moments import ChannelMeans, mean_output
@@ -35,7 +36,7 @@ def test_means_count_positions_and_forget_no_order():
     convert(model)
     layer = model[0]
     layer.attach(UniformQuantizer(4, role='weight'))
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     images = [
         10.0 ** (i % 5) * torch.randn(1, 2, 3, 4 + i, generator=generator)
         for i in range(12)

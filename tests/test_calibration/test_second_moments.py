@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmcv.cnn.bricks import wrappers
 from mmcv.ops import DeformConv2d
+from seeded import seeded
 from torch import nn
 from torch.nn import functional
 
@@ -70,7 +71,7 @@ def naive(layer, x):
 
 
 def inputs_of(layer, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     shapes = [(2, 6, 9, 8), (3, 6, 5, 7)]
     if isinstance(layer, nn.Linear):
         shapes = [(2, 4, 5, 6), (7, 6), (6,)]

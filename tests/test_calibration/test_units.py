@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from seeded import seeded
 
 from mmdet_ptq.calibration.units import UnitView, frozen, mix
 from mmdet_ptq.layers import convert
@@ -59,7 +60,7 @@ def test_relu_behind_a_layer(readers, relu):
 def test_mixing_rates():
     ones, zeros = torch.ones(100, 100), torch.zeros(100, 100)
     index = torch.arange(3)
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     a = ((ones,), dict(x=ones, i=index))
     b = ((zeros,), dict(x=zeros, i=index + 1))
     assert mix(a, b, 0.0, generator) is a
@@ -79,11 +80,11 @@ def test_activations_are_mixed_at_the_rate(rate):
     quantizer = UniformQuantizer(3)
     quantizer.set_range(torch.tensor([-2.0]), torch.tensor([2.0]))
     layer.attach(acts=dict(input=quantizer))
-    x = torch.randn(100, 100, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(100, 100, generator=seeded(1))
     seen = []
     with (
         layer.listening(lambda *args: seen.append(args[2]), quantized=True),
-        layer.dropping(1 - rate, torch.Generator().manual_seed(0)),
+        layer.dropping(1 - rate, seeded(0)),
     ):
         layer(x)
         layer(x)

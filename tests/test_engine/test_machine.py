@@ -7,7 +7,12 @@ import platform
 import pytest
 import torch
 
-from mmdet_ptq.engine.machine import cpu_model, machine, machine_line
+from mmdet_ptq.engine.machine import (
+    cpu_model,
+    gpu_memory,
+    machine,
+    machine_line,
+)
 
 INFO = (
     'processor\t: 0\nvendor_id\t: GenuineIntel\n'
@@ -47,8 +52,21 @@ def test_machine():
     assert line.endswith(f'torch {torch.__version__}')
 
 
+def test_a_cpu_has_no_memory_of_a_gpu():
+    assert gpu_memory('cpu') == {}
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+def test_memory_of_a_gpu():
+    before = torch.cuda.max_memory_allocated() / 2**20
+    held = torch.zeros(64 << 20, dtype=torch.uint8, device='cuda')
+    peak = gpu_memory('cuda')['peak_gpu_mb']
+    assert peak >= max(64, before - 0.1)
+    del held
+    assert gpu_memory('cuda')['peak_gpu_mb'] == peak
+
+
+@pytest.mark.gpu
 def test_gpu():
     name = torch.cuda.get_device_name(0)
     assert machine('cuda:0')['gpu'] == name and name in machine_line('cuda')

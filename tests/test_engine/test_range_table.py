@@ -18,13 +18,13 @@ def printed(*records):
 
 def test_a_line_for_each_record():
     lines = printed(
-        RangeRecord('all', 2.4, 0.51234, 0.25),
-        RangeRecord('head.cls', 3.0, 12.0),
+        RangeRecord('all', 2.4, 0.51234, 0.25, 512),
+        RangeRecord('head.cls', 3.0, 12.0, None, 7),
     ).splitlines()
     rows = [line.split() for line in lines]
-    assert ['unit', 'exponent', 'loss', 'after'] in rows
-    assert ['all', '2.4', '0.5123', '0.25'] in rows
-    assert ['head.cls', '3', '12', '-'] in rows
+    assert ['unit', 'exponent', 'loss', 'after', 'evaluations'] in rows
+    assert ['all', '2.4', '0.5123', '0.25', '512'] in rows
+    assert ['head.cls', '3', '12', '-', '7'] in rows
 
 
 def test_nothing_without_records():

@@ -8,7 +8,12 @@ from plan_kit import BOTH, graph, node, plan
 
 from mmdet_ptq.engine.machine import machine
 from mmdet_ptq.engine.outputs import Outputs
-from mmdet_ptq.engine.result import Result, float_part, left_float
+from mmdet_ptq.engine.result import (
+    Result,
+    float_part,
+    gpu_lines,
+    left_float,
+)
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 
 
@@ -52,3 +57,13 @@ def test_file_says_what_computed(tmp_path):
     Result(outputs, Config(), quant, 'a.pth', '0', 'f', False).write()
     found = json.loads(outputs.result.read_text())['machine']
     assert found == machine() and found['cpu'] and found['instructions']
+
+
+def test_memory_of_a_gpu_is_told_where_there_is_one(tmp_path):
+    quant = parse_quant_cfg(dict(recipe='minmax', bits='w8a8'))
+    outputs = Outputs(tmp_path, 'quantized.pth', 'config.py')
+    result = Result(outputs, Config(), quant, 'a.pth', '0', 'f', False)
+    found = result.to_dict()
+    assert 'peak_gpu_mb' not in found and gpu_lines(found) == []
+    found = dict(machine=dict(gpu='Card 1'), peak_gpu_mb=12345.6)
+    assert gpu_lines(found) == ['Card 1: peak memory 12,346 MiB']

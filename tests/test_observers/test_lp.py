@@ -126,7 +126,7 @@ def test_many_rows_and_levels():
         observer.observe(x * 2, 1)
         q = UniformQuantizer(bits, granularity='channel', per_level=True)
         low, high = observer.ranges(q)
-        rows = observer.granularity.rows(x).double().numpy()
+        rows = observer.granularity.rows(x).double().cpu().numpy()
         for k in (0, 7, 12, 23):
             got = true_error(
                 rows[k], low[0, k].item(), high[0, k].item(), bits, 2.4
@@ -185,7 +185,7 @@ def test_weights_against_a_loop(kind, size, shape, symmetric, p, monkeypatch):
             bits, symmetric, kind, group_size=size, role='weight'
         )
         low, high = search_weight_range(w, q, p)
-        rows = q.granularity.rows(w).double().numpy()
+        rows = q.granularity.rows(w).double().cpu().numpy()
         assert low.shape == high.shape == (len(rows),)
         fractions = (np.arange(1, 101) / 100) ** 2
         for k, row in enumerate(rows):
@@ -209,7 +209,7 @@ def test_long_rows_are_sampled_and_checked_exactly(monkeypatch):
     w[::3] = w[::3] ** 3
     q = UniformQuantizer(3, granularity='channel', role='weight')
     low, high = search_weight_range(w, q)
-    x = w.double().numpy()
+    x = w.double().cpu().numpy()
     errors = np.array(
         [
             [

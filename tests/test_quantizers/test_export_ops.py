@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from promises import FACTORIES, fit
+from seeded import seeded
 from torch import nn
 from torch.nn import functional as F
 
@@ -73,7 +74,7 @@ class Net(nn.Module):
 
 
 def images():
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     return [
         torch.randn(1, 3, size, size + 16, generator=generator)
         for size in (64, 96)

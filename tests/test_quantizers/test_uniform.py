@@ -51,8 +51,9 @@ def test_grids(low, high, scale, zero):
 def onnx_qdq(y, s, z, qmin, qmax):
     """QuantizeLinear and DequantizeLinear by numpy, which divides."""
     shape = (1, -1, 1, 1)
-    s, z = s.numpy().reshape(shape), z.numpy().reshape(shape)
-    codes = np.rint(y.numpy() / s).astype(np.float32) + z.astype(np.float32)
+    y, s, z = (t.cpu().numpy() for t in (y, s, z))
+    s, z = s.reshape(shape), z.reshape(shape)
+    codes = np.rint(y / s).astype(np.float32) + z.astype(np.float32)
     codes = np.clip(codes, qmin, qmax)
     return ((codes - z.astype(np.float32)) * s).astype(np.float32)
 

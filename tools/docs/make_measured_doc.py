@@ -41,6 +41,87 @@ def time_table(found: dict) -> str:
     return '\n'.join(lines)
 
 
+def sides(size: int | list[int]) -> str:
+    """A size in pixels as text: ``512 x 512``."""
+    given = [size] if isinstance(size, int) else size
+    return f'{given[0]} x {given[-1]}'
+
+
+def gpu_section(found: dict) -> list[str]:
+    """Ratios, memory and crossings of ``tools/speed/benchmark.py``, on a GPU.
+
+    Args:
+        found (dict): ``benchmark_cuda.json``.
+    """
+    s = found['settings']
+    size = ' '.join(map(str, s['size']))
+    parts = ('weight ranges', 'calibration', 'activation ranges')
+    lines = [
+        '## Time on a GPU',
+        '',
+        f'{found["machine"]}, {found["date"]}; not to be compared with the '
+        f'CPU above. {sides(s["size"])}, {s["images"]} images, '
+        f'`{s["recipe"]}` {s["bits"]}, random weights. Ratios to float '
+        'predictions of the same images: conversion and calibration, and of '
+        'it weight ranges, forwards of the calibration and activation '
+        'ranges; then median simulated prediction over median float '
+        'prediction. Command: '
+        f'`{found["command"]} --device {s["device"]} --size {size} '
+        f'--images {s["images"]} --repeats {s["repeats"]}`',
+        '',
+        '| detector | float, ms | convert + calibrate | weight ranges '
+        '| forwards | activation ranges | simulated forward | GPU MiB |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
+    for name, r in found['detectors'].items():
+        cells = [r['calibrate'], *(r['stages'][p] for p in parts)]
+        cells.append(r['forward'])
+        ratios = ' | '.join(f'{value:.2f}' for value in cells)
+        lines.append(
+            f'| {name} | {1e3 * r["float_forward_s"]:.1f} | {ratios} '
+            f'| {r["peak_gpu_mb"]} |'
+        )
+    lines += [
+        '',
+        'What one prediction makes the GPU and the CPU wait for, float and '
+        'simulated: copies between them, waits of the CPU, numbers that it '
+        'asks for; and kernels.',
+        '',
+        '| detector | copies | waits | numbers | kernels |',
+        '|---|---|---|---|---|',
+    ]
+    for name, r in found['detectors'].items():
+        both = [r[f'crossings_{one}'] for one in ('float', 'quantized')]
+        cells = [
+            ', '.join(str(one[key]) for one in both)
+            for key in ('copies', 'waits', 'item', 'kernels')
+        ]
+        lines.append(f'| {name} | {" | ".join(cells)} |')
+    return [*lines, '', *_step_lines(found.get('steps', {}))]
+
+
+def _step_lines(steps: dict) -> list[str]:
+    """Steps of ``tools/speed/unit_step.py`` by their batch."""
+    if not steps:
+        return []
+    lines = [
+        'A step of `qdrop` on `backbone.layer1.1` of a RetinaNet R50, beside '
+        'forward and backward of the float unit, and of the float detector '
+        'down to the unit, on as many images:',
+        '',
+        '| batch | step, ms | float unit, ms | float detector, ms '
+        '| step / unit | 33 units of 2000 steps, h | GPU MiB |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    lines += [
+        f'| {batch} | {r["step_ms"]:.1f} | {r["float_unit_ms"]:.1f} '
+        f'| {r["float_detector_ms"]:.1f} | {r["over_float"]:.2f} '
+        f'| {r["hours"]:.2f} | {r["peak_gpu_mb"]} |'
+        for batch, r in steps.items()
+    ]
+    return [*lines, '']
+
+
 def reconstruct_section(found: dict) -> list[str]:
     """Steps, memory and a whole run of ``tools/speed/reconstruct.py``."""
     lines = ['## Time and memory of a reconstruction', '']
@@ -48,7 +129,7 @@ def reconstruct_section(found: dict) -> list[str]:
         s = found['steps']
         lines += [
             'RetinaNet R50, random weights, `reg_ptq` w4a4, '
-            f'{s["size"]} x {s["size"]}, one image a step, {s["threads"]} '
+            f'{sides(s["size"])}, one image a step, {s["threads"]} '
             f'threads, {s["machine"]}, {s["clock"]} time. A step (Fisher and '
             'detection loss, dropping, rounding, steps, codebooks, Adam) '
             'over forward and backward, of a plain sum, of the unit and '
@@ -136,27 +217,20 @@ def document() -> str:
             'Ratios to the float model in the same run: conversion and '
             f'calibration on {s["images"]} images over {s["images"]} float '
             'predictions; median simulated prediction over median float '
-            f'prediction. Random weights, {in_words(s["size"])}, '
+            f'prediction. Random weights, {sides(s["size"])}, '
             f'`{s["recipe"]}` {s["bits"]}, {s["threads"]} threads, '
             f'{found["machine"]}. Command: `{found["command"]}`',
             '',
             time_table(found),
             '',
         ]
+    path = RESULTS / 'benchmark_cuda.json'
+    if path.is_file():
+        parts += gpu_section(json.loads(path.read_text()))
     path = RESULTS / 'benchmark_reconstruct.json'
     if path.is_file():
         parts += reconstruct_section(json.loads(path.read_text()))
     return '\n'.join(parts)
-
-
-def in_words(size: int | list[int]) -> str:
-    """Height and width of images, of the benchmark's ``--size``.
-
-    Args:
-        size (int | list[int]): A side, or one or two numbers in a list.
-    """
-    sides = [size] if isinstance(size, int) else size
-    return f'{sides[0]} x {sides[-1]}'
 
 
 def main() -> int:

@@ -27,8 +27,18 @@ from mmdet_ptq.testing import (
     random_detector,
     settle_batch_norms,
 )
-from tools.speed import reconstruct
-from tools.speed.device import crossings, now, peak_mb, timed
+from tools.speed import reconstruct, unit_step
+from tools.speed.device import (
+    add_device,
+    add_size,
+    check_device,
+    crossings,
+    forget_peak,
+    now,
+    peak_mb,
+    sides,
+    timed,
+)
 
 DETECTORS = {
     'RetinaNet R50': 'retinanet/retinanet_r50_fpn_1x_coco.py',
@@ -59,7 +69,8 @@ def measure(
     """Calibration and simulated forward of one detector.
 
     Args:
-        config (str): A config of MMDetection, below its ``configs``.
+        config (str): A config of MMDetection, below its ``configs``, or a
+            file.
         size (tuple[int, int]): Height and width of the images, pixels.
         images (int): Number of calibration images.
         repeats (int): Interleaved forwards for the second ratio.
@@ -72,7 +83,9 @@ def measure(
         float), the float forward in seconds, stages of the calibration as
         ratios too; on a GPU what crosses in a forward.
     """
-    model = random_detector('mmdet::' + config).to(device)
+    forget_peak(device)
+    name = config if Path(config).is_file() else f'mmdet::{config}'
+    model = random_detector(name).to(device)
     data = noise_batches(images, size)
     settle_batch_norms(model, data[:2])
     predict(model, data[0])
@@ -111,71 +124,104 @@ def measure(
 _PLACES = ('out', 'only')
 
 
-def main() -> int:
-    """Prints and writes a table of ratios."""
-    if sys.argv[1:2] == ['reconstruct']:
-        return reconstruct.main(sys.argv[2:])
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse_args(words: list[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         '--only', nargs='*', choices=list(DETECTORS), default=list(DETECTORS)
     )
-    parser.add_argument(
-        '--size',
-        type=int,
-        nargs='+',
-        default=[512],
-        help='side of a square, or height and width, pixels',
-    )
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    add_size(parser, (512,))
+    add_device(parser)
     parser.add_argument('--images', type=int, default=16)
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--recipe', default='uniform')
     parser.add_argument('--bits', default='w8a8')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
     parser.add_argument(
+        '--step-batches',
+        type=int,
+        nargs='*',
+        default=[],
+        help='also time steps of QDrop with so many images each',
+    )
+    parser.add_argument('--iters', type=int, default=40, help='of such steps')
+    parser.add_argument('--cache', default='8GiB', help='bound of these')
+    parser.add_argument(
         '--out',
         help='default: docs/results/benchmark.json, benchmark_cuda.json',
     )
-    args = parser.parse_args()
-    if len(args.size) > 2:
-        parser.error('--size takes a side, or height and width')
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        parser.error('--device cuda: PyTorch sees no GPU here')
+    args = parser.parse_args(words)
+    check_device(parser, args)
     if args.out is None:
         suffix = '' if args.device == 'cpu' else f'_{args.device}'
         args.out = f'docs/results/benchmark{suffix}.json'
+    return args
+
+
+def measured_before(path: Path, head: dict) -> dict:
+    """Detectors and steps that were measured in the same way before."""
+    old = json.loads(path.read_text()) if path.is_file() else {}
+    same = all(old.get(key) == value for key, value in head.items())
+    return {k: old.get(k, {}) if same else {} for k in ('detectors', 'steps')}
+
+
+def main(words: list[str]) -> int:
+    """Prints and writes a table of ratios.
+
+    Args:
+        words (list[str]): The command line.
+
+    Returns:
+        int: Exit code.
+    """
+    if words[:1] == ['reconstruct']:
+        return reconstruct.main(words[1:])
+    args = parse_args(words)
     warnings.filterwarnings('ignore')
     torch.set_num_threads(args.threads)
-    path = Path(args.out)
-    settings = {k: v for k, v in vars(args).items() if k not in _PLACES}
+    path, size = Path(args.out), sides(args.size)
+    cfg = dict(recipe=args.recipe, bits=args.bits)
+    places = (*_PLACES, 'step_batches')
     head = dict(
         command='python -m tools.speed.benchmark',
-        settings=settings,
+        settings={k: v for k, v in vars(args).items() if k not in places},
         machine=machine_line(args.device),
         **({} if args.device == 'cpu' else dict(date=str(date.today()))),
     )
-    # what was measured in the same way before stays
-    old = json.loads(path.read_text()) if path.is_file() else {}
-    same = all(old.get(key) == value for key, value in head.items())
-    found = old['detectors'] if same else {}
-    for name in args.only:
-        found[name] = measure(
-            DETECTORS[name],
-            (args.size[0], args.size[-1]),
-            args.images,
-            args.repeats,
-            dict(recipe=args.recipe, bits=args.bits),
-            args.device,
-        )
-        print(
-            f'{name}: calibrate {found[name]["calibrate"]:.2f} x, '
-            f'forward {found[name]["forward"]:.2f} x',
-            flush=True,
-        )
+    found = measured_before(path, head)
+
+    def keep(part: str, name: str, one: dict, said: str) -> None:
+        print(f'{name}: {said}', flush=True)
+        found[part][name] = one
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(dict(head, detectors=found), indent=1))
+        path.write_text(json.dumps({**head, **found}, indent=1) + '\n')
+
+    for name in args.only:
+        one = measure(
+            DETECTORS[name], size, args.images, args.repeats, cfg, args.device
+        )
+        said = (
+            f'calibrate {one["calibrate"]:.2f} x, '
+            f'forward {one["forward"]:.2f} x'
+        )
+        keep('detectors', name, one, said)
+    for batch in args.step_batches:
+        one = unit_step.measure(
+            unit_step.CONFIG,
+            unit_step.UNIT,
+            size,
+            batch,
+            args.iters,
+            args.device,
+            args.cache,
+        )
+        said = f'{one["step_ms"]} ms, {one["over_float"]} x the float unit'
+        keep('steps', str(batch), one, said)
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tools.accuracy.compare_commits import check_out
 from tools.speed.benchmark import DETECTORS
+from tools.speed.device import add_device, add_size, check_device
 
 RATIOS = ('calibrate', 'forward')
 
@@ -81,6 +82,20 @@ def table(found: dict[str, list[list[dict]]]) -> str:
     return '\n'.join(lines)
 
 
+def options_of(args: argparse.Namespace) -> list[str]:
+    """Options of the benchmark; a commit may not know all of them.
+
+    Args:
+        args (argparse.Namespace): Of this command.
+    """
+    options = ['--size', *map(str, args.size)]
+    for key in ('images', 'threads'):
+        options += [f'--{key}', str(getattr(args, key))]
+    return options + (
+        [] if args.device == 'cpu' else ['--device', args.device]
+    )
+
+
 def main() -> int:
     """Prints the table, and a line for each round."""
     parser = argparse.ArgumentParser(
@@ -93,16 +108,14 @@ def main() -> int:
         '--only', nargs='*', choices=list(DETECTORS), default=list(DETECTORS)
     )
     parser.add_argument('--rounds', type=int, default=3)
-    parser.add_argument('--size', type=int, default=320)
+    add_size(parser, (320,))
+    add_device(parser)
     parser.add_argument('--images', type=int, default=4)
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--work-dir', default='work_dirs/commits')
     args = parser.parse_args()
-    options = [
-        word
-        for key in ('size', 'images', 'threads')
-        for word in (f'--{key}', str(getattr(args, key)))
-    ]
+    check_device(parser, args)
+    options = options_of(args)
     work = Path(args.work_dir).resolve()
     folders = [check_out(r, work) for r in (args.old, args.new)]
     found: dict[str, list[list[dict]]] = {}

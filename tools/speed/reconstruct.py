@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -23,6 +22,14 @@ from mmdet_ptq.testing import (
     noise_batches,
     random_detector,
     settle_batch_norms,
+)
+from tools.speed.device import (
+    add_device,
+    add_size,
+    check_device,
+    forget_peak,
+    now,
+    sides,
 )
 from tools.speed.memory import FEW, WatchedReconstruct, growth, in_child
 from tools.speed.steps import TimedReconstruct, clock_of, summarize
@@ -83,13 +90,17 @@ def quantized(
 
 
 def measure_steps(
-    config: str, size: int, images: int, iters: int, device: str
+    config: str,
+    size: tuple[int, int],
+    images: int,
+    iters: int,
+    device: str,
 ) -> dict[str, dict]:
     """Steps of the two chosen units.
 
     Args:
         config (str): A config of a RetinaNet.
-        size (int): Height and width of the images, pixels.
+        size (tuple[int, int]): Height and width of the images, pixels.
         images (int): Number of calibration images.
         iters (int): Steps of a unit; all but two count.
         device (str): ``'cpu'`` or ``'cuda'``.
@@ -98,7 +109,7 @@ def measure_steps(
         dict[str, dict]: :func:`steps.summarize` of each unit.
     """
     cfg = quant_cfg(images, iters, TimedReconstruct)
-    session = quantized(config, (size, size), device, cfg)
+    session = quantized(config, size, device, cfg)
     return {r.unit: summarize(r.times) for r in session.records}
 
 
@@ -143,15 +154,11 @@ def measure_full(
         dict: ``minutes`` in all and in each stage, ``units`` and, on a
         GPU, ``peak_gib``: most that PyTorch had allocated there.
     """
-    cuda = device == 'cuda'
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
+    forget_peak(device)
+    start = now(device)
     session = quantized(config, size, device, quant_cfg(images, iters))
-    if cuda:
-        torch.cuda.synchronize()
-    spent = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated() if cuda else None
+    spent = now(device) - start
+    peak = torch.cuda.max_memory_allocated() if device == 'cuda' else None
     return dict(
         minutes=round(spent / 60, 2),
         stages={k: round(v / 60, 2) for k, v in session.seconds.items()},
@@ -167,11 +174,11 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         '--config', default=CONFIG, help='of a RetinaNet with a ResNet'
     )
-    parser.add_argument('--size', type=int, default=512)
+    add_size(parser, (512,))
     parser.add_argument('--images', type=int, default=2)
     parser.add_argument('--iters', type=int, default=7)
     parser.add_argument('--threads', type=int, default=os.cpu_count())
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    add_device(parser)
     parser.add_argument('--memory-size', type=int, default=128)
     parser.add_argument('--memory-images', type=int, default=24)
     parser.add_argument('--memory-iters', type=int, default=4)
@@ -189,8 +196,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
         '--out', default='docs/results/benchmark_reconstruct.json'
     )
     args = parser.parse_args(words)
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        parser.error('--device cuda: there is no GPU here')
+    check_device(parser, args)
     if args.full and args.device != 'cuda':
         parser.error(
             '--full takes days on a CPU: give --device cuda on a machine '
@@ -250,7 +256,9 @@ def main(words: list[str]) -> int:
         print(json.dumps(found), flush=True)
         write(path, 'full', found, dict(common, **FULL))
         return 0
-    settings = dict(size=args.size, images=args.images, iters=args.iters)
+    settings = dict(
+        size=sides(args.size), images=args.images, iters=args.iters
+    )
     found = measure_steps(args.config, device=args.device, **settings)
     for unit, one in found.items():
         print(f'{unit}: {json.dumps(one)}', flush=True)

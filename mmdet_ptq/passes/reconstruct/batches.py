@@ -26,11 +26,13 @@ def draw(numbers: list[int], size: int, seed: int) -> Iterator[list[int]]:
     slots = [[j for j in numbers if j % size == s] for s in range(size)]
     if not all(slots):
         slots = [numbers[s::size] for s in range(size)]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator('cpu').manual_seed(seed)
     queues: list[list[int]] = [[] for _ in slots]
     while True:
         for queue, slot in zip(queues, slots, strict=True):
             if not queue:
-                order = torch.randperm(len(slot), generator=generator)
+                order = torch.randperm(
+                    len(slot), generator=generator, device='cpu'
+                )
                 queue += [slot[i] for i in order]
         yield [queue.pop() for queue in queues]

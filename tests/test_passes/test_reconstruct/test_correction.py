@@ -16,6 +16,7 @@ from reconstruct_model import (
     reconstruct,
     stopped_and_resumed,
 )
+from seeded import seeded
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
@@ -236,8 +237,7 @@ def test_loss_and_target_by_hand(corrected, only, init):
                 assert found[2] == pytest.approx(error, 1e-4)
                 assert found[3] == pytest.approx(after, 1e-4)
             # float elements of the mixture are those of x'
-            seeded = torch.Generator().manual_seed(0)
-            mixed = trainer.inputs(sample, 0, 1.0, seeded)
+            mixed = trainer.inputs(sample, 0, 1.0, seeded(0))
             assert torch.equal(maps(mixed)[0], maps(new[0])[0])
         return len(norms), len(values)
 

@@ -4,6 +4,7 @@
 import pytest
 import torch
 from reconstruct_model import LEARN, LOSSES, RULES, Block, Net, flat, inside
+from seeded import seeded
 from torch import nn
 from torch.nn import functional
 
@@ -39,15 +40,11 @@ def test_quantized_inputs_and_activations_are_mixed():
                 dropped = mean_square(trainer, 0, exact)
             assert plain > 1.1 * dropped > 0
             assert float(trainer.loss(0)) == pytest.approx(plain)
-            seeded = torch.Generator().manual_seed(0)
-            found = float(trainer.loss(0, 1.0, seeded))
+            found = float(trainer.loss(0, 1.0, seeded(0)))
             assert found == pytest.approx(dropped)
-            half = [
-                float(trainer.loss(0, 0.5, torch.Generator().manual_seed(i)))
-                for i in (0, 1, 0)
-            ]
+            half = [float(trainer.loss(0, 0.5, seeded(i))) for i in (0, 1, 0)]
         assert half[0] == half[2] != half[1]
-        mixed = trainer.inputs(sample, 0, 0.5, seeded)[0][0]
+        mixed = trainer.inputs(sample, 0, 0.5, seeded(0))[0][0]
         kept = mixed == quantized[0][0]
         assert bool((kept | (mixed == exact[0][0])).all())
         differ = quantized[0][0] != exact[0][0]
@@ -195,7 +192,7 @@ def test_a_unit_leaves_its_cached_inputs():
         before = [t.clone() for t in flat(fetch(held))]
         assert all((t < 0).any() for t in before)
         for rate in (1.0, 0.5):
-            trainer.loss(0, rate, torch.Generator().manual_seed(0))
+            trainer.loss(0, rate, seeded(0))
         for ours, theirs in zip(flat(fetch(held)), before, strict=True):
             assert torch.equal(ours, theirs)
         return True
@@ -253,12 +250,11 @@ def test_global_loss_sees_the_mixture_or_not(separate):
             return float(value), float(local(outputs, targets, None))
 
         targets = fetch(sample.targets)
-        seeded = torch.Generator().manual_seed(0)
         with torch.no_grad():
             kept, dropped = by_hand(False), by_hand(True)
             assert kept[0] > 1.05 * dropped[0] and kept[1] > dropped[1]
             assert float(trainer.loss(0)) == pytest.approx(sum(kept))
-            found = float(trainer.loss(0, 1.0, seeded))
+            found = float(trainer.loss(0, 1.0, seeded(0)))
         expected = dropped[1] + (kept if separate else dropped)[0]
         assert found == pytest.approx(expected)
 

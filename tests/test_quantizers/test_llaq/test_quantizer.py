@@ -7,6 +7,7 @@ import pytest
 import torch
 from llaq_kit import ALL_BITS, error, fitted, laplace, made
 from promises import FACTORIES, check_codes, check_output, check_state
+from seeded import seeded
 
 from mmdet_ptq.quantizers import LLAQuantizer
 from mmdet_ptq.registry import QUANTIZERS, build_from
@@ -162,7 +163,7 @@ def test_literal_fits_and_learns():
         )
         assert torch.equal(q.a[:, 0], q.a[:, 1])
     # s is common to both sides, however unlike they are
-    w = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)) ** 3
+    w = torch.randn(40, 30, generator=seeded(0)) ** 3
     q = fitted(w, 4, form='paper_literal')
     assert torch.equal(q.a[:, 0], q.a[:, 1]) and torch.equal(q(q(w)), q(w))
     # k = 1 errs least, and inverts psi

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from seeded import seeded
 from subset_kit import fitted, make, samples
 
 from mmdet_ptq.quantizers import SubsetQuantizer
@@ -50,7 +51,7 @@ def nearest_by_division(x, scale, magnitudes):
 
 @pytest.mark.parametrize('bits', [2, 3, 4])
 def test_bounds_are_where_the_quotient_changes_sides(bits):
-    generator = torch.Generator().manual_seed(bits)
+    generator = seeded(bits)
     subsets = subset_search.candidate_subsets(bits).float()
     at = torch.randint(len(subsets), (30,), generator=generator)
     for magnitudes in (subset_search.default_subset(bits), *subsets[at]):

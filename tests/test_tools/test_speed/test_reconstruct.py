@@ -2,7 +2,6 @@
 """The reconstruction benchmark on a tiny RetinaNet."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ def test_end_to_end(tiny, tmp_path, monkeypatch, capsys):
     out = tmp_path / 'found.json'
     out.write_text(json.dumps(dict(full=dict(found=1))))
     options = {
-        'size': 64,
         'iters': 3,
         'threads': 1,
         'memory-size': 64,
@@ -28,12 +26,11 @@ def test_end_to_end(tiny, tmp_path, monkeypatch, capsys):
         'memory-iters': 2,
         'cache': '0.5MiB',
     }
-    words = ['reconstruct']
+    words = ['reconstruct', '--size', '64', '96']
     for name, value in options.items():
         words += [f'--{name}', str(value)]
     words += ['--config', str(tiny.config['retinanet'])]
-    monkeypatch.setattr(sys, 'argv', ['b', *words, '--out', str(out)])
-    assert benchmark.main() == 0
+    assert benchmark.main([*words, '--out', str(out)]) == 0
     found = json.loads(out.read_text())
     assert found['full'] == dict(found=1)
     for name in ('steps', 'memory'):
@@ -41,6 +38,7 @@ def test_end_to_end(tiny, tmp_path, monkeypatch, capsys):
         assert found[name]['threads'] == 1 and found[name]['machine']
     assert set(found['steps']['found']) == {BLOCK, LAYER}
     assert found['steps']['clock'] == 'CPU'
+    assert found['steps']['size'] == [64, 96]
     for one in found['steps']['found'].values():
         assert one['steps'] == 1 and one['over_float'] > 0
     peak = found['memory']['found']
@@ -80,7 +78,8 @@ def test_a_whole_run(tiny, tmp_path, monkeypatch):
     [
         (['--wrong'], 'unrecognized arguments: --wrong'),
         (['--full'], '--full takes days on a CPU: give --device cuda'),
-        (['--full', '--device', 'cuda'], 'there is no GPU here'),
+        (['--full', '--device', 'cuda'], 'PyTorch sees no GPU here'),
+        (['--size', '1', '2', '3'], 'a side, or height and width'),
         (['--iters', '2'], 'give 3'),
         (['--images', '1'], 'at least 2 images'),
         (['--memory-images', '1'], 'at least 2 images'),

@@ -1,0 +1,9 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Random numbers where tests make their tensors."""
+
+import torch
+
+
+def seeded(seed):
+    """A generator of the device of ``--device``."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
