@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cuda import kernels, usable
 from .granularity import Granularity
 
 # Elements worked on at once: 512 KiB of float32 stay in a core's L2 cache
@@ -95,6 +96,10 @@ def fake_quantize(
         Tensor: float32, of x's shape and memory format. NaN stays NaN, so
         that it is found where it arose.
     """
+    if usable(x):
+        return kernels()['fake_quantize'](
+            x, *_spread(scale, zero_point, axis, x), low=qmin, high=qmax
+        )
     if memory_order(x) is None:
         x = x.contiguous()
     out = torch.empty_like(x)
@@ -103,7 +108,7 @@ def fake_quantize(
     shape = (1, -1, 1)
     s = scale.reshape(shape)
     z = zero_point.reshape(shape).to(torch.float32)
-    # a GPU gains nothing from blocks
+    # a GPU without the fused kernel gains nothing from blocks
     every = slice(None)
     blocks = _blocks(*source.shape) if x.is_cpu else [(every, every, every)]
     for i, j, k in blocks:
@@ -113,6 +118,16 @@ def fake_quantize(
         y.round_().add_(z[:, cj]).clamp_(qmin, qmax)
         y.sub_(z[:, cj]).mul_(s[:, cj])
     return out
+
+
+def _spread(
+    scale: Tensor, zero_point: Tensor, axis: int | None, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point in the number of axes of ``x``."""
+    shape = [1] * x.dim()
+    if axis is not None:
+        shape[axis] = -1
+    return scale.reshape(shape), zero_point.reshape(shape)
 
 
 def ste_round(x: Tensor) -> Tensor:
@@ -179,20 +194,12 @@ class UniformFunction(torch.autograd.Function):
         """Gradients of x and scale; the other inputs have none."""
         x, scale, zero_point = ctx.saved_tensors
         axis, qmin, qmax, sharing = ctx.grid
-        shape = [1] * x.dim()
-        if axis is not None:
-            shape[axis] = -1
-        z = zero_point.reshape(shape)
-        ratio = x / scale.reshape(shape)
-        steps = ratio.round()
-        code = steps + z
-        inside = (code >= qmin) & (code <= qmax)
-        grad_x = grad * inside if ctx.needs_input_grad[0] else None
+        s, z = _spread(scale, zero_point, axis, x)
+        wanted = ctx.needs_input_grad[:2]
+        slopes = _fused_slopes if usable(x) else _slopes
+        grad_x, slope = slopes(grad, x, s, z, qmin, qmax, *wanted)
         grad_scale = None
-        if ctx.needs_input_grad[1]:
-            slope = code.clamp_(qmin, qmax).sub_(z)
-            slope -= torch.where(inside, ratio, 0.0)
-            slope *= grad
+        if slope is not None:
             keep = [i for i in range(x.dim()) if i != axis]
             grad_scale = slope.sum(keep) if keep else slope
             grad_scale = grad_scale.reshape(scale.shape)
@@ -200,6 +207,47 @@ class UniformFunction(torch.autograd.Function):
             top = qmax if qmax > 0 else -qmin
             grad_scale = grad_scale * (sharing * top) ** -0.5
         return grad_x, grad_scale, None, None, None, None, None
+
+
+def _slopes(
+    grad: Tensor,
+    x: Tensor,
+    s: Tensor,
+    z: Tensor,
+    qmin: int,
+    qmax: int,
+    of_x: bool,
+    of_scale: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x, and of the scale before they are summed."""
+    ratio = x / s
+    code = ratio.round() + z
+    inside = (code >= qmin) & (code <= qmax)
+    grad_x = grad * inside if of_x else None
+    if not of_scale:
+        return grad_x, None
+    slope = code.clamp_(qmin, qmax).sub_(z)
+    slope -= torch.where(inside, ratio, 0.0)
+    slope *= grad
+    return grad_x, slope
+
+
+def _fused_slopes(
+    grad: Tensor,
+    x: Tensor,
+    s: Tensor,
+    z: Tensor,
+    qmin: int,
+    qmax: int,
+    of_x: bool,
+    of_scale: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """:func:`_slopes` in one kernel each."""
+    by, grid, ends = kernels(), (grad, x, s, z), dict(low=qmin, high=qmax)
+    return (
+        by['input_gradient'](*grid, **ends) if of_x else None,
+        by['scale_gradient'](*grid, **ends) if of_scale else None,
+    )
 
 
 def quantize_dequantize(
