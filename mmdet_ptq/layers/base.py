@@ -109,7 +109,7 @@ class QuantLayer(Changes, nn.Module):
         if kwargs:
             args = self._positional(args, kwargs)
         shadows = self.float_branches(*args)
-        level = self._take_level()
+        level = 0 if self.levels == 1 else self._take_level()
         inputs = [
             self._input(port, level, x)
             for port, x in zip(self.ports, args, strict=False)
@@ -136,9 +136,9 @@ class QuantLayer(Changes, nn.Module):
         """
         forward = current()
         if (
-            self.quantize_act
+            not forward.knows(self.call_key)
+            and self.quantize_act
             and self.has_level_ranges()
-            and not forward.knows(self.call_key)
         ):
             raise PTQError(
                 f'{self.call_key.name}: it has ranges for {self.levels} '
@@ -161,10 +161,11 @@ class QuantLayer(Changes, nn.Module):
 
     def operands(self) -> dict[str, Any]:
         """Attributes to replace during the forward: weight and bias."""
+        # the cheap questions first: a GPU waits for the answers
         if (
-            self.weight_quantizer is None
-            or self.baked
-            or (not self.quantize_weight)
+            self.baked
+            or not self.quantize_weight
+            or self.weight_quantizer is None
         ):
             return {}
         found = {'weight': self.quantized_weight()}
@@ -203,9 +204,13 @@ class QuantLayer(Changes, nn.Module):
         return y
 
     def _quantized(self, port: str, level: int, x: Tensor) -> Tensor:
-        if not self.quantize_act or port not in self.act_quantizers:
+        if not self.quantize_act:
             return x
-        quantized = self.act_quantizers[port](x, level)
+        # a module's own way to its children is slow
+        quantizer = self._modules['act_quantizers']._modules.get(port)
+        if quantizer is None:
+            return x
+        quantized = quantizer(x, level)
         if self.drop_prob == 0:
             return quantized
         drawn = torch.rand(x.shape, generator=self.generator, device=x.device)

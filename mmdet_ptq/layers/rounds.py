@@ -31,7 +31,8 @@ class Rounds:
         """Forward hook of a part, called after an exception too."""
         forward = current()
         for layer in self.layers.values():
-            forward.end(layer.call_key)
+            if layer.by_head:
+                forward.end(layer.call_key)
 
     def check_part(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Forward hook of a part: looks at levels that began with its call.

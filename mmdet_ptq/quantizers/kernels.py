@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cuda import kernels, usable
+from .cuda import bits_of, fused, usable
 from .granularity import Granularity
 
 # Elements worked on at once: 512 KiB of float32 stay in a core's L2 cache
@@ -86,7 +86,7 @@ def fake_quantize(
 
     Args:
         x (Tensor): float32, not empty, any strides.
-        scale (Tensor): float32 ``[1]``, or ``[C]`` with ``axis``.
+        scale (Tensor): float32, of one element, or of C with ``axis``.
         zero_point (Tensor): int32, shaped like ``scale``.
         axis (int, optional): Axis of the C channels.
         qmin (int): Lowest code.
@@ -96,10 +96,9 @@ def fake_quantize(
         Tensor: float32, of x's shape and memory format. NaN stays NaN, so
         that it is found where it arose.
     """
-    if usable(x):
-        return kernels()['fake_quantize'](
-            x, *_spread(scale, zero_point, axis, x), low=qmin, high=qmax
-        )
+    if usable(x, 'fake_quantize'):
+        s, z = _spread(scale, zero_point, axis, x)
+        return fused('fake_quantize', qmin, qmax, x, s, bits_of(z))
     if memory_order(x) is None:
         x = x.contiguous()
     out = torch.empty_like(x)
@@ -123,7 +122,9 @@ def fake_quantize(
 def _spread(
     scale: Tensor, zero_point: Tensor, axis: int | None, x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero point in the number of axes of ``x``."""
+    """Scale and zero point that broadcast against ``x``."""
+    if axis is None and scale.dim() <= x.dim():
+        return scale, zero_point
     shape = [1] * x.dim()
     if axis is not None:
         shape[axis] = -1
@@ -196,7 +197,8 @@ class UniformFunction(torch.autograd.Function):
         axis, qmin, qmax, sharing = ctx.grid
         s, z = _spread(scale, zero_point, axis, x)
         wanted = ctx.needs_input_grad[:2]
-        slopes = _fused_slopes if usable(x) else _slopes
+        fast = usable(x, 'input_gradient') and usable(x, 'scale_gradient')
+        slopes = _fused_slopes if fast else _slopes
         grad_x, slope = slopes(grad, x, s, z, qmin, qmax, *wanted)
         grad_scale = None
         if slope is not None:
@@ -243,10 +245,10 @@ def _fused_slopes(
     of_scale: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """:func:`_slopes` in one kernel each."""
-    by, grid, ends = kernels(), (grad, x, s, z), dict(low=qmin, high=qmax)
+    given = qmin, qmax, grad, x, s, bits_of(z)
     return (
-        by['input_gradient'](*grid, **ends) if of_x else None,
-        by['scale_gradient'](*grid, **ends) if of_scale else None,
+        fused('input_gradient', *given) if of_x else None,
+        fused('scale_gradient', *given) if of_scale else None,
     )
 
 
@@ -262,8 +264,8 @@ def quantize_dequantize(
 
     Args:
         x (Tensor): Any shape, strides and float type.
-        scale (Tensor): float32 ``[K]``.
-        zero_point (Tensor): int32 ``[K]``.
+        scale (Tensor): float32 ``[K]`` or ``[1, K]``.
+        zero_point (Tensor): int32, shaped like ``scale``.
         granularity (Granularity): Gives the K rows of ``x``.
         qmin (int): Lowest code.
         qmax (int): Highest code.
@@ -277,33 +279,67 @@ def quantize_dequantize(
     """
     if x.numel() == 0:
         return x.clone()
-    y, axis = x.to(torch.float32), None
     rows = granularity.num_rows(x.shape)
-    if granularity.kind != 'tensor':
-        if scale.numel() != rows:
-            raise ValueError(
-                f'{scale.numel()} scales do not fit a tensor'
-                f' of shape {tuple(x.shape)}: it needs {rows}'
-            )
-        axis = granularity.channel_axis(x.shape)
-        if granularity.within:
-            y, axis = granularity.rows(y), 0
-        elif granularity.group_size is not None:
-            scale = scale.repeat_interleave(granularity.group_size)
-            zero_point = zero_point.repeat_interleave(granularity.group_size)
+    if granularity.kind != 'tensor' and scale.numel() != rows:
+        raise ValueError(
+            f'{scale.numel()} scales do not fit a tensor'
+            f' of shape {tuple(x.shape)}: it needs {rows}'
+        )
+    learns = torch.is_grad_enabled() and (
+        x.requires_grad or scale.requires_grad
+    )
+    y = x if x.dtype == torch.float32 else x.to(torch.float32)
+    y, axis, scale, zero_point = _sliced(
+        y, scale, zero_point, granularity, rows
+    )
     grid = scale, zero_point, axis, qmin, qmax
-    if torch.is_grad_enabled() and (y.requires_grad or scale.requires_grad):
+    if learns:
         sharing = x.numel() // rows
         y = UniformFunction.apply(y, *grid, sharing)  # type: ignore[no-untyped-call]
     else:
         y = fake_quantize(y, *grid)
     if granularity.within:
         y = granularity.unrows(y, x.shape)
+    elif axis is not None and y.dim() > x.dim():
+        y = y.flatten(axis, axis + 1)
     return to_dtype(y, x.dtype)
+
+
+def _sliced(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    granularity: Granularity,
+    rows: int,
+) -> tuple[Tensor, int | None, Tensor, Tensor]:
+    """A view in which each scale is that of a slice.
+
+    Returns:
+        tuple: The view, the axis of its slices (None: one scale for all),
+        scales and zero points along it.
+    """
+    if granularity.kind == 'tensor':
+        return x, None, scale, zero_point
+    if granularity.within:
+        return granularity.rows(x), 0, scale, zero_point
+    axis, size = granularity.channel_axis(x.shape), granularity.group_size
+    if size is None or size == 1:
+        return x, axis, scale, zero_point
+    if not x.is_cpu:
+        return x.unflatten(axis, (rows, size)), axis, scale, zero_point
+    # a CPU is slow where few elements in a row share a scale
+    return (
+        x,
+        axis,
+        scale.repeat_interleave(size),
+        zero_point.repeat_interleave(size),
+    )
 
 
 def to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Casts float32, saturating: the top code of a half tensor is finite."""
+    if x.dtype == dtype:
+        return x
     if dtype in (torch.float16, torch.bfloat16):
         limit = torch.finfo(dtype).max
         return x.clamp(-limit, limit).to(dtype)

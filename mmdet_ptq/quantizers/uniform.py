@@ -1,6 +1,9 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The uniform quantizer, affine or symmetric."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -130,24 +133,33 @@ class UniformQuantizer(
             CalibrationError: If no range was set.
             IndexError: If there is no such level.
         """
-        scale, zero = self.scale, self.zero_point
+        scale, zero = self._stored(level)
+        if scale.dim() == 2:
+            scale, zero = scale.select(0, 0), zero.select(0, 0)
+        return scale, zero
+
+    def _stored(self, level: int) -> tuple[Tensor, Tensor]:
+        """:meth:`parameters_of`, ``[1, K]`` where there is one level."""
+        # a module's own way to its tensors is slow, and a GPU waits for it
+        held: Mapping[str, Any] = self._buffers
+        scale, zero = held.get('scale'), held['zero_point']
+        if scale is None:  # it is learned
+            if not exporting():  # a graph takes the scale as it stands
+                self.keep_scale()
+            scale = self.scale
         shape = sizes(scale)
         if 0 in shape:
             raise CalibrationError(
                 'a quantizer was used before it had a range: calibrate '
                 'first, call set_range, or load a quantized checkpoint'
             )
-        if not exporting():  # a graph takes the scale as it stands
-            self.keep_scale()
-        if len(shape) == 2:
-            if shape[0] == 1:
-                level = 0
-            elif not 0 <= level < shape[0]:
+        if len(shape) == 2 and shape[0] > 1:
+            if not 0 <= level < shape[0]:
                 raise IndexError(
                     f'level {level} of a quantizer that has '
                     f'ranges for {shape[0]} levels'
                 )
-            scale, zero = scale[level], zero[level]
+            scale, zero = scale.select(0, level), zero.select(0, level)
         return scale, zero
 
     def num_rows(self) -> int:
@@ -203,7 +215,7 @@ class UniformQuantizer(
             return y
         if 'low' in self._parameters:
             return to_dtype(self._by_ends(x.to(torch.float32), level), x.dtype)
-        scale, zero = self.parameters_of(level)
+        scale, zero = self._stored(level)
         return quantize_dequantize(
             x, scale, zero, self.granularity, self.qmin, self.qmax
         )
