@@ -7,7 +7,9 @@ them with :func:`build_from`, which pins the scope and explains mistakes.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import Any, TypeVar, get_type_hints
 
 from mmengine.config.utils import MODULE2PACKAGE
@@ -64,14 +66,16 @@ def find_class(registry: Registry, name: object) -> type:
     return registry.module_dict[name]
 
 
-def arguments_of(cls: type) -> dict[str, inspect.Parameter]:
+@cache
+def arguments_of(cls: type) -> Mapping[str, inspect.Parameter]:
     """The keyword arguments that a class takes in a config.
 
     Args:
         cls (type): Bases count where it hands on what it does not know.
 
     Returns:
-        dict[str, inspect.Parameter]: By name, with default and annotation.
+        Mapping[str, inspect.Parameter]: By name, with default and
+        annotation.
     """
     found: dict[str, inspect.Parameter] = {}
     for klass in cls.__mro__:
@@ -89,7 +93,7 @@ def arguments_of(cls: type) -> dict[str, inspect.Parameter]:
                 found.setdefault(p.name, p.replace(annotation=hint))
         if not any(p.kind is p.VAR_KEYWORD for p in params):
             break
-    return found
+    return MappingProxyType(found)
 
 
 def check_arguments(registry: Registry, cfg: dict, where: str) -> type:

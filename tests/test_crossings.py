@@ -50,7 +50,8 @@ def test_what_is_on_the_cpu_is_looked_at_for_nothing():
     with crossings() as found:
         back = X.cpu()
         made = torch.zeros(4, device='cpu')
-        assert float((back + made).sum()) == 6
+        made = made + torch.tensor([0, 1, 2, 3], device='cpu')
+        assert float((back + made).sum()) == 12
         assert back.split(2)[1].tolist() == [2, 3]
         made[1] = back[2]
         assert bool((made > 1).any()) and made.cpu()[1] == 2

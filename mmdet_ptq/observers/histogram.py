@@ -103,13 +103,6 @@ class HistogramObserver(BaseObserver):
         # a copy: what follows may work in place on what was observed
         return sample.to(torch.float32, copy=weight == 1), weight
 
-    def _grow(self, level: int) -> None:
-        """Has the bins of a level hold the extremes."""
-        low, high = self.low[level], self.high[level]
-        reach = power_of_two(self.exponent[level]) * self.half
-        if bool(((low < -reach) | (high >= reach)).any()):
-            self._rescale(level)
-
     def _rescale(self, level: int) -> None:
         exponent = exponents(self.low[level], self.high[level], self.half)
         by = exponent - self.exponent[level]
@@ -128,9 +121,10 @@ class HistogramObserver(BaseObserver):
     ) -> None:
         """See the base class."""
         samples = [Sample(one, level, *found) for one, level, found in kept]
-        for one, level in {(s.observer, s.level): None for s in samples}:
+        touched = list({(s.observer, s.level): None for s in samples})
+        for one, _ in touched:
             one._move(samples[0].values.device)
-            one._grow(level)
+        grow(touched)
         for part in _parts(samples):
             count(part)
 
@@ -227,48 +221,84 @@ def _count_one(
 
 def _count_many(samples: list[Sample]) -> None:
     """As one by one, in few kernels and one copy to the device."""
-    begin, bins = {}, 0
-    for one, level, _, _ in samples:
-        if (one, level) not in begin:
-            begin[one, level] = bins
-            bins += one.rows * 2 * one.half
+    touched = list({(s.observer, s.level): None for s in samples})
+    rows = [one.rows for one, _ in touched]
+    bins = [one.counts[level].numel() for one, level in touched]
     values = torch.cat([s.values.reshape(-1) for s in samples])
-    table = [_rows(s, begin[s.observer, s.level]) for s in samples]
-    factor, zero, size, weight = torch.cat(table, 1).to(
+    factor, zero, size, weight, row = _table(samples, touched).to(
         values.device, non_blocking=True
     )
-    row = torch.arange(len(size), device=values.device)
-    row = row.repeat_interleave(size.long(), output_size=len(values))
-    index = (values * factor[row]).floor_().add_(zero[row]).long()
-    weight = weight.long()[row]
-    counts = weight.new_zeros(bins).index_add_(0, index, weight)
+    # of each value the row of its sample
+    at = torch.arange(len(size), device=values.device)
+    at = at.repeat_interleave(size.long(), output_size=len(values))
+    index = (values * factor[at]).floor_().add_(zero[at]).long()
+    weight = weight.long()[at]
+    counts = weight.new_zeros(sum(bins)).index_add_(0, index, weight)
     weight = torch.where(values == 0, weight, 0)
-    zeros = weight.new_zeros(len(size)).index_add_(0, row, weight)
-    parts = zeros.split([s.observer.rows for s in samples])
-    for (one, level, _, _), part in zip(samples, parts, strict=True):
-        one.zeros[level] += part
-    for (one, level), at in begin.items():
-        own = one.counts[level]
-        own += counts[at : at + own.numel()].view_as(own)
+    zeros = weight.new_zeros(sum(rows)).index_add_(0, row.long()[at], weight)
+    torch._foreach_add_(
+        [one.zeros[level] for one, level in touched], list(zeros.split(rows))
+    )
+    torch._foreach_add_(
+        [one.counts[level].view(-1) for one, level in touched],
+        list(counts.split(bins)),
+    )
 
 
-def _rows(sample: Sample, begin: int) -> Tensor:
-    """Of each row its factor, bin of zero, number of values, their weight.
+def _table(
+    samples: list[Sample], touched: list[tuple[HistogramObserver, int]]
+) -> Tensor:
+    """What the counting has to know of each row of each sample.
 
     Args:
-        sample (Sample): Of K rows.
-        begin (int): Where the bins of its histogram are.
+        samples (list[Sample]): N samples of R rows in all.
+        touched (list[tuple]): Their observers and levels; the bins of these
+            lie one after the other, and so do their rows.
 
     Returns:
-        Tensor: float64 ``[4, K]`` on the CPU.
+        Tensor: float64 ``[5, R]`` on the CPU: the factor that makes bins of
+        values, the bin of zero, how many values there are, how often each
+        counts, and the row among all of ``touched``.
     """
-    one, level, values, weight = sample
-    row = torch.arange(one.rows, dtype=torch.float64, device='cpu')
-    return torch.stack(
-        [
-            power_of_two(-one.exponent[level]),
-            row * 2 * one.half + (begin + one.half),
-            torch.full_like(row, values.shape[1]),
-            torch.full_like(row, weight),
-        ]
-    )
+    bins = rows = 0
+    begin = {}
+    for one, level in touched:
+        begin[one, level] = bins, rows
+        bins += one.rows * 2 * one.half
+        rows += one.rows
+    each = []
+    for one, level, values, weight in samples:
+        bin_at, row_at = begin[one, level]
+        each.append(
+            [bin_at + one.half, 2 * one.half, values.shape[1], weight, row_at]
+        )
+    heights = [s.observer.rows for s in samples]
+    told = _repeated(each, heights)
+    inside = torch.cat([torch.arange(k, device='cpu') for k in heights])
+    told[:, 0] += inside * told[:, 1]
+    told[:, 4] += inside
+    exponent = torch.cat([s.observer.exponent[s.level] for s in samples])
+    return torch.cat([power_of_two(-exponent)[None], told.t()[[0, 2, 3, 4]]])
+
+
+def _repeated(each: list, times: list[int]) -> Tensor:
+    """Numbers that the CPU has, float64, each as often as there are rows."""
+    numbers = torch.tensor(each, dtype=torch.float64, device='cpu')
+    often = torch.tensor(times, device='cpu')
+    return numbers.repeat_interleave(often, 0)
+
+
+def grow(touched: list[tuple[HistogramObserver, int]]) -> None:
+    """Has the bins of observers and levels hold their extremes."""
+    low = torch.cat([one.low[level] for one, level in touched])
+    high = torch.cat([one.high[level] for one, level in touched])
+    exponent = torch.cat([one.exponent[level] for one, level in touched])
+    rows = [one.rows for one, _ in touched]
+    half = _repeated([one.half for one, _ in touched], rows)
+    reach = power_of_two(exponent) * half
+    beyond = (low < -reach) | (high >= reach)
+    if not bool(beyond.any()):
+        return
+    for (one, level), part in zip(touched, beyond.split(rows), strict=True):
+        if bool(part.any()):
+            one._rescale(level)

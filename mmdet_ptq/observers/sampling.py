@@ -103,7 +103,7 @@ def sample_tokens(
 
 def _pick(x: Tensor, limit: int) -> tuple[Tensor, int]:
     """Samples ``[C, ...]`` along all but its first axis, to ``[C, S]``."""
-    count = x[0].numel()
+    count = math.prod(x.shape[1:])
     if count <= limit:
         return x.reshape(x.shape[0], -1), 1
     if x.is_contiguous():

@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import PTQError
 from ..registry import EDITS, build_from
 from .fold import ensure_bias, fold_batch_norm, out_channels, remove_norm
+from .modules import find_module
 from .parts import part_for
 
 
@@ -149,15 +150,3 @@ def edits_of(found: Iterable[dict[str, Any]]) -> list[Edit]:
         QuantConfigError: If one is of a kind that is not registered.
     """
     return [build_from(EDITS, cfg, 'edit') for cfg in found]
-
-
-def find_module(model: nn.Module, name: str) -> nn.Module:
-    """A module by any of its names.
-
-    Raises:
-        PTQError: If the model has none of that name.
-    """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    if name not in modules:
-        raise PTQError(f'the model has no module {name!r}')
-    return modules[name]

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import PTQError
+from .modules import find_module, places_of
 
 
 def _is_transposed(layer: nn.Module) -> bool:
@@ -54,12 +55,10 @@ def remove_norm(model: nn.Module, norm: nn.Module) -> None:
     """
     # through `_modules`: a ConvModule or a Sequential knows its norm by a
     # name made at run time
-    for parent in model.modules():
-        for name, child in parent._modules.items():
-            if child is norm:
-                identity = nn.Identity()
-                identity.train(child.training)
-                parent._modules[name] = identity
+    for parent, name in places_of(model, norm):
+        identity = nn.Identity()
+        identity.train(norm.training)
+        parent._modules[name] = identity
 
 
 @torch.no_grad()
@@ -79,14 +78,12 @@ def fold_batch_norm(model: nn.Module, norm: str, layer: str) -> None:
         PTQError: If the model lacks one of the modules, or the named norm
             is none or of another width; the model is then left unchanged.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name in (norm, layer):
-        if name not in modules:
-            raise PTQError(
-                f'cannot fold {norm!r} into {layer!r}: the model has no '
-                f'module {name!r}'
-            )
-    bn, target = modules[norm], modules[layer]
+    try:
+        bn, target = find_module(model, norm), find_module(model, layer)
+    except PTQError as error:
+        raise PTQError(
+            f'cannot fold {norm!r} into {layer!r}: {error}'
+        ) from error
     if not isinstance(bn, _BatchNorm) or bn.running_mean is None:
         raise PTQError(
             f'{norm!r} is not a batch norm with statistics but '

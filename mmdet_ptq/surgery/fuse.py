@@ -25,7 +25,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ..errors import PTQError
 from ..registry import EDITS, QUANT_LAYERS
-from .edits import Edit, find_module
+from .edits import Edit
+from .modules import find_module
 
 HOOKS = {
     WeightNorm: remove_weight_norm,

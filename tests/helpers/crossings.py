@@ -97,7 +97,7 @@ class _Functions(TorchFunctionMode):
         away = func is Tensor.to and told
         if (func in LEAVES or away) and self.host.has(args):
             return func(*args, **kwargs)
-        if func in LEAVES or func in ARRIVES or away:
+        if func in LEAVES or away or (func in ARRIVES and not told):
             self.found[name] += 1
         elif func in MAKES and kwargs.get('device') is None:
             self.found[f'{name} without device'] += 1
@@ -106,7 +106,7 @@ class _Functions(TorchFunctionMode):
             # on a CPU it is the tensor itself, which stays where it is
             out = out.view(out.shape) if out is args[0] else out
             self.host.add(out)
-        elif func in MAKES and told:
+        elif told and (func in MAKES or func in ARRIVES):
             self.host.add(out)
         elif func is Tensor.to and self.host.has(out) and _moves(args, kwargs):
             out = self.host.left(out)
