@@ -186,11 +186,12 @@ def _parts(samples: list[Sample]) -> Iterator[list[Sample]]:
     worth its start; of a CPU it fits the cache.
     """
     part: list[Sample] = []
+    size = 0
     for sample in samples:
-        size = sum(s.values.numel() for s in part) + sample.values.numel()
+        size += sample.values.numel()
         if part and (sample.values.is_cpu or size > TOGETHER):
             yield part
-            part = []
+            part, size = [], sample.values.numel()
         part.append(sample)
     yield part
 
