@@ -3,9 +3,10 @@
 
 Every cell is one quantization by each commit's own code, in a copy of its
 tree: the zoo (each detector with ``uniform`` at 8 and 4 bits and ``minmax``
-at 4) and, of RetinaNet at w4a4 with 20 steps a unit, ``uniform``, ``reg_ptq``
-and ``pd_quant``. Compared are all metrics and every tensor of the reloaded
-artefact, bit for bit. A cell that was run is kept in the work dir::
+at 4) and, at w4a4 with 20 steps a unit, ``reg_ptq`` and ``pd_quant`` of
+RetinaNet and ``qdrop`` of Faster R-CNN and DETR. Compared are all metrics and
+every tensor of the reloaded artefact, bit for bit. A cell that was run is kept
+in the work dir::
 
     python -m tools.accuracy.compare_commits OLD NEW
 """
@@ -28,7 +29,12 @@ DETECTORS = (
     'detr',
 )
 ZOO = (('uniform', 'w8a8'), ('uniform', 'w4a4'), ('minmax', 'w4a4'))
-LEARNED = ('uniform', 'reg_ptq', 'pd_quant')
+LEARNED = (
+    ('retinanet', 'reg_ptq'),
+    ('retinanet', 'pd_quant'),
+    ('faster-rcnn', 'qdrop'),
+    ('detr', 'qdrop'),
+)
 STEPS = 20
 # run by the commit's own code, so it uses nothing but its public functions
 DIGEST = """
@@ -54,14 +60,14 @@ def cells() -> dict[str, tuple[str, dict]]:
         for recipe, bits in ZOO:
             cfg = dict(recipe=recipe, bits=bits)
             found[f'{detector}_{recipe}_{bits}'] = detector, cfg
-    for recipe in LEARNED[1:]:
+    for detector, recipe in LEARNED:
         steps: dict = dict(iters=STEPS)
         if recipe == 'pd_quant':
             steps['distribution_correction'] = dict(iters=STEPS)
         cfg = dict(
             recipe=recipe, bits='w4a4', pass_args=dict(Reconstruct=steps)
         )
-        found[f'retinanet_{recipe}_w4a4_{STEPS}-steps'] = 'retinanet', cfg
+        found[f'{detector}_{recipe}_w4a4_{STEPS}-steps'] = detector, cfg
     return found
 
 
