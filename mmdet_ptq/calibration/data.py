@@ -3,6 +3,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mmengine.dataset import pseudo_collate
@@ -56,10 +57,28 @@ class CalibrationImages:
             return None
         return pseudo_collate([data])
 
-    def batches(self, start: int = 0) -> Iterator[tuple[int, dict | None]]:
-        """Yields index and batch, from image ``start`` on."""
-        for i in range(start, len(self)):
-            yield i, self.load(i)
+    def batches(
+        self, start: int = 0, ahead: bool = False
+    ) -> Iterator[tuple[int, dict | None]]:
+        """Yields index and batch, from image ``start`` on.
+
+        Args:
+            start (int): Index of the first image. Defaults to 0.
+            ahead (bool): Whether a thread reads the next image while this
+                one is used. That helps where a GPU runs the model; a CPU
+                would be shared. Defaults to False.
+        """
+        if not ahead:
+            for i in range(start, len(self)):
+                yield i, self.load(i)
+            return
+        with ThreadPoolExecutor(1, 'mmdet_ptq-images') as pool:
+            coming = None
+            for i in range(start, len(self)):
+                batch = coming.result() if coming else self.load(i)
+                if i + 1 < len(self):
+                    coming = pool.submit(self.load, i + 1)
+                yield i, batch
 
     def first(self) -> dict:
         """The first readable batch.

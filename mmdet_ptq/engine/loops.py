@@ -68,7 +68,8 @@ class CalibLoop(BaseLoop, Feed):
         runner = self.runner
         model = detector_of(runner.model)
         runner.call_hook('before_calib', total=self.total)
-        for i, batch in self.dataloader.batches(start):
+        ahead = next(model.parameters()).is_cuda
+        for i, batch in self.dataloader.batches(start, ahead):
             runner.call_hook('before_calib_iter', batch_idx=i)
             if batch is not None:
                 model.test_step(batch)

@@ -2,6 +2,7 @@
 """The calibration loop by itself."""
 
 import pytest
+import torch
 
 from mmdet_ptq.calibration import CalibrationImages
 from mmdet_ptq.engine import CalibLoop
@@ -27,6 +28,9 @@ class Runner:
 
     def test_step(self, batch):
         self.said.append(batch['inputs'][0])
+
+    def parameters(self):
+        return iter([torch.zeros(1)])
 
     def data_preprocessor(self, batch, training):
         assert training is False
