@@ -285,7 +285,8 @@ def _room_for(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Memory of the CPU, pinned if what comes there goes to a GPU."""
-    return torch.empty(shape, dtype=dtype, pin_memory=device.type == 'cuda')
+    pinned = device.type == 'cuda'
+    return torch.empty(shape, dtype=dtype, device='cpu', pin_memory=pinned)
 
 
 def _copied(data: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ class Net(BaseModel):
         self.neck = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(2))
         self.tower = nn.Conv2d(8, 8, 3, padding=1)
         self.out = nn.Conv2d(8, 4, 1)
+        # which tells the preprocessor
+        self.to(torch.get_default_device())
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         x = self.backbone(torch.stack(list(inputs)).float())

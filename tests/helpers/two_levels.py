@@ -26,6 +26,8 @@ class Tiny(BaseModel):
         with torch.no_grad():
             self.backbone[1].running_mean.normal_()
             self.backbone[1].running_var.uniform_(0.5, 2)
+        # which tells the preprocessor
+        self.to(torch.get_default_device())
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         x = torch.stack(list(inputs)).float()

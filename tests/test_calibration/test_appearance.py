@@ -39,6 +39,7 @@ def test_a_row_by_hand():
     # of 3 steps to the right in one of two channels one is 4; none is down
     edge = (4 / 3 / 2 + 0) / 2
     expected = torch.tensor([2, 7, 2, 0, edge, 3], dtype=torch.double)
+    expected = expected.cpu()
     torch.testing.assert_close(row, expected, rtol=1e-6, atol=0)
 
 

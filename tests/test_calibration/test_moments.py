@@ -55,7 +55,8 @@ def test_means_count_positions_and_forget_no_order():
     assert whole.counts == dict(conv=sum(3 * (4 + i) for i in range(12)))
     rows = torch.cat([x.double().flatten(2) for x in images], 2)
     mean = whole.sums['conv'].double() / 2**20 / whole.counts['conv']
-    torch.testing.assert_close(mean, rows.mean((0, 2)), rtol=1e-4, atol=1e-3)
+    expected = rows.mean((0, 2)).cpu()
+    torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-3)
     other = means(images[7:][::-1], images[:3], images[3:7])
     assert torch.equal(other.sums['conv'], whole.sums['conv'])
     assert other.counts == whole.counts

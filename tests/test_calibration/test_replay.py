@@ -32,6 +32,7 @@ DETECTORS = {
 @pytest.fixture(scope='module', params=DETECTORS)
 def detector(request):
     model = random_detector(CONFIGS / f'{request.param}_digits.py')
+    model.to(torch.get_default_device())
     data = noise_batches(1, (96, 128))[0]
     config = parse_quant_cfg(dict(recipe='minmax', bits='w8a8'))
     session = prepare(
@@ -109,6 +110,7 @@ def test_replay(detector, at):
 
 def test_head_units_leave_the_backbone_out():
     model = random_detector(CONFIGS / 'retinanet_digits.py')
+    model.to(torch.get_default_device())
     data = noise_batches(1, (64, 64))[0]
     config = parse_quant_cfg(dict(recipe='minmax', bits='w8a8'))
     session = prepare(

@@ -62,7 +62,7 @@ def test_a_shared_quantizer_is_saved_once(model):
     shared.set_range(torch.tensor([-9.0]), torch.tensor([9.0]))
     restore_tensors(model, saved)
     scale = model[2].act_quantizers['input'].scale
-    assert torch.equal(scale, saved[names[0]])
+    assert torch.equal(scale.cpu(), saved[names[0]].cpu())
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_strides_change_nothing(grain):
 def test_sample_is_one_of_each_stratum(count):
     index, width = jittered_index(count, SAMPLE, CPU)
     assert len(index) <= SAMPLE and index[-1] < count
-    assert torch.equal(index // width, torch.arange(len(index)))
+    assert torch.equal(index // width, torch.arange(len(index), device=CPU))
 
 
 @pytest.mark.parametrize('period', [2, 3, 64, 200, 256, 800, 1024])

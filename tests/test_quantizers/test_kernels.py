@@ -69,10 +69,11 @@ def test_what_goes_before_and_after_the_chain(low):
 @pytest.mark.parametrize('size', [1, 2])
 def test_scales_are_repeated_on_the_cpu_alone(size):
     """Elsewhere they broadcast; groups of one need no repeating at all."""
-    x = torch.randn(2, 6, 3, 4)
+    x = torch.randn(2, 6, 3, 4, device='cpu')
     x = x.contiguous(memory_format=torch.channels_last)
     grain = Granularity('group', 1, size)
-    scale, zero = torch.rand(6 // size) + 0.1, torch.arange(6 // size).int()
+    scale = torch.rand(6 // size, device='cpu') + 0.1
+    zero = torch.arange(6 // size, device='cpu').int()
     expected = torch.fake_quantize_per_channel_affine(
         x, scale.repeat_interleave(size), zero.repeat_interleave(size), 1, 0, 7
     )

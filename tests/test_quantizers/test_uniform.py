@@ -88,7 +88,7 @@ def test_arithmetic_is_that_of_onnx(symmetric, bits, block, monkeypatch):
                 want = onnx_qdq(y, s, z, q.qmin, q.qmax)
                 got = q(y)
                 assert torch.equal(
-                    got.contiguous().view(torch.int32),
+                    got.contiguous().view(torch.int32).cpu(),
                     torch.from_numpy(want).view(torch.int32),
                 )
                 assert got.stride() == torch.empty_like(y).stride()

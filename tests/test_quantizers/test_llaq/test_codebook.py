@@ -76,7 +76,8 @@ def test_encode_finds_the_nearest_level(bits, zero):
         for i, w in enumerate(x[row].tolist()):
             away = sorted((abs(w - v), c) for c, v in enumerate(values))
             code = codes[row, i].item()
-            assert y[row, i] == pytest.approx(values[code], rel=1e-5, abs=1e-6)
+            expected = pytest.approx(values[code], rel=1e-5, abs=1e-6)
+            assert y[row, i].item() == expected
             if away[1][0] - away[0][0] > 1e-5:
                 assert code == away[0][1]
 
