@@ -9,6 +9,7 @@ from .gradients import gradients
 from .moments import ChannelMeans
 from .observe import observing
 from .replay import Replay
+from .rows import sample_rows, steering_of, weight_matrix, weight_tensor
 from .samples import (
     Images,
     Sample,
@@ -49,8 +50,12 @@ __all__ = [
     'notes_on',
     'observing',
     'own_quantizers',
+    'sample_rows',
     'share_of_rank',
     'size_of',
     'split_by_memory',
+    'steering_of',
     'timed',
+    'weight_matrix',
+    'weight_tensor',
 ]

@@ -2,6 +2,7 @@
 """Passes: in order, how the numbers of a quantization are found."""
 
 from .base import BasePass, checked
+from .compensate import CompensateRounding
 from .choose_exponents import ChooseExponents
 from .correct_bias import CorrectBias
 from .fold_bn import FoldBatchNorm
@@ -14,6 +15,7 @@ __all__ = [
     'LAPQ',
     'BasePass',
     'ChooseExponents',
+    'CompensateRounding',
     'CorrectBias',
     'FoldBatchNorm',
     'Observe',
