@@ -81,7 +81,9 @@ class CompensateRounding(BasePass):
         moments = {n: PairedMoments(m) for n, m in layers.items()}
         acts = before | set(unit.layers)
         inner = acts if self.inside == 'nearest' else before
-        for j in images.mine:
+        for at, j in enumerate(images.everyone):
+            if j not in images.mine:
+                continue
             exact = _Tap(session, layers, self.rows, (k, j))
             with float_mode(session.model), exact.tapping(), view.stopping():
                 images.run(j)
@@ -95,7 +97,7 @@ class CompensateRounding(BasePass):
             for name, ours in rows.found.items():
                 for a, b in zip(ours, exact.found.get(name, []), strict=False):
                     if a.shape == b.shape:
-                        moments[name].add(a, b)
+                        moments[name].add(a, b, at % 2)
         for name, one in moments.items():
             one.merge()
             if one.count:

@@ -59,27 +59,26 @@ def round_layer(
     centred = layer.bias is not None
     second, first, mean, missing = moments.system(centred)
     weight = weight_matrix(layer, layer.weight.detach()).to(second)
-    diagonal = second.diagonal(dim1=1, dim2=2).amax(1)
-    floor = 1e-5 * diagonal + 1e-8
-    # from many columns and few rows on, one share may be too little
+    # the largest inputs first: their errors are the dearest
+    diagonal = second.diagonal(dim1=1, dim2=2)
+    order = diagonal.argsort(1, descending=True)
+    floor = 1e-5 * diagonal.amax(1) + 1e-8
+    second = second.gather(1, order[..., None].expand_as(second))
+    second = second.gather(2, order[:, None].expand_as(second))
+    across = order[:, None].expand_as(weight)
+    aim = weight.gather(2, across)
     while True:
-        moment = damped(second, floor, damping)
-        root = inverse_root(moment)
+        turned = damped(second, floor, damping)
+        root = inverse_root(turned)
         if root is not None:
             break
         damping = max(10 * damping, 1e-6)
-    target = weight
-    if towards_float:
-        target = weight + (first @ root.mT) @ root
-    # the largest inputs first: their errors are the dearest
-    order = second.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
     nearest = _Nearest(layer, order)
-    turned = _turned(moment, order)
-    root = inverse_root(turned)
-    if root is None:  # in another order rounding errors may be worse
-        raise AssertionError
-    aim = target.gather(2, order[:, None].expand_as(target))
-    plain = nearest.all(weight.gather(2, order[:, None].expand_as(weight)))
+    plain = nearest.all(aim)
+    if towards_float:
+        share = _share(moments, centred, damping)
+        correction = (first.gather(2, across) @ root.mT) @ root
+        aim = aim + share * correction
     found = compensate(aim, root, nearest)
     if rounds:
         found = descend(found, aim, turned, nearest, rounds)
@@ -87,23 +86,40 @@ def round_layer(
     after = squared_error(found, aim, turned)
     worse = after > before
     found = torch.where(worse[..., None], plain, found)
-    back = order.argsort(1)[:, None].expand_as(found)
-    matrix = found.gather(2, back)
+    matrix = found.gather(2, order.argsort(1)[:, None].expand_as(found))
     layer.fix_weight(weight_tensor(layer, matrix).to(layer.weight.dtype))
     if centred:
         shift = missing + ((weight - matrix) @ mean[..., None].to(matrix))[..., 0]
         if not towards_float:
             shift = shift - missing
         layer.shift_bias(shift.flatten().to(layer.bias.dtype))
+    print('share', share if towards_float else None)
     return Found(
         float(before.mean()), float(after.minimum(before).mean()), damping
     )
 
 
-def _turned(moment: Tensor, order: Tensor) -> Tensor:
-    """Rows and columns in another order."""
-    found = moment.gather(1, order[..., None].expand_as(moment))
-    return found.gather(2, order[:, None].expand_as(moment))
+def _share(moments: PairedMoments, centred: bool, damping: float) -> float:
+    """How much of a correction found on some images holds on others.
+
+    Of half of the images, ``correction = D (H + damping)⁻¹``; the share of
+    it that lessens the error on the other half most, both ways, at least 0
+    and at most 1.
+    """
+    if not all(moments.counts):
+        return 0.0
+    halves = [moments.system(centred, half)[:2] for half in (0, 1)]
+    gain = loss = 0.0
+    for (second, first), (others, wanted) in (halves, halves[::-1]):
+        diagonal = second.diagonal(dim1=1, dim2=2)
+        floor = 1e-5 * diagonal.amax(1) + 1e-8
+        root = inverse_root(damped(second, floor, damping))
+        if root is None:
+            return 0.0
+        found = (first @ root.mT) @ root
+        gain += float((found * wanted).sum())
+        loss += float(((found @ others) * found).sum())
+    return min(1.0, max(0.0, gain / loss)) if loss > 0 else 0.0
 
 
 class _Nearest:

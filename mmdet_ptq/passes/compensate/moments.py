@@ -25,22 +25,28 @@ class PairedMoments:
     Args:
         layer (nn.Module): A linear layer or a convolution of any kind.
 
-    Attributes:
-        count (int): Rows of each group so far.
+    Images go into two halves, so that what one half finds can be tried on
+    the other.
     """
 
     def __init__(self, layer: nn.Module) -> None:
         self.weight = weight_matrix(layer, layer.weight.detach().float())
-        self.count = 0
+        self.counts = [0, 0]
         self._shift: Tensor | None = None
-        self._sums: dict[str, Tensor] = {}
+        self._sums: list[dict[str, Tensor]] = []
 
-    def add(self, rows: Tensor, exact: Tensor) -> None:
+    @property
+    def count(self) -> int:
+        """Rows of each group so far."""
+        return sum(self.counts)
+
+    def add(self, rows: Tensor, exact: Tensor, half: int) -> None:
         """Adds the rows of one call.
 
         Args:
             rows (Tensor): ``[G, T, N]``, quantized.
             exact (Tensor): The same rows of the float detector.
+            half (int): 0 or 1.
         """
         if rows.shape[1] == 0:
             return
@@ -49,12 +55,12 @@ class PairedMoments:
             self._allocate(rows)
         missing = (exact - rows) @ self.weight.mT
         rows = rows - self._shift
-        sums = self._sums
+        sums = self._sums[half]
         sums['H'] += rows.mT @ rows
         sums['D'] += missing.mT @ rows
         sums['rows'] += rows.sum(1)
         sums['missing'] += missing.sum(1)
-        self.count += rows.shape[1]
+        self.counts[half] += rows.shape[1]
 
     def _allocate(self, rows: Tensor) -> None:
         groups, outputs, columns = self.weight.shape
@@ -69,10 +75,13 @@ class PairedMoments:
             rows=(groups, columns),
             missing=(groups, outputs),
         )
-        self._sums = {
-            name: rows.new_zeros(shape, dtype=dtype)
-            for name, shape in shapes.items()
-        }
+        self._sums = [
+            {
+                name: rows.new_zeros(shape, dtype=dtype)
+                for name, shape in shapes.items()
+            }
+            for _ in range(2)
+        ]
 
     def merge(self) -> None:
         """Adds the sums of all ranks; called once, after the last image."""
@@ -80,17 +89,20 @@ class PairedMoments:
             return
         if self._shift is None:
             self._allocate(self.weight[:, :1])
-        count = torch.tensor(self.count)
-        all_reduce(count)
-        self.count = int(count)
-        for total in self._sums.values():
+        counts = torch.tensor(self.counts)
+        all_reduce(counts)
+        self.counts = counts.tolist()
+        for total in [t for half in self._sums for t in half.values()]:
             all_reduce(total)
 
-    def system(self, centred: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def system(
+        self, centred: bool, half: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The normal equations of the layer's output.
 
         Args:
             centred (bool): Whether a bias takes the means.
+            half (int, optional): Of one half of the images alone.
 
         Returns:
             tuple[Tensor, Tensor, Tensor, Tensor]: H ``[G, N, N]`` and D
@@ -98,7 +110,11 @@ class PairedMoments:
             ``centred``; mean row ``[G, N]`` and mean of what is missing
             ``[G, R]``.
         """
-        sums, n = self._sums, self.count
+        if half is None:
+            n, (one, other) = self.count, self._sums
+            sums = {name: one[name] + other[name] for name in one}
+        else:
+            n, sums = self.counts[half], self._sums[half]
         moved, missing = sums['rows'] / n, sums['missing'] / n
         mean = moved + self._shift[:, 0]
         # sums are around the shift: what lies between it and the origin

@@ -37,14 +37,14 @@ def inverse_root(moments: Tensor) -> Tensor | None:
     Args:
         moments (Tensor): ``[G, N, N]``, symmetric.
     """
-    lower, failed = torch.linalg.cholesky_ex(moments)
+    # of the columns in reverse, so that R is upper with R Rᵀ = H; then the
+    # inverse of H is (R⁻¹)ᵀ R⁻¹, and R⁻¹ is upper
+    lower, failed = torch.linalg.cholesky_ex(moments.flip(1, 2))
     if bool(failed.any()):
         return None
-    inverse = torch.cholesky_inverse(lower)
-    upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-    if bool(failed.any()) or not bool(torch.isfinite(upper).all()):
-        return None
-    return upper
+    one = torch.eye(moments.shape[1], dtype=moments.dtype).to(moments)
+    root = torch.linalg.solve_triangular(lower.flip(1, 2), one, upper=True)
+    return root if bool(torch.isfinite(root).all()) else None
 
 
 def compensate(target: Tensor, root: Tensor, nearest: Round) -> Tensor:
