@@ -10,6 +10,7 @@ from .moments import ChannelMeans
 from .observe import observing
 from .prefix import Prefix, room_for_outputs
 from .replay import Replay
+from .rows import sample_rows, steering_of, weight_matrix, weight_tensor
 from .samples import (
     Images,
     Sample,
@@ -53,8 +54,12 @@ __all__ = [
     'observing',
     'own_quantizers',
     'room_for_outputs',
+    'sample_rows',
     'share_of_rank',
     'size_of',
     'split_by_memory',
+    'steering_of',
     'timed',
+    'weight_matrix',
+    'weight_tensor',
 ]

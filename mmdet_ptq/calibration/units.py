@@ -169,6 +169,17 @@ class UnitView:
         with self.watching(after, before), suppress(_Enough):
             yield
 
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Leaves the block after the call of a unit that is called once."""
+
+        def after(index: int, inputs: Any, output: Any) -> None:
+            if self.once:
+                raise _Enough
+
+        with self.watching(after), suppress(_Enough):
+            yield
+
     def _levels(self) -> dict[str, int]:
         now = current()
         return {

@@ -3,6 +3,7 @@
 
 from .base import BasePass, checked
 from .choose_exponents import ChooseExponents
+from .compensate import CompensateRounding
 from .correct_bias import CorrectBias
 from .fold_bn import FoldBatchNorm
 from .lapq import LAPQ
@@ -14,6 +15,7 @@ __all__ = [
     'LAPQ',
     'BasePass',
     'ChooseExponents',
+    'CompensateRounding',
     'CorrectBias',
     'FoldBatchNorm',
     'Observe',

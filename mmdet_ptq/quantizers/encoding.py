@@ -7,7 +7,7 @@ reference read nothing else.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -70,6 +70,18 @@ class Encoding(ABC):
         Raises:
             ValueError: If the rows do not fit the shape of ``codes``, or
                 these are no integers.
+        """
+
+    @abstractmethod
+    def take(self, rows: Tensor) -> 'Encoding':
+        """The same grid for some of its rows.
+
+        Args:
+            rows (Tensor): int64 ``[M]``, which rows; may repeat.
+
+        Returns:
+            Encoding: For tensors ``[M, ...]``, a row for each index along
+            the first axis.
         """
 
     def pack(self, codes: Tensor) -> Tensor:
@@ -170,6 +182,16 @@ class UniformEncoding(Encoding):
         expand = self.granularity.expand
         return expand(self.scale, shape), expand(self.zero_point, shape)
 
+    def take(self, rows: Tensor) -> 'UniformEncoding':
+        """See :class:`Encoding`."""
+        rows = rows if len(self.scale) > 1 else torch.zeros_like(rows)
+        return replace(
+            self,
+            granularity=Granularity('channel', 0),
+            scale=self.scale[rows],
+            zero_point=self.zero_point[rows],
+        )
+
     def encode(self, x: Tensor) -> Tensor:
         """See :class:`Encoding`."""
         if x.numel() == 0:
@@ -221,6 +243,16 @@ class TableEncoding(Encoding):
     def last_code(self) -> int:
         """See :class:`Encoding`."""
         return self.table.shape[1] - 1
+
+    def take(self, rows: Tensor) -> 'TableEncoding':
+        """See :class:`Encoding`."""
+        rows = rows if len(self.table) > 1 else torch.zeros_like(rows)
+        return replace(
+            self,
+            granularity=Granularity('channel', 0),
+            table=self.table[rows],
+            bounds=self.bounds[rows],
+        )
 
     def encode(self, x: Tensor) -> Tensor:
         """See :class:`Encoding`."""

@@ -1,0 +1,5 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""GPTQ (Frantar et al., 2023), carried to detectors."""
+
+_base_ = './_base_/calibrated.py'
+passes = [*_base_.passes, dict(type='CompensateRounding')]
