@@ -40,6 +40,27 @@ class RangeRecord(Record):
 
 
 @dataclass(frozen=True)
+class RoundingRecord(Record):
+    """Compensated rounding of one layer.
+
+    Errors are mean squares over that of the layer's float output, of
+    sampled rows of the calibration images.
+
+    Attributes:
+        before (float): Error of the layer's output with the nearest values.
+        after (float): Error with those that were found.
+        share (float): How much of the correction towards the float output
+            other images confirmed, from 0 to 1.
+        rows (int): How many rows were seen.
+    """
+
+    before: float
+    after: float
+    share: float
+    rows: int
+
+
+@dataclass(frozen=True)
 class UnitRecord(Record):
     """The reconstruction of one unit.
 

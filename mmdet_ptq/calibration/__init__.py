@@ -10,7 +10,7 @@ from .moments import ChannelMeans
 from .observe import observing
 from .prefix import Prefix, room_for_outputs
 from .replay import Replay
-from .rows import sample_rows, steering_of, weight_matrix, weight_tensor
+from .rows import sample_rows, steering, weight_matrix, weight_tensor
 from .samples import (
     Images,
     Sample,
@@ -58,7 +58,7 @@ __all__ = [
     'share_of_rank',
     'size_of',
     'split_by_memory',
-    'steering_of',
+    'steering',
     'timed',
     'weight_matrix',
     'weight_tensor',

@@ -5,6 +5,9 @@ A row is the part of the input that one output position of one group is the
 product of, in the order of :func:`weight_matrix`.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 DEFORMABLE = (ops.DeformConv2d, ops.ModulatedDeformConv2d)
+PACKS = (ops.DeformConv2dPack, ops.ModulatedDeformConv2dPack)
 
 
 def weight_matrix(layer: nn.Module, weight: Tensor) -> Tensor:
@@ -55,10 +59,10 @@ def sample_rows(
         layer (nn.Module): A linear layer or a convolution of any kind.
         x (Tensor): Its input, (..., C), (B, C, H, W) or (C, H, W).
         count (int): How many rows at most; no position is taken twice.
-        generator (torch.Generator): Draws the positions, on the CPU: the
-            same for another tensor of this shape.
+        generator (torch.Generator): Draws the positions: the same for
+            another tensor of this shape.
         steering (tuple[Tensor, ...]): Offsets, or offsets and masks, of a
-            deformable convolution; see :func:`steering_of`.
+            deformable convolution; see :func:`steering`.
 
     Returns:
         Tensor: ``[G, T, N]``, T rows, of the input's type.
@@ -82,32 +86,51 @@ def sample_rows(
     return _of_map(layer, x, layer.stride, False, count, generator)
 
 
-def steering_of(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """What tells a deformable convolution where to look.
+@contextmanager
+def steering(
+    layers: Mapping[str, nn.Module],
+) -> Iterator[dict[str, tuple[Tensor, ...]]]:
+    """Watches what tells deformable convolutions where to look.
 
     Args:
-        layer (nn.Module): Any layer.
-        args (tuple): Of its call, float.
+        layers (Mapping[str, nn.Module]): By name, of any kind.
 
-    Returns:
-        tuple[Tensor, ...]: Offsets, or offsets and masks; empty for other
-        layers.
+    Yields:
+        dict[str, tuple[Tensor, ...]]: Offsets, or offsets and masks, of the
+        call that runs now; of deformable convolutions alone.
     """
-    if not isinstance(layer, DEFORMABLE):
-        return ()
-    if isinstance(layer, ops.DeformConv2dPack):
-        return (layer.conv_offset(args[0]),)
-    if isinstance(layer, ops.ModulatedDeformConv2dPack):
-        down, along, mask = layer.conv_offset(args[0]).chunk(3, 1)
-        return torch.cat((down, along), 1), mask.sigmoid()
-    return args[1:]
+    found: dict[str, tuple[Tensor, ...]] = {}
+
+    def given(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        found[name] = args[1:]
+
+    def made(name: str, _: nn.Module, __: tuple, offset: Tensor) -> None:
+        if isinstance(layers[name], ops.DeformConv2dPack):
+            found[name] = (offset,)
+        else:
+            down, along, mask = offset.chunk(3, 1)
+            found[name] = torch.cat((down, along), 1), mask.sigmoid()
+
+    hooks = []
+    for name, layer in layers.items():
+        if isinstance(layer, PACKS):
+            # a layer of its own, called before the layer looks at its input
+            branch = layer.conv_offset
+            hooks.append(branch.register_forward_hook(partial(made, name)))
+        elif isinstance(layer, DEFORMABLE):
+            hooks.append(layer.register_forward_pre_hook(partial(given, name)))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _draw(
     total: int, count: int, generator: torch.Generator, like: Tensor
 ) -> Tensor:
-    found = torch.randperm(total, generator=generator)[:count]
-    return found.to(like.device)
+    found = torch.randperm(total, generator=generator, device=generator.device)
+    return found[:count].to(like.device)
 
 
 def _spread(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:

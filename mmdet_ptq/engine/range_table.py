@@ -1,5 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""The table of ranges that were chosen by the detector's outputs."""
+"""Tables of chosen ranges and of compensated rounding."""
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -35,5 +35,37 @@ def print_ranges(console: Console, records: list[dict]) -> None:
             f'{r["loss"]:.4g}',
             after,
             str(r['evaluations']),
+        )
+    console.print(table)
+
+
+def print_rounding(console: Console, records: list[dict]) -> None:
+    """Prints a line for each layer; nothing without records.
+
+    Args:
+        console (Console): Where to.
+        records (list[dict]): Fields of each ``RoundingRecord``, as in the
+            result file.
+    """
+    if not records:
+        return
+    table = Table(
+        title='compensated rounding',
+        caption=(
+            "mean squared error of a layer's output over that output's mean "
+            'square: weights rounded to the nearest values, and rounded here; '
+            'correction: share towards the float output'
+        ),
+        box=SIMPLE_HEAD,
+    )
+    table.add_column('layer', no_wrap=True)
+    for column in ('nearest', 'here', 'correction'):
+        table.add_column(column, justify='right', no_wrap=True)
+    for r in records:
+        table.add_row(
+            r['unit'],
+            f'{r["before"]:.3g}',
+            f'{r["after"]:.3g}',
+            f'{r["share"]:.0%}',
         )
     console.print(table)

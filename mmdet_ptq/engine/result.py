@@ -27,13 +27,13 @@ from ..calibration import Session
 from ..cost import cost_of, storage_mb
 from ..errors import PTQError
 from ..quant_cfg import QuantConfig
-from ..records import RangeRecord, Record, UnitRecord
+from ..records import RangeRecord, Record, RoundingRecord, UnitRecord
 from ..structures import LayerGraph, QuantPlan
 from ..version import __version__
 from .machine import gpu_memory, machine
 from .metrics import plain_metrics, row_of
 from .outputs import Outputs
-from .range_table import print_ranges
+from .range_table import print_ranges, print_rounding
 
 
 class Result:
@@ -108,6 +108,7 @@ class Result:
             notes=session.notes,
             reconstruction=_records(session, UnitRecord),
             ranges=_records(session, RangeRecord),
+            rounding=_records(session, RoundingRecord),
         )
         self.seconds.update(session.seconds)
 
@@ -184,6 +185,7 @@ class Result:
                 left.add_row(layer['name'], layer['why'])
             console.print(left)
         print_ranges(console, found['ranges'])
+        print_rounding(console, found['rounding'])
         notes = print_units(console, found['reconstruction'], found['notes'])
         for note in notes:
             console.print(f'note: {note}')

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmdet_ptq.calibration.rows import (
     sample_rows,
-    steering_of,
+    steering,
     weight_matrix,
     weight_tensor,
 )
@@ -42,7 +42,10 @@ def test_rows_give_the_output(name):
     if hasattr(layer, 'conv_offset'):
         layer.conv_offset.weight.normal_()
     x = torch.randn((2, 5, 6) if name == 'linear' else (2, 6, 7, 5))
-    output = layer(x)
+    with steering(dict(a=layer)) as found:
+        output = layer(x)
+    assert bool(found) == (name in ('deformable', 'modulated'))
+    told = found.get('a', ())
     if name != 'linear':
         output = output.movedim(1, -1)
     output = output.reshape(-1, output.shape[-1])
@@ -51,7 +54,7 @@ def test_rows_give_the_output(name):
         x,
         10**6,
         torch.Generator().manual_seed(1),
-        steering_of(layer, (x,)),
+        told,
     )
     order = torch.randperm(
         len(output), generator=torch.Generator().manual_seed(1)
@@ -66,6 +69,6 @@ def test_rows_give_the_output(name):
         x,
         3,
         torch.Generator().manual_seed(1),
-        steering_of(layer, (x,)),
+        told,
     )
     assert torch.equal(some, rows[:, :3])

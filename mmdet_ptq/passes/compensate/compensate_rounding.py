@@ -1,34 +1,71 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The pass that rounds weights so that their errors make up for each other."""
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from ...calibration import (
+    ActivationCache,
     Images,
     Session,
     UnitView,
     frozen,
-    observing,
-    sample_rows,
 )
 from ...checks import number, one_of, whole
 from ...detectors import adapter_for
-from ...layers import float_mode, quantizing
+from ...layers import QuantLayer, float_mode, quantizing
+from ...records import RoundingRecord
 from ...registry import PASSES
 from ...structures import Unit
 from ..base import BasePass
+from ..reconstruct.progress import export, resume
 from .layer import round_layer
 from .moments import PairedMoments
+from .taps import tapping
 
 UNITS = ('block', 'layer')
 
 
 @PASSES.register_module()
 class CompensateRounding(BasePass):
-    """Rounds column by column, errors pushed into columns to come (GPTQ)."""
+    """Rounds weights so that errors of one column make up for another's.
+
+    GPTQ (Frantar et al., 2023) carried to detectors. Units are visited in
+    execution order. Of a layer's inputs behind the layers that are rounded
+    already, rows are sampled and their second moments kept. Columns of the
+    weight are rounded in order of their energy, and what each error does to
+    the output is pushed into the columns to come. The bias then takes what
+    is left of the mean. Every layer ends at least as near to its aim as with
+    the nearest values. Nothing is learned: each unit takes a part of one
+    forward of each image.
+
+    Weights need a quantizer with a grid, of any kind; layers that share a
+    weight or a bias keep the nearest values.
+
+    Args:
+        unit (str): ``'block'``: layers of a residual or transformer block do
+            not see each other's rounding; ``'layer'``: they do, at more
+            forwards.
+        rows (int): Most rows of a call, of an image. Defaults to 256.
+        damping (float): Share of the mean second moment that is added to
+            all, so that what few rows say is not believed. Ten times as much
+            is tried where the factorization fails. Defaults to 0.01.
+        towards_float (bool): Whether a layer aims at what it gives in the
+            float detector, and so makes up for the errors of the layers
+            before it (GPTAQ, Li et al., 2025) as far as a half of the images
+            confirms what the other half says; else at what the float weight
+            makes of its inputs. Defaults to True.
+        rounds (int): How often all columns are visited once more, each
+            moved to what is best with the others. Defaults to 1.
+        columns (int): Most columns that are looked at together; they take 16
+            times their square of bytes. A weight with more is parted into
+            blocks that do not make up for each other. Defaults to 4608.
+
+    Raises:
+        ValueError: If an argument is not among the allowed values.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({'ranges'})
     gives: ClassVar[frozenset[str]] = frozenset({'learned'})
@@ -41,92 +78,151 @@ class CompensateRounding(BasePass):
         damping: float = 0.01,
         towards_float: bool = True,
         rounds: int = 1,
-        inside: str = 'float',
+        columns: int = 4608,
     ) -> None:
         self.unit = one_of('unit', unit, UNITS)
         self.rows = whole('rows', rows, 1)
-        self.damping = number('damping', damping)
+        self.damping = number('damping', damping, 0)
         self.towards_float = towards_float
         self.rounds = whole('rounds', rounds)
-        self.inside = inside
+        self.columns = whole('columns', columns, 1)
 
     @torch.no_grad()
     def run(self, session: Session) -> None:
-        units = session.graph.units
-        if self.unit == 'layer':
-            units = [Unit(n, (n,)) for n in session.graph.layers]
-        before: set[str] = set()
+        """See :meth:`BasePass.run`; can be resumed after each unit."""
+        units = self._units(session)
+        done = resume(session)
+        before = {n for unit in units[:done] for n in unit.layers}
         with (
+            session.resumable(partial(export, session)),
             session.cache() as cache,
             frozen(session.model),
             session.stage('compensated rounding'),
         ):
             adapter = adapter_for(session.model, session.graph, False)
             images = Images(session, cache, adapter, [])
-            for k, unit in enumerate(units):
+            exact = self._exact(session, images, cache, units[done:])
+            for k, unit in enumerate(units[done:], done):
                 session.progress('rounding', unit.name, k, len(units))
-                self._unit(session, images, unit, k, before)
+                self._unit(session, images, unit, before, exact)
                 before |= set(unit.layers)
+                session.state['units'] = k + 1
+                session.save()
 
-    def _unit(self, session, images, unit, k, before) -> None:
+    def _units(self, session: Session) -> list[Unit]:
+        if self.unit == 'layer':
+            return [Unit(n, (n,)) for n in session.graph.layers]
+        return session.graph.units
+
+    def _exact(
+        self,
+        session: Session,
+        images: Images,
+        cache: ActivationCache,
+        units: list[Unit],
+    ) -> dict[int, Any]:
+        """Float rows of all layers to come, of each image, in the cache."""
+        if not self.towards_float:
+            return {}
+        names = {n for unit in units for n in unit.layers}
+        layers = _rounded_layers(session, names)
+        found = {}
+        for i, j in enumerate(images.mine):
+            session.progress('float rows', '', i, len(images.mine))
+            with (
+                float_mode(session.model),
+                tapping(session, layers, j, self.rows, False) as rows,
+            ):
+                images.run(j)
+            found[j] = {n: cache.keep(calls) for n, calls in rows.items()}
+        return found
+
+    def _unit(
+        self,
+        session: Session,
+        images: Images,
+        unit: Unit,
+        before: set[str],
+        exact: dict[int, Any],
+    ) -> None:
         view = UnitView(session.model, session.graph, unit)
-        layers = {
-            n: m
-            for n, m in view.layers.items()
-            if m.weight_quantizer is not None and not m.tied
-        }
+        layers = _rounded_layers(session, set(unit.layers))
         if not layers:
             return
-        moments = {n: PairedMoments(m) for n, m in layers.items()}
+        moments = {
+            n: PairedMoments(m, self.columns) for n, m in layers.items()
+        }
         acts = before | set(unit.layers)
-        inner = acts if self.inside == 'nearest' else before
-        for at, j in enumerate(images.everyone):
-            if j not in images.mine:
-                continue
-            exact = _Tap(session, layers, self.rows, (k, j))
-            with float_mode(session.model), exact.tapping(), view.stopping():
-                images.run(j)
-            rows = _Tap(session, layers, self.rows, (k, j))
+        for j in images.mine:
             with (
-                quantizing(session.layers, inner, acts),
-                rows.tapping(True),
+                quantizing(session.layers, before, acts),
+                tapping(session, layers, j, self.rows, True) as rows,
                 view.stopping(),
             ):
                 images.run(j)
-            for name, ours in rows.found.items():
-                for a, b in zip(ours, exact.found.get(name, []), strict=False):
-                    if a.shape == b.shape:
-                        moments[name].add(a, b, at % 2)
-        for name, one in moments.items():
-            one.merge()
-            if one.count:
-                found = round_layer(
-                    layers[name],
-                    one,
-                    self.damping,
-                    self.towards_float,
-                    self.rounds,
-                )
-                print(name, one.count, found)
-                del one._sums
+            held = exact.get(j, {})
+            for name, calls in rows.items():
+                kept = held.pop(name, [])
+                pairs = _paired(calls, images.cache.fetch(kept))
+                images.cache.drop(kept)
+                for ours, theirs in pairs:
+                    # halves by number: the same on any number of ranks
+                    moments[name].add(ours, theirs, j % 2)
+        for name in list(layers):
+            self._layer(session, name, layers[name], moments.pop(name))
+
+    def _layer(
+        self,
+        session: Session,
+        name: str,
+        layer: QuantLayer,
+        moments: PairedMoments,
+    ) -> None:
+        moments.merge()
+        if not moments.count:
+            session.notes.append(
+                f'{name}: no calibration image reached it, so its weight has '
+                'the nearest values'
+            )
+            return
+        found = round_layer(
+            layer, moments, self.damping, self.towards_float, self.rounds
+        )
+        if found.damping > self.damping:
+            session.notes.append(
+                f'{name}: damping had to grow from {self.damping:g} to '
+                f'{found.damping:g}: its inputs depend on each other'
+            )
+        if moments.blocks > 1:
+            session.notes.append(
+                f'{name}: rounded in {moments.blocks} blocks of columns that '
+                'do not make up for each other (CompensateRounding.columns)'
+            )
+        session.records.append(
+            RoundingRecord(
+                name, found.before, found.after, found.share, moments.count
+            )
+        )
 
 
-class _Tap:
-    """Takes rows at the same positions of every forward of an image."""
+def _rounded_layers(
+    session: Session, names: set[str]
+) -> dict[str, QuantLayer]:
+    """Those of some layers whose weight is quantized and its own."""
+    return {
+        n: m
+        for n, m in session.layers.items()
+        if n in names and m.weight_quantizer is not None and not m.tied
+    }
 
-    def __init__(self, session, layers, count, key) -> None:
-        self.layers = layers
-        self.count = count
-        self.key = key
-        self.session = session
-        self.found: dict[str, list[Tensor]] = {}
-        self._steering: dict[str, tuple] = {}
 
-    def tapping(self, quantized: bool = False) -> Any:
-        return observing(self.layers, self._see, quantized=quantized)
+def _paired(ours: list, theirs: list) -> list[tuple]:
+    """Rows of each call and those of the float detector.
 
-    def _see(self, name: str, port: str, level: int, x: Tensor) -> None:
-        found = self.found.setdefault(name, [])
-        at = list(self.layers).index(name)
-        rng = self.session.rng(*self.key, at, len(found))
-        found.append(sample_rows(self.layers[name], x, self.count, rng))
+    A call that has no like is its own: nothing is known to be missing.
+    """
+    theirs = theirs if len(theirs) == len(ours) else ours
+    return [
+        (a, b if a.shape == b.shape else a)
+        for a, b in zip(ours, theirs, strict=True)
+    ]

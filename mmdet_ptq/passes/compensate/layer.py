@@ -9,7 +9,7 @@ from torch import Tensor
 from ...calibration import weight_matrix, weight_tensor
 from ...layers import QuantLayer
 from ...quantizers import Encoding
-from .moments import PairedMoments
+from .moments import PairedMoments, System
 from .rounding import (
     compensate,
     damped,
@@ -18,21 +18,29 @@ from .rounding import (
     squared_error,
 )
 
+#: added to every damping, as a share of the largest second moment, so that a
+#: channel that is always 0 has something on the diagonal
+FLOOR = 1e-5
 
-@dataclass
+
+@dataclass(frozen=True)
 class Found:
-    """Of one layer.
+    """What became of a layer.
 
     Attributes:
         before (float): Mean squared error of its output with each weight
-            rounded to the nearest value, over calibration rows.
-        after (float): With the weight that was found.
-        damping (float): What it took.
+            rounded to the nearest value, over the mean square of its float
+            output.
+        after (float): The same with the weight that was found.
+        damping (float): What the factorization took.
+        share (float): How much of the correction towards the float output
+            was made.
     """
 
     before: float
     after: float
     damping: float
+    share: float
 
 
 def round_layer(
@@ -46,9 +54,9 @@ def round_layer(
 
     Args:
         layer (QuantLayer): With a weight quantizer that has a grid.
-        moments (PairedMoments): Of its inputs.
-        damping (float): Share of the mean moment that is added; ten times
-            as much each time the factorization fails.
+        moments (PairedMoments): Of its inputs; there has been data.
+        damping (float): Share of the mean second moment that is added; ten
+            times as much each time the factorization fails.
         towards_float (bool): Whether the output of the float detector is
             aimed at, else what the float weight makes of the inputs.
         rounds (int): Of coordinate descent afterwards.
@@ -57,96 +65,149 @@ def round_layer(
         Found: Errors before and after.
     """
     centred = layer.bias is not None
-    second, first, mean, missing = moments.system(centred)
-    weight = weight_matrix(layer, layer.weight.detach()).to(second)
+    system = moments.system(centred)
+    weight = moments.parted(weight_matrix(layer, layer.weight.detach()))
+    weight = weight.to(system.second)
     # the largest inputs first: their errors are the dearest
-    diagonal = second.diagonal(dim1=1, dim2=2)
+    diagonal = system.second.diagonal(dim1=1, dim2=2)
     order = diagonal.argsort(1, descending=True)
-    floor = 1e-5 * diagonal.amax(1) + 1e-8
-    second = second.gather(1, order[..., None].expand_as(second))
-    second = second.gather(2, order[:, None].expand_as(second))
-    across = order[:, None].expand_as(weight)
-    aim = weight.gather(2, across)
+    nearest = Nearest(layer, moments, order)
+    aim = _taken(weight, order)
+    second = _taken(_taken(system.second, order).mT, order)
+    root, turned, damping = _factored(second, damping)
+    share = 0.0
+    if towards_float:
+        share = confirmed_share(moments, centred, damping)
+        aim = aim + share * _correction(_taken(system.first, order), root)
+    found, errors = _rounded(aim, root, turned, nearest, rounds)
+    found = _taken(found, order.argsort(1))
+    matrix = moments.joined(found)
+    layer.fix_weight(weight_tensor(layer, matrix).to(layer.weight.dtype))
+    if centred:
+        shift = _bias_shift(system, weight - found, towards_float)
+        shift = shift.unflatten(0, (-1, moments.blocks)).sum(1)
+        layer.shift_bias(shift.flatten().to(layer.bias.dtype))
+    # outputs of the blocks of a group add up
+    scale = moments.blocks / (system.power or 1.0)
+    before, after = (float(e.mean()) * scale for e in errors)
+    return Found(before, after, damping, share)
+
+
+def _taken(matrix: Tensor, order: Tensor) -> Tensor:
+    """Columns of ``[G, R, N]`` in another order ``[G, N]``."""
+    return matrix.gather(2, order[:, None].expand_as(matrix))
+
+
+def _factored(second: Tensor, damping: float) -> tuple[Tensor, Tensor, float]:
+    """Root of the inverse, damped moments, and the damping that it took."""
+    floor = FLOOR * second.diagonal(dim1=1, dim2=2).amax(1) + 1e-8
     while True:
         turned = damped(second, floor, damping)
         root = inverse_root(turned)
         if root is not None:
-            break
+            return root, turned, damping
         damping = max(10 * damping, 1e-6)
-    nearest = _Nearest(layer, order)
+
+
+def _correction(first: Tensor, root: Tensor) -> Tensor:
+    """Change of the weight that makes up for what rows miss: ``D H⁻¹``."""
+    return (first @ root.mT) @ root
+
+
+def _rounded(
+    aim: Tensor,
+    root: Tensor,
+    turned: Tensor,
+    nearest: 'Nearest',
+    rounds: int,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Compensated values, and errors of the nearest and of these.
+
+    A row in which the nearest values are no worse keeps them.
+    """
     plain = nearest.all(aim)
-    if towards_float:
-        share = _share(moments, centred, damping)
-        correction = (first.gather(2, across) @ root.mT) @ root
-        aim = aim + share * correction
     found = compensate(aim, root, nearest)
     if rounds:
         found = descend(found, aim, turned, nearest, rounds)
     before = squared_error(plain, aim, turned)
     after = squared_error(found, aim, turned)
-    worse = after > before
-    found = torch.where(worse[..., None], plain, found)
-    matrix = found.gather(2, order.argsort(1)[:, None].expand_as(found))
-    layer.fix_weight(weight_tensor(layer, matrix).to(layer.weight.dtype))
-    if centred:
-        shift = (
-            missing + ((weight - matrix) @ mean[..., None].to(matrix))[..., 0]
-        )
-        if not towards_float:
-            shift = shift - missing
-        layer.shift_bias(shift.flatten().to(layer.bias.dtype))
-    print('share', share if towards_float else None)
-    return Found(
-        float(before.mean()), float(after.minimum(before).mean()), damping
-    )
+    found = torch.where((after > before)[..., None], plain, found)
+    return found, (before, after.minimum(before))
 
 
-def _share(moments: PairedMoments, centred: bool, damping: float) -> float:
+def _bias_shift(system: System, change: Tensor, towards_float: bool) -> Tensor:
+    """What keeps the mean output, ``[G, R]``."""
+    shift = (change @ system.mean[..., None].to(change))[..., 0]
+    return shift + system.missing if towards_float else shift
+
+
+def confirmed_share(
+    moments: PairedMoments, centred: bool, damping: float
+) -> float:
     """How much of a correction found on some images holds on others.
 
-    Of half of the images, ``correction = D (H + damping)⁻¹``; the share of
-    it that lessens the error on the other half most, both ways, at least 0
-    and at most 1.
+    A correction ``D H⁻¹`` is found on half of the images. The share of it
+    that lessens the error on the other half most is a parabola's vertex;
+    both ways are added up. The correction of all images is then made to that
+    share: with few images most of it may be chance.
+
+    Args:
+        moments (PairedMoments): Of the layer's inputs.
+        centred (bool): See :meth:`PairedMoments.system`.
+        damping (float): Of the factorization.
+
+    Returns:
+        float: From 0 to 1; 0 where one half has no data.
     """
     if not all(moments.counts):
         return 0.0
-    halves = [moments.system(centred, half)[:2] for half in (0, 1)]
+    halves = [moments.system(centred, half) for half in (0, 1)]
     gain = loss = 0.0
-    for (second, first), (others, wanted) in (halves, halves[::-1]):
-        diagonal = second.diagonal(dim1=1, dim2=2)
-        floor = 1e-5 * diagonal.amax(1) + 1e-8
-        root = inverse_root(damped(second, floor, damping))
-        if root is None:
-            return 0.0
-        found = (first @ root.mT) @ root
-        gain += float((found * wanted).sum())
-        loss += float(((found @ others) * found).sum())
+    for one, other in (halves, halves[::-1]):
+        root, _, _ = _factored(one.second, damping)
+        found = _correction(one.first, root)
+        gain += float((found * other.first).sum())
+        loss += float(((found @ other.second) * found).sum())
     return min(1.0, max(0.0, gain / loss)) if loss > 0 else 0.0
 
 
-class _Nearest:
-    """Rounds columns of a weight matrix to the layer's own grid."""
+class Nearest:
+    """Rounds columns of a weight matrix to the layer's own grid.
 
-    def __init__(self, layer: QuantLayer, order: Tensor) -> None:
-        encoding = layer.weight_quantizer.encoding(layer.weight)
-        grain, shape = encoding.granularity, layer.weight.shape
+    Args:
+        layer (QuantLayer): With a weight quantizer that has a range.
+        moments (PairedMoments): Says how its columns are parted.
+        order (Tensor): ``[G, N]``, the order in which columns are asked for.
+    """
+
+    def __init__(
+        self, layer: QuantLayer, moments: PairedMoments, order: Tensor
+    ) -> None:
+        weight = layer.weight.detach()
+        self.encoding = layer.weight_quantizer.encoding(weight)
+        grain, shape = self.encoding.granularity, weight.shape
         count = grain.num_rows(shape)
-        index = torch.arange(count, device=layer.weight.device)
-        index = index[:, None].expand(count, layer.weight.numel() // count)
+        index = torch.arange(count, device=weight.device)
+        index = index[:, None].expand(count, weight.numel() // count)
         rows = weight_matrix(layer, grain.unrows(index, shape))
-        self.encoding = encoding
-        self.rows = rows.gather(2, order[:, None].expand_as(rows))
+        self._rows = _taken(moments.parted(rows), order)
         self._taken: tuple[Tensor, Encoding] | None = None
 
     def __call__(self, j: int, column: Tensor) -> Tensor:
-        rows = self.rows[..., j].flatten()
+        """The nearest values.
+
+        Args:
+            j (int): Which column.
+            column (Tensor): ``[G, R]``.
+        """
+        rows = self._rows[..., j].flatten()
         if self._taken is None or not torch.equal(self._taken[0], rows):
             self._taken = rows, self.encoding.take(rows)
         grid = self._taken[1]
-        values = grid.decode(grid.encode(column.reshape(-1, 1)))
+        values = grid.decode(grid.encode(column.float().reshape(-1, 1)))
         return values.view_as(column).to(column)
 
     def all(self, matrix: Tensor) -> Tensor:
-        """Every column, none knowing of the others."""
+        """Every column of ``[G, R, N]``, none knowing of the others."""
         columns = [self(j, matrix[..., j]) for j in range(matrix.shape[2])]
         return torch.stack(columns, 2)

@@ -1,44 +1,94 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What one layer gets, quantized, and what it should give."""
 
+from dataclasses import dataclass
+
 import torch
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
 from ...calibration import weight_matrix
 
-#: columns up to which sums are in float64
-WIDE = 6144
+
+def blocks_of(columns: int, most: int) -> int:
+    """Into how many equal blocks columns are parted.
+
+    Args:
+        columns (int): Of a weight, in one group.
+        most (int): Columns of a block.
+
+    Returns:
+        int: The least divisor that leaves no more than ``most`` in a block.
+    """
+    return next(
+        n for n in range(-(-columns // most), columns + 1) if columns % n == 0
+    )
+
+
+@dataclass
+class System:
+    """Normal equations of the output of a layer, for each of G groups.
+
+    Attributes:
+        second (Tensor): ``[G, N, N]``, mean of ``xᵀ x`` over quantized rows.
+        first (Tensor): ``[G, R, N]``, mean of ``mᵀ x``: m is what the output
+            misses, as the row is not that of the float detector.
+        mean (Tensor): ``[G, N]``, mean row.
+        missing (Tensor): ``[G, R]``, mean of m.
+        power (float): Mean square of the layer's float output.
+    """
+
+    second: Tensor
+    first: Tensor
+    mean: Tensor
+    missing: Tensor
+    power: float
 
 
 class PairedMoments:
     """Second moments of quantized rows, and products of what they miss.
 
     With Xq the rows behind the quantized layers and X the same rows of the
-    float detector, both less a constant shift::
+    float detector::
 
         H = Xqᵀ Xq,    D = ((X - Xq) Wᵀ)ᵀ Xq
 
-    Sums are float64 (float32 for layers of more than 6144 columns), products
-    float32.
+    Sums are float64: in float32 the small eigenvalues would be lost. Images
+    go into two halves, so that what one half finds can be tried on the
+    other.
 
     Args:
         layer (nn.Module): A linear layer or a convolution of any kind.
+        most (int): Columns that are looked at together. A weight with more
+            is parted into blocks of neighbouring columns, each a group of
+            its own.
 
-    Images go into two halves, so that what one half finds can be tried on
-    the other.
+    Attributes:
+        blocks (int): Blocks of each group of the layer.
+        counts (list[int]): Rows of each half so far.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.weight = weight_matrix(layer, layer.weight.detach().float())
+    def __init__(self, layer: nn.Module, most: int) -> None:
+        weight = weight_matrix(layer, layer.weight.detach().float())
+        self.blocks = blocks_of(weight.shape[2], most)
+        self.weight = self.parted(weight)
         self.counts = [0, 0]
-        self._shift: Tensor | None = None
-        self._sums: list[dict[str, Tensor]] = []
+        self._sums = [self._zeros() for _ in range(2)]
 
     @property
     def count(self) -> int:
         """Rows of each group so far."""
         return sum(self.counts)
+
+    def parted(self, matrix: Tensor) -> Tensor:
+        """``[G, T, N]`` with each block of columns as a group."""
+        parts = matrix.unflatten(2, (self.blocks, -1)).transpose(1, 2)
+        return parts.flatten(0, 1)
+
+    def joined(self, parts: Tensor) -> Tensor:
+        """Inverse of :meth:`parted`."""
+        matrix = parts.unflatten(0, (-1, self.blocks)).transpose(1, 2)
+        return matrix.flatten(2)
 
     def add(self, rows: Tensor, exact: Tensor, half: int) -> None:
         """Adds the rows of one call.
@@ -50,84 +100,60 @@ class PairedMoments:
         """
         if rows.shape[1] == 0:
             return
-        rows, exact = rows.float(), exact.float()
-        if self._shift is None:
-            self._allocate(rows)
-        missing = (exact - rows) @ self.weight.mT
-        rows = rows - self._shift
+        rows, exact = self.parted(rows.float()), self.parted(exact.float())
+        missing = ((exact - rows) @ self.weight.mT).double()
+        output = (exact @ self.weight.mT).double()
+        output = output.unflatten(0, (-1, self.blocks)).sum(1)
+        rows = rows.double()
         sums = self._sums[half]
-        sums['H'] += rows.mT @ rows
-        sums['D'] += missing.mT @ rows
+        sums['H'].baddbmm_(rows.mT, rows)
+        sums['D'].baddbmm_(missing.mT, rows)
         sums['rows'] += rows.sum(1)
         sums['missing'] += missing.sum(1)
+        sums['power'] += output.square().mean((0, 2)).sum()
         self.counts[half] += rows.shape[1]
 
-    def _allocate(self, rows: Tensor) -> None:
+    def _zeros(self) -> dict[str, Tensor]:
         groups, outputs, columns = self.weight.shape
-        dtype = torch.float64 if columns <= WIDE else torch.float32
-        self._shift = rows.mean(1, keepdim=True)
-        if get_world_size() > 1:
-            # one shift for all ranks: that of none of them
-            self._shift = torch.zeros_like(self._shift)
         shapes = dict(
             H=(groups, columns, columns),
             D=(groups, outputs, columns),
             rows=(groups, columns),
             missing=(groups, outputs),
+            power=(),
         )
-        self._sums = [
-            {
-                name: rows.new_zeros(shape, dtype=dtype)
-                for name, shape in shapes.items()
-            }
-            for _ in range(2)
-        ]
+        return {
+            name: self.weight.new_zeros(shape, dtype=torch.float64)
+            for name, shape in shapes.items()
+        }
 
     def merge(self) -> None:
         """Adds the sums of all ranks; called once, after the last image."""
         if get_world_size() == 1:
             return
-        if self._shift is None:
-            self._allocate(self.weight[:, :1])
-        counts = torch.tensor(self.counts)
+        counts = torch.tensor(self.counts, device=self.weight.device)
         all_reduce(counts)
         self.counts = counts.tolist()
         for total in [t for half in self._sums for t in half.values()]:
             all_reduce(total)
 
-    def system(
-        self, centred: bool, half: int | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def system(self, centred: bool, half: int | None = None) -> System:
         """The normal equations of the layer's output.
 
         Args:
-            centred (bool): Whether a bias takes the means.
+            centred (bool): Whether a bias takes the means: moments are then
+                around the mean row and the mean of what is missing.
             half (int, optional): Of one half of the images alone.
-
-        Returns:
-            tuple[Tensor, Tensor, Tensor, Tensor]: H ``[G, N, N]`` and D
-            ``[G, R, N]`` over the number of rows, around the means if
-            ``centred``; mean row ``[G, N]`` and mean of what is missing
-            ``[G, R]``.
         """
         if half is None:
             n, (one, other) = self.count, self._sums
             sums = {name: one[name] + other[name] for name in one}
         else:
             n, sums = self.counts[half], self._sums[half]
-        moved, missing = sums['rows'] / n, sums['missing'] / n
-        mean = moved + self._shift[:, 0]
-        # sums are around the shift: what lies between it and the origin
-        off = moved if centred else -self._shift[:, 0].to(moved.dtype)
-        second = sums['H'] / n
-        first = sums['D'] / n
+        mean, missing = sums['rows'] / n, sums['missing'] / n
+        second, first = sums['H'] / n, sums['D'] / n
         if centred:
-            second = second - moved[..., None] * moved[:, None]
-            first = first - missing[..., None] * moved[:, None]
-        else:
-            shift = -off
-            cross = moved[..., None] * shift[:, None]
-            second = second + cross + cross.mT
-            second = second + shift[..., None] * shift[:, None]
-            first = first + missing[..., None] * shift[:, None]
-        return second, first, mean, missing
+            second = second - mean[..., None] * mean[:, None]
+            first = first - missing[..., None] * mean[:, None]
+        power = float(sums['power'] / n)
+        return System(second, first, mean, missing, power)
