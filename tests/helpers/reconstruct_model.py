@@ -183,7 +183,9 @@ class Store:
             raise KeyboardInterrupt
 
 
-def stopped_and_resumed(stop_at, net=Net, data=None, again=(), **args):
+def stopped_and_resumed(
+    stop_at, net=Net, data=None, again=(), kind='Reconstruct', **args
+):
     """Stops at a write of the resume file, then goes on; None: at none.
 
     The first write is that of the ranges, the others are units. ``again``
@@ -193,7 +195,7 @@ def stopped_and_resumed(stop_at, net=Net, data=None, again=(), **args):
         dict(
             bits='w3a4',
             rules=RULES,
-            passes=[*INIT, dict(type='Reconstruct', **args)],
+            passes=[*INIT, dict(type=kind, **args)],
         )
     )
 

@@ -98,14 +98,20 @@ class Share(Feed):
 
 def run(rank, world, data, model=None, store=None, resume=False, **args):
     """Quantizes with four images in a step of all ranks together."""
-    model = (model or Net()).eval()
     args = dict(dict(learn=LEARN, drop_prob=0.5, iters=5), **args)
     args['batch_size'] = 4 // world
+    then = dict(type='Reconstruct', **args)
+    return quantize(rank, world, data, then, model, store, resume)
+
+
+def quantize(rank, world, data, then, model=None, store=None, resume=False):
+    """Quantizes with a last pass."""
+    model = (model or Net()).eval()
     config = parse_quant_cfg(
         dict(
             bits='w3a4',
             rules=RULES,
-            passes=[*INIT, dict(type='Reconstruct', **args)],
+            passes=[*INIT, then],
         )
     )
     example = max(
@@ -144,6 +150,14 @@ def everything(rank, world):
             rank, world, narrow_and_wide(), Branching(), losses=LOSSES
         ),
         whole=run(rank, world, batches(5), store=history),
+    )
+    then = dict(type='CompensateRounding', rows=40)
+    found.update(
+        rounded=quantize(rank, world, batches(5), then),
+        rounded_some=quantize(
+            rank, world, narrow_and_wide(), then, Branching()
+        ),
+        rounded_few=quantize(rank, world, batches(1), then),
     )
     # rank 0 has saved one unit more than the others when the kill came;
     # the first save is that of the ranges

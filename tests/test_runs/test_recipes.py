@@ -53,6 +53,9 @@ def test_every_recipe_by_the_command(ptq, name):
     )
     assert bool(run.result['reconstruction']) == learns
     assert ('units kept' in run.out) == learns
+    rounded = name == 'gptq'
+    assert bool(run.result['rounding']) == rounded
+    assert ('compensated rounding' in run.out) == rounded
     ranges = run.result['ranges']
     assert bool(ranges) == (name in ('lapq', 'det_ptq'))
     assert ('chosen ranges' in run.out) == bool(ranges)

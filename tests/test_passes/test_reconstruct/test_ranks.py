@@ -10,6 +10,7 @@ import torch
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
 SITUATIONS = ('unreadable', 'few', 'some', 'some_global', 'whole')
+ROUNDED = ('rounded', 'rounded_some', 'rounded_few')
 
 
 @pytest.fixture(scope='module')
@@ -66,7 +67,21 @@ def test_two_against_one(one, two, name):
     assert any(r['kept'] for r in one[name]['records'])
 
 
-@pytest.mark.parametrize('name', SITUATIONS)
+@pytest.mark.parametrize('name', ROUNDED)
+def test_compensated_rounding(one, two, name):
+    ours, theirs = one[name], two[0][name]
+    assert ours['notes'] == theirs['notes'] and ours['records']
+    for a, b in zip(ours['records'], theirs['records'], strict=True):
+        assert a['rows'] == b['rows']
+        assert a['after'] == pytest.approx(b['after'], rel=1e-5)
+        assert a['share'] == pytest.approx(b['share'], abs=1e-5)
+    for name, tensor in ours['tensors'].items():
+        torch.testing.assert_close(
+            tensor, theirs['tensors'][name], rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize('name', SITUATIONS + ROUNDED)
 def test_ranks_agree_to_the_bit(two, name):
     ours, theirs = two[0][name], two[1][name]
     assert ours['records'] == theirs['records']

@@ -1,0 +1,173 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Compensated rounding of a whole model."""
+
+import pytest
+import torch
+from reconstruct_model import (
+    INIT,
+    RULES,
+    UNITS,
+    Net,
+    batches,
+    equal,
+    error,
+    stopped_and_resumed,
+)
+from torch import nn
+
+from mmdet_ptq import quantize_detector
+from mmdet_ptq.errors import PTQError, QuantConfigError
+from mmdet_ptq.records import RoundingRecord
+from mmdet_ptq.registry import PASSES
+
+pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
+KIND = 'CompensateRounding'
+
+
+def quantize(net=Net, data=None, rules=RULES, passes=INIT, **args):
+    model = net().eval()
+    given = [*passes, dict(type=KIND, **args)] if args is not None else passes
+    session = quantize_detector(
+        model, data or batches(), dict(bits='w3a8', rules=rules, passes=given)
+    )
+    return model, session
+
+
+def plain():
+    model = Net().eval()
+    cfg = dict(bits='w3a8', rules=RULES, passes=INIT)
+    quantize_detector(model, batches(), cfg)
+    return error(model, batches())
+
+
+@pytest.mark.parametrize('unit', ['block', 'layer'])
+@pytest.mark.parametrize('towards_float', [False, True])
+def test_outputs_are_nearer_than_with_the_nearest_values(unit, towards_float):
+    model, session = quantize(unit=unit, towards_float=towards_float, rows=100)
+    assert error(model, batches()) < 0.6 * plain()
+    layers = [n for n in session.layers if n != 'out']
+    assert [r.unit for r in session.records] == layers
+    for record in session.records:
+        assert isinstance(record, RoundingRecord)
+        assert 0 <= record.after < record.before < 1
+        assert (record.share > 0) == (towards_float and record.share > 0)
+        assert record.rows > 0
+    assert session.seconds['compensated rounding'] > 0
+
+
+def test_rows_are_bounded():
+    _, session = quantize(rows=7)
+    # 16 images, and two levels in the tower
+    rows = {r.unit: r.rows for r in session.records}
+    assert rows['backbone.0'] == 7 * 16 and rows['tower'] == 7 * 32
+
+
+def test_more_columns_than_fit_are_parted():
+    model, session = quantize(columns=40, rows=100)
+    noted = [n for n in session.notes if 'blocks of columns' in n]
+    # 72 columns of 3 x 3 x 8, in two halves
+    assert len(noted) == 5 and noted[0].startswith('backbone.2.conv1: ')
+    assert all('2 blocks' in note for note in noted)
+    assert error(model, batches()) < plain()
+
+
+class Unreached(Net):
+    """A layer that predictions do not call."""
+
+    def __init__(self):
+        super().__init__()
+        self.side = nn.Conv2d(8, 8, 1)
+        self.calls = 0
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        self.calls += 1
+        found = super().forward(inputs, data_samples, mode)
+        if self.calls <= 2:  # the survey's
+            self.side(self.backbone(torch.stack(list(inputs)).float()))
+        return found
+
+
+def test_a_layer_without_data_keeps_the_nearest_values():
+    model, session = quantize(Unreached)
+    said = [n for n in session.notes if n.startswith('side: ')]
+    assert any('no calibration image reached it' in n for n in said), said
+    assert 'side' not in [r.unit for r in session.records]
+    weight = Unreached().side.weight
+    expected = session.layers['side'].weight_quantizer(weight)
+    assert torch.equal(model.side.weight, expected)
+
+
+def test_weights_that_are_shared_keep_the_nearest_values():
+    class Sharing(Net):
+        def __init__(self):
+            super().__init__()
+            self.neck[1].weight = self.neck[0].weight
+
+    model, session = quantize(Sharing)
+    rounded = [r.unit for r in session.records]
+    assert 'tower' in rounded and 'neck.0' not in rounded
+    assert model.neck[0].weight is model.neck[1].weight
+
+
+def test_dead_channels_are_said():
+    class Dead(Net):
+        def __init__(self):
+            super().__init__()
+            with torch.no_grad():
+                self.backbone[0].weight.zero_()
+                self.backbone[0].bias.fill_(-1.0)
+
+    model, session = quantize(Dead, damping=0.0)
+    assert all(r.after <= r.before for r in session.records)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('stop_at', range(2, 2 + len(UNITS)))
+def test_resume_after_any_unit(stop_at):
+    args = dict(kind=KIND, rows=30)
+    whole, expected, _ = stopped_and_resumed(None, **args)
+    model, session, _ = stopped_and_resumed(stop_at, **args)
+    assert equal(model, whole)
+    assert session.records == expected.records
+    assert session.notes == expected.notes
+
+
+def test_the_seed_decides_and_nothing_else():
+    one, again = quantize(rows=9)[0], quantize(rows=9)[0]
+    assert equal(one, again)
+    other = Net().eval()
+    passes = [*INIT, dict(type=KIND, rows=9)]
+    cfg = dict(bits='w3a8', rules=RULES, passes=passes)
+    quantize_detector(other, batches(), dict(cfg, calibration=dict(seed=3)))
+    assert not equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (dict(unit='stage'), "unknown unit 'stage'"),
+        (dict(rows=0), 'rows must be'),
+        (dict(damping=-1), 'damping must be'),
+        (dict(rounds=1.5), 'rounds must be'),
+        (dict(columns=0), 'columns must be'),
+        (dict(towards_float='no'), 'towards_float'),
+    ],
+    ids=str,
+)
+def test_wrong_arguments(args, message):
+    with pytest.raises(QuantConfigError, match=message):
+        quantize(**args)
+
+
+@pytest.mark.parametrize(
+    'passes',
+    [INIT[:2], [*INIT, dict(type=KIND)]],
+    ids=['no ranges', 'twice'],
+)
+def test_orders_that_make_no_sense(passes):
+    with pytest.raises(PTQError, match=KIND):
+        quantize(passes=passes)
+
+
+def test_registered():
+    assert PASSES.get(KIND).__name__ == KIND

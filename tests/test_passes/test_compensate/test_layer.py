@@ -1,0 +1,213 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Compensated rounding of one layer."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmdet_ptq.calibration import sample_rows, weight_matrix
+from mmdet_ptq.layers import convert
+from mmdet_ptq.passes.compensate.layer import (
+    Nearest,
+    confirmed_share,
+    round_layer,
+)
+from mmdet_ptq.passes.compensate.moments import PairedMoments
+from mmdet_ptq.quantizers import (
+    LLAQuantizer,
+    SubsetQuantizer,
+    UniformQuantizer,
+)
+
+LAYERS = dict(
+    linear=lambda: nn.Linear(12, 6),
+    conv=lambda: nn.Conv2d(4, 6, 3, padding=1, bias=False),
+    grouped=lambda: nn.Conv2d(8, 6, (3, 2), groups=2),
+    depthwise=lambda: nn.Conv2d(6, 6, 3, groups=6),
+    transposed=lambda: nn.ConvTranspose2d(4, 6, 2, 2, groups=2),
+)
+WEIGHT = dict(role='weight', symmetric=True)
+
+
+def uniform(granularity, **more):
+    def make(layer):
+        axis = layer.weight_axis
+        q = UniformQuantizer(
+            3, granularity=granularity, axis=axis, **WEIGHT, **more
+        )
+        rows = q.granularity.rows(layer.weight.detach())
+        q.set_range(rows.amin(1)[None], rows.amax(1)[None])
+        return q
+
+    return make
+
+
+def fitted(kind):
+    def make(layer):
+        q = kind(3, axis=layer.weight_axis, role='weight')
+        q.fit(layer.weight.detach())
+        return q
+
+    return make
+
+
+GRIDS = dict(
+    tensor=uniform('tensor'),
+    channel=uniform('channel'),
+    llaq=fitted(LLAQuantizer),
+    subset=fitted(SubsetQuantizer),
+)
+
+
+def twin(kind, grid='channel'):
+    torch.manual_seed(0)
+    model = nn.Sequential(LAYERS[kind]())
+    convert(model)
+    layer = model[0]
+    layer.attach(weight=GRIDS[grid](layer))
+    return layer
+
+
+def data(layer, images=8, noise=0.1):
+    """Inputs of which channels depend on each other, and noisy ones."""
+    channels = getattr(layer, 'in_channels', None)
+    shape = (3, 20, 12) if channels is None else (1, channels, 9, 8)
+    exact = [
+        torch.randn(shape) + torch.randn(*shape[:1], *[1] * (len(shape) - 1))
+        for _ in range(images)
+    ]
+    return exact, [x + noise * torch.randn_like(x) for x in exact]
+
+
+def gathered(layer, exact, noisy, most=10**4):
+    moments = PairedMoments(layer, most)
+    for i, pair in enumerate(zip(noisy, exact, strict=True)):
+        rows = [
+            sample_rows(layer, x, 10**6, torch.Generator().manual_seed(i))
+            for x in pair
+        ]
+        moments.add(*rows, i % 2)
+    return moments
+
+
+@pytest.mark.parametrize('grid', GRIDS)
+@pytest.mark.parametrize('kind', LAYERS)
+def test_every_column_by_itself_is_what_the_quantizer_gives(kind, grid):
+    layer = twin(kind, grid)
+    moments = PairedMoments(layer, 4)
+    weight = weight_matrix(layer, layer.weight.detach())
+    parts = moments.parted(weight)
+    order = torch.rand(len(parts), parts.shape[2]).argsort(1)
+    across = order[:, None].expand_as(parts)
+    found = Nearest(layer, moments, order).all(parts.gather(2, across))
+    found = found.gather(2, order.argsort(1)[:, None].expand_as(parts))
+    expected = weight_matrix(layer, layer.weight_quantizer(layer.weight))
+    assert torch.equal(moments.joined(found), expected.detach())
+
+
+def error(outputs, wanted):
+    pairs = zip(outputs, wanted, strict=True)
+    return sum(float((a - b).square().sum()) for a, b in pairs)
+
+
+@pytest.mark.parametrize('grid', GRIDS)
+@pytest.mark.parametrize('kind', LAYERS)
+@torch.no_grad()
+def test_the_output_is_nearer(kind, grid):
+    layer = twin(kind, grid)
+    exact, noisy = data(layer)
+    layer.quantize_weight = False
+    wanted = [layer(x) for x in noisy]
+    layer.quantize_weight = True
+    plain = error([layer(x) for x in noisy], wanted)
+    found = round_layer(layer, gathered(layer, exact, noisy), 0.01, False, 1)
+    ours = [layer(x) for x in noisy]
+    # few subsets leave nothing to choose
+    assert found.after <= found.before and found.share == 0
+    assert found.after < found.before or (kind, grid) == (
+        'depthwise',
+        'subset',
+    )
+    assert error(ours, wanted) < plain
+    # every weight is on the grid
+    q = layer.weight_quantizer
+    assert torch.equal(q(layer.rounded), layer.rounded)
+    if layer.bias is not None:
+        # of all rows: a transposed convolution has several for a position
+        off = sum(
+            float((a - b).sum()) for a, b in zip(ours, wanted, strict=True)
+        )
+        assert abs(off) < 1e-2 * sum(t.numel() for t in wanted) ** 0.5
+
+
+@pytest.mark.parametrize('kind', LAYERS)
+@torch.no_grad()
+def test_blocks_of_columns(kind):
+    layer = twin(kind)
+    exact, noisy = data(layer)
+    moments = gathered(layer, exact, noisy, 4)
+    found = round_layer(layer, moments, 0.01, True, 1)
+    assert found.after <= found.before
+    q = layer.weight_quantizer
+    assert torch.equal(q(layer.rounded), layer.rounded)
+    assert layer.rounded.shape == layer.weight.shape
+
+
+@torch.no_grad()
+def test_towards_the_float_output():
+    layer = twin('linear')
+    exact, noisy = data(layer, 16, 0.0)
+    # an error that weights can make up for: a channel that was lost
+    for x in noisy:
+        x[..., 0] = 0.5 * x[..., 1]
+    layer.quantize_weight = False
+    wanted = [layer(x) for x in exact]
+    layer.quantize_weight = True
+    errors = {}
+    for towards in (False, True):
+        moments = gathered(layer, exact, noisy)
+        found = round_layer(layer, moments, 1e-3, towards, 1)
+        errors[towards] = error([layer(x) for x in noisy], wanted)
+    assert found.share > 0.5
+    assert errors[True] < errors[False]
+
+
+@torch.no_grad()
+def test_chance_is_not_believed():
+    """What two images say that are told apart by noise alone."""
+    layer = twin('linear')
+    noisy, exact = data(layer, 2, 1.0)
+    share = confirmed_share(gathered(layer, exact, noisy), True, 0.01)
+    many, _ = data(layer, 200)
+    mixed = [0.5 * x for x in many]
+    sure = confirmed_share(gathered(layer, many, mixed), True, 0.01)
+    assert 0 <= share < 0.3 < 0.9 < sure <= 1
+    one = gathered(layer, exact[:1], noisy[:1])
+    assert confirmed_share(one, True, 0.01) == 0
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda x: x.zero_(),
+        lambda x: x[:, 1:].zero_(),
+        lambda x: x.copy_(x[:, :1].expand_as(x).clone()),
+        lambda x: x.fill_(1.0),
+        lambda x: x.mul_(1e-20),
+        lambda x: x.mul_(1e15),
+    ],
+    ids=['zero', 'dead', 'equal', 'constant', 'tiny', 'huge'],
+)
+@pytest.mark.parametrize('kind', ['conv', 'grouped'])
+@torch.no_grad()
+def test_the_factorization_never_fails(kind, spoil):
+    layer = twin(kind)
+    exact, _ = data(layer, 1)
+    for x in exact:
+        spoil(x)
+    moments = gathered(layer, exact, exact)
+    found = round_layer(layer, moments, 0.0, True, 2)
+    assert found.after <= found.before
+    assert torch.isfinite(layer.rounded).all()
+    assert found.damping >= 0
+    assert torch.equal(layer.weight_quantizer(layer.rounded), layer.rounded)
