@@ -89,7 +89,8 @@ def test_a_worse_loss_is_not_taken_to_its_end():
         return stopped, looked, ended, task(names), best
 
     stopped, looked, ended, whole, best = inside(look)
-    assert looked < 8
+    # a GPU would be waited for after each image
+    assert looked < 8 or torch.get_default_device().type != 'cpu'
     assert ended == whole == pytest.approx(sum(best) / 8)
     # all images lost ten times as much as those that it compares with
     assert stopped == pytest.approx(whole)
