@@ -157,8 +157,20 @@ def check_encoding(q, x, y):
         assert packed.dtype == torch.uint8
         assert packed.numel() == -(-x.numel() * q.bits // 8)
         assert torch.equal(e.unpack(packed, x.shape), codes.cpu())
+        check_taken(e, x, codes)
     with torch.no_grad(), export_mode():
         assert same_bits(q(x), y)
+
+
+def check_taken(e, x, codes):
+    """Rows by themselves, in any order, some of them twice."""
+    rows, wanted = e.granularity.rows(x), e.granularity.rows(codes)
+    order = torch.arange(len(rows) - 1, -1, -1).repeat(2)
+    taken = e.take(order)
+    assert taken.bits == e.bits
+    assert torch.equal(taken.encode(rows[order]), wanted[order])
+    decoded = e.granularity.rows(e.decode(codes))[order]
+    assert same_bits(taken.decode(wanted[order]), decoded)
 
 
 def check_output(q, x, y):
