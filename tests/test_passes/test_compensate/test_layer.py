@@ -173,6 +173,39 @@ def test_towards_the_float_output():
 
 
 @torch.no_grad()
+def test_the_bias_takes_what_is_missing_in_the_mean():
+    layer = twin('linear')
+    exact, noisy = data(layer, 8, 0.0)
+    noisy = [x - 2.0 for x in noisy]
+    layer.quantize_weight = False
+    wanted = torch.cat([layer(x) for x in exact]).flatten(0, 1)
+    layer.quantize_weight = True
+    round_layer(layer, gathered(layer, exact, noisy), 0.01, True, 1)
+    ours = torch.cat([layer(x) for x in noisy]).flatten(0, 1)
+    torch.testing.assert_close(ours.mean(0), wanted.mean(0))
+
+
+@pytest.mark.parametrize('seed', range(20))
+@torch.no_grad()
+def test_no_output_channel_is_worse_than_with_the_nearest(seed):
+    layer = twin('linear')
+    torch.manual_seed(seed)
+    layer.weight.normal_()
+    layer.bias = None
+    layer.attach(weight=GRIDS['channel'](layer))
+    exact, _ = data(layer, 2)
+    moments = gathered(layer, exact, exact)
+    round_layer(layer, moments, 0.0, False, 0)
+    second = moments.system(False).second[0]
+    weight = layer.weight.double()
+    errors = []
+    for found in (layer.rounded, layer.weight_quantizer(layer.weight)):
+        off = found.double() - weight
+        errors.append(((off @ second) * off).sum(1))
+    assert (errors[0] <= errors[1] * (1 + 1e-3) + 1e-9).all()
+
+
+@torch.no_grad()
 def test_chance_is_not_believed():
     """What two images say that are told apart by noise alone."""
     layer = twin('linear')
