@@ -64,7 +64,8 @@ def round_layer(
     Returns:
         Found: Errors before and after.
     """
-    centred = layer.bias is not None
+    # MMCV's deformable convolutions know no bias
+    centred = layer._parameters.get('bias') is not None
     system = moments.system(centred)
     weight = moments.parted(weight_matrix(layer, layer.weight.detach()))
     weight = weight.to(system.second)

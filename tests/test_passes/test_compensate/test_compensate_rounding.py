@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from mmcv import ops
 from reconstruct_model import (
     INIT,
     RULES,
@@ -11,6 +12,7 @@ from reconstruct_model import (
     batches,
     equal,
     error,
+    outputs,
     stopped_and_resumed,
 )
 from torch import nn
@@ -116,6 +118,30 @@ def test_a_layer_without_data_keeps_the_nearest_values():
     weight = Unreached().side.weight
     expected = session.layers['side'].weight_quantizer(weight)
     assert torch.equal(model.side.weight, expected)
+
+
+@pytest.mark.parametrize(
+    'kind', [ops.DeformConv2dPack, ops.ModulatedDeformConv2dPack]
+)
+def test_deformable_convolutions(kind):
+    class Deformable(Net):
+        def __init__(self):
+            super().__init__()
+            self.tower = kind(8, 8, 3, padding=1)
+            self.tower.conv_offset.weight.data.normal_(0, 0.05)
+
+    data, errors = batches(), []
+    exact = outputs(Deformable().eval(), data)
+    for passes in (INIT, [*INIT, dict(type=KIND, rows=100)]):
+        model = Deformable().eval()
+        cfg = dict(bits='w3a8', rules=RULES, passes=passes)
+        session = quantize_detector(model, data, cfg)
+        pairs = zip(exact, outputs(model, data), strict=True)
+        errors.append(sum(float((a - b).square().sum()) for a, b in pairs))
+    rounded = {r.unit: r for r in session.records}
+    assert rounded['tower'].after < 0.8 * rounded['tower'].before
+    assert 'tower.conv_offset' in rounded
+    assert errors[1] < errors[0]
 
 
 def test_weights_that_are_shared_keep_the_nearest_values():
