@@ -1,6 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Bias correction from the mean of each input channel."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -94,12 +96,18 @@ class ChannelMeans:
             self._add(name, total, state['counts'][name])
 
     @torch.no_grad()
-    def correct(self) -> None:
-        """Has each bias take the mean output error away."""
+    def correct(self, names: Collection[str] | None = None) -> None:
+        """Has each bias take the mean output error away.
+
+        Args:
+            names (Collection[str], optional): Of these layers alone.
+        """
         self.end_batch()
         for name, layer in self.layers.items():
             # a pass may have left the weight float since then
             if name not in self.sums or layer.weight_quantizer is None:
+                continue
+            if names is not None and name not in names:
                 continue
             mean = self.sums[name].double() / _UNIT / self.counts[name]
             weight = layer.weight

@@ -127,6 +127,7 @@ class Ranges:
 
     def __init__(self, session: Session) -> None:
         self._layers = session.layers
+        self._means = session.stats.means
         self._readers: dict[int, set[str]] = {}
         found: dict[int, HasRange] = {}
         for name, layer in self._layers.items():
@@ -160,6 +161,8 @@ class Ranges:
                 if q is layer.weight_quantizer:
                     layer.fix_weight(q(layer.weight))
                 moved.add(name)
+        if self._means is not None:
+            self._means.correct(moved)
         self._now = factors.copy()
         return moved
 

@@ -225,6 +225,9 @@ def set_exponent(
         if isinstance(observer, LpObserver):
             quantizer.set_range(*observer.with_exponent(p).ranges(quantizer))
             changed |= {n for n, _ in group}
+    if session.stats.means is not None:
+        # a later pass corrects biases: the loss is that of the result
+        session.stats.means.correct(chosen)
     return changed
 
 

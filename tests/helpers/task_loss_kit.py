@@ -11,7 +11,7 @@ from mmdet_ptq.registry import PASSES
 LP = dict(type='LpObserver', p=2.4)
 
 
-def quantize(kind, bits='w3a3', observer=LP, **args):
+def quantize(kind, bits='w3a3', observer=LP, then=(), **args):
     model, data = Net().eval(), batches()
     session = quantize_detector(
         model,
@@ -23,6 +23,7 @@ def quantize(kind, bits='w3a3', observer=LP, **args):
                 dict(type='Observe', observer=observer),
                 dict(type='SetRanges'),
                 dict(type=kind, **args),
+                *then,
             ],
         ),
     )

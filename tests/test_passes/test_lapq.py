@@ -36,6 +36,15 @@ def test_lapq_only_gets_better():
     assert loss(model) == pytest.approx(record.after, rel=1e-3)
 
 
+@pytest.mark.parametrize('powell_iters', [0, 1])
+def test_the_loss_is_that_of_corrected_biases(powell_iters):
+    args = dict(exponents=(2.0, 3.0, 4.0), powell_iters=powell_iters)
+    then = [dict(type='CorrectBias')]
+    model, session = quantize('LAPQ', then=then, **args)
+    record = session.records[0]
+    assert loss(model) == pytest.approx(record.after, rel=1e-3)
+
+
 def test_evaluations_are_bounded_and_counted():
     exponents = (2.0, 3.0, 4.0)
 
