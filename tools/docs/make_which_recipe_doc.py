@@ -71,8 +71,8 @@ python tools/ptq.py CONFIG CHECKPOINT --recipe {best} --bits w4a4 --iters 200
   nothing.
 * `gptq` learns nothing either. It rounds the columns of a weight one after
   the other, so that each makes up for the errors of those before. It takes a
-  few forwards of the calibration images for each unit, and loses less than
-  `uniform` with 4-bit weights ([compensated](results/compensated.md)).
+  part of a forward of each calibration image for each unit. It is new here
+  and not in the table yet.
 * `adaround`, `adaquant`, `brecq`, `qdrop`, `pd_quant` and `subsetq` are the
   methods that `reg_ptq` is compared with in its paper.
   [Accuracy](accuracy.md) says how they compare here.
