@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ..quantizers import BaseQuantizer
 from ..registry import OBSERVERS
-from .histogram import HistogramObserver, power_of_two
+from .bins import power_of_two
+from .histogram import HistogramObserver
 
 
 @OBSERVERS.register_module()

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .histogram import HistogramObserver, coarsen, power_of_two
+from .bins import coarsen, power_of_two
+from .histogram import HistogramObserver
 
 Level = tuple[HistogramObserver, int]
 """A histogram observer and one of its pyramid levels."""

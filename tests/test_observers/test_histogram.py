@@ -1,25 +1,15 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Histograms with bins of powers of two."""
 
-import copy
 import math
 
 import pytest
 import torch
-from crossings import crossings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdet_ptq.observers import LpObserver
 from mmdet_ptq.observers import histogram as module
-from mmdet_ptq.observers.histogram import (
-    MIN_EXPONENT,
-    Sample,
-    coarsen,
-    count,
-    exponents,
-    power_of_two,
-)
 from mmdet_ptq.observers.sampling import (
     SAMPLE,
     jittered_index,
@@ -31,27 +21,6 @@ from mmdet_ptq.quantizers import Granularity
 CPU = torch.device('cpu')
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
-
-
-def test_powers_of_two_are_exact():
-    e = torch.arange(-200, 201)
-    assert power_of_two(e).tolist() == [2.0**i for i in e.tolist()]
-
-
-@settings(deadline=None, derandomize=True)
-@given(low=floats, high=floats, half=st.sampled_from([8, 512]))
-def test_exponent_is_the_smallest_that_fits(low, high, half):
-    low, high = sorted((low, high))
-    e = exponents(torch.tensor([low]), torch.tensor([high]), half).item()
-
-    def fits(e):
-        return (
-            math.floor(low / 2.0**e) >= -half
-            and math.floor(high / 2.0**e) < half
-        )
-
-    assert fits(e)
-    assert e == MIN_EXPONENT or not fits(e - 1)
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -84,17 +53,6 @@ def test_rows_have_their_own_exponents():
     assert (spread > 100).all()
     assert observer.exponent.unique().numel() == 3
     assert (observer.counts.sum(-1) == 700).all()
-
-
-def test_coarsen_by_hand():
-    counts = torch.arange(1, 9)[None].repeat(4, 1)  # bins -4 .. 3
-    got = coarsen(counts, torch.tensor([0, 1, 2, 70]))
-    assert got.tolist() == [
-        [1, 2, 3, 4, 5, 6, 7, 8],
-        [0, 0, 3, 7, 11, 15, 0, 0],
-        [0, 0, 0, 10, 26, 0, 0, 0],
-        [0, 0, 0, 10, 26, 0, 0, 0],
-    ]
 
 
 @pytest.mark.parametrize(
@@ -180,37 +138,3 @@ def test_growth_by_many_octaves(monkeypatch):
     assert a.half == 512
     assert torch.equal(a.counts, b.counts)
     assert torch.equal(a.exponent, b.exponent)
-
-
-def test_many_samples_at_once_are_counted_as_one_by_one():
-    torch.manual_seed(0)
-    apart = []
-    for grain in (Granularity(), Granularity('channel', 1), Granularity()):
-        observer = LpObserver()
-        observer.bind(grain, 2)
-        for level in (0, 1):
-            wide = torch.tensor([-9.0, 9.0]).expand(3, 4, 2)
-            observer.observe(wide * 10.0 ** (level + len(apart)), level)
-        observer.end_image()
-        apart.append(observer)
-    together = copy.deepcopy(apart)
-    # the same level twice; another has nothing
-    where = [(0, 0, 1), (1, 1, 7), (0, 0, 3), (2, 1, 2), (1, 0, 1)]
-    values = [torch.randn(4, 50).mul(5).clamp(0, 8) for _ in where]
-    values = [
-        x[: apart[i].rows] for (i, _, _), x in zip(where, values, strict=True)
-    ]
-    for (i, level, weight), x in zip(where, values, strict=True):
-        count([Sample(apart[i], level, x, weight)])
-    with crossings() as found:
-        count(
-            [
-                Sample(together[i], level, x, weight)
-                for (i, level, weight), x in zip(where, values, strict=True)
-            ]
-        )
-    # the observers were made outside, so the helper takes all for its device
-    assert all('two devices' in name for name in found)
-    for a, b in zip(apart, together, strict=True):
-        assert torch.equal(a.counts, b.counts)
-        assert torch.equal(a.zeros, b.zeros) and a.zeros.any()
