@@ -172,6 +172,8 @@ def pytest_configure(config):
             f'--device {device}: PyTorch sees no GPU here; leave it out'
         )
     torch.set_default_device(device)
+    # convolutions of a GPU drop half of the digits that tests compare
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def pytest_collection_modifyitems(config, items):

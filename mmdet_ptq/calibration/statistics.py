@@ -4,6 +4,8 @@
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from ..layers import QuantLayer
 from ..observers import BaseObserver
 from ..quantizers import BaseQuantizer, Granularity
@@ -41,6 +43,7 @@ class Statistics:
         groups: list[list[Port]],
         cfg: dict,
         means: bool,
+        device: torch.device,
     ) -> None:
         """Makes empty statistics, and forgets those there were.
 
@@ -50,6 +53,7 @@ class Statistics:
                 they share a quantizer.
             cfg (dict): The observer.
             means (bool): Whether means of the inputs are wanted.
+            device (torch.device): Where the model is.
         """
         self.clear()
         self._cfg = cfg
@@ -57,14 +61,18 @@ class Statistics:
             name, port = group[0]
             quantizer = layers[name].act_quantizers[port]
             levels = layers[name].levels if quantizer.per_level else 1
-            self._add(group, quantizer.granularity, levels)
+            self._add(group, quantizer.granularity, levels, device)
         self.means = ChannelMeans(layers) if means else None
 
     def _add(
-        self, group: list[Port], granularity: Granularity, levels: int
+        self,
+        group: list[Port],
+        granularity: Granularity,
+        levels: int,
+        device: torch.device,
     ) -> None:
         observer = build_from(OBSERVERS, self._cfg)
-        observer.bind(granularity, levels)
+        observer.bind(granularity, levels, device)
         self.groups.append(list(group))
         self.observers.append(observer)
 
@@ -102,13 +110,17 @@ class Statistics:
         )
 
     def load_state_dict(
-        self, state: dict[str, Any], layers: dict[str, QuantLayer]
+        self,
+        state: dict[str, Any],
+        layers: dict[str, QuantLayer],
+        device: torch.device,
     ) -> None:
         """Replaces everything by what a state holds.
 
         Args:
             state (dict): From :meth:`state_dict`.
             layers (dict[str, QuantLayer]): The twins by name.
+            device (torch.device): Where the model is.
         """
         self.clear()
         self._cfg = state['cfg']
@@ -116,7 +128,7 @@ class Statistics:
             state['groups'], state['grains'], state['observers'], strict=True
         ):
             ports = [(name, port) for name, port in group]
-            self._add(ports, Granularity(**granularity), levels)
+            self._add(ports, Granularity(**granularity), levels, device)
             self.observers[-1].load_state_dict(found)
         if state['means'] is not None:
             self.means = ChannelMeans(layers)

@@ -71,7 +71,9 @@ def restore(
     attach(session.model, session.plan, graph.levels, graph.heads)
     tensors = found['tensors'] if 'tensors' in found else state['tensors']
     restore_tensors(session.model, tensors)
-    session.stats.load_state_dict(found['stats'], session.layers)
+    session.stats.load_state_dict(
+        found['stats'], session.layers, session.device
+    )
 
 
 def saved_progress(store: ResumeStore | None, resume: bool) -> dict:

@@ -30,18 +30,26 @@ class BaseObserver(ABC):
             has had no data. ``[L, 0]`` before any data.
         high (Tensor): float32 ``[L, K]``, exact maxima.
         count (Tensor): int64 ``[L]``, elements observed.
-        device (torch.device): Where the data last was.
+        device (torch.device): Where the data last was, or will be.
     """
 
     def __init__(self) -> None:
         self.bind(Granularity())
 
-    def bind(self, granularity: Granularity, levels: int = 1) -> None:
+    def bind(
+        self,
+        granularity: Granularity,
+        levels: int = 1,
+        device: torch.device | None = None,
+    ) -> None:
         """Says what the rows are, and forgets all data.
 
         Args:
             granularity (Granularity): That of the quantizer.
             levels (int): Pyramid levels with a range of their own.
+            device (torch.device, optional): Where the data will be, and
+                what is loaded or merged before there is any. The CPU by
+                default.
 
         Raises:
             ValueError: If ``levels`` is not positive.
@@ -51,7 +59,7 @@ class BaseObserver(ABC):
         self.granularity = granularity
         self.levels = levels
         self.count = torch.zeros(levels, dtype=torch.int64, device='cpu')
-        self.device = self.count.device
+        self.device = self.count.device if device is None else device
         self._waiting: list[Seen] = []
         self._allocate(0)
 

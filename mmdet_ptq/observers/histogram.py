@@ -97,6 +97,8 @@ class HistogramObserver(BaseObserver):
         self.counts = state['counts'].clone()
         self.zeros = state['zeros'].clone()
         self.exponent = state['exponent'].clone()
+        # a range found elsewhere would have other last bits
+        self._move(self.device)
 
     def _merged(self, states: list[State]) -> State:
         exponent = torch.stack([s['exponent'] for s in states]).amax(0)

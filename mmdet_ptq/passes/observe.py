@@ -60,10 +60,13 @@ class Observe(BasePass):
             session.plan.groups,
             self.observer,
             'means' in session.wanted,
+            session.device,
         )
         done = session.state.get('images', 0)
         if done:
-            stats.load_state_dict(session.state['stats'], session.layers)
+            stats.load_state_dict(
+                session.state['stats'], session.layers, session.device
+            )
         session.state['images'] = done
         taps = _Taps(session.graph, stats)
 

@@ -2,6 +2,7 @@
 """Every observer, and tensors for it."""
 
 import pytest
+import torch
 
 from mmdet_ptq.observers import (
     AverageMinMaxObserver,
@@ -29,7 +30,8 @@ grains = pytest.mark.parametrize('kind, size', GRAINS)
 
 def new(name, kind='tensor', size=None, levels=1):
     observer = ALL[name]()
-    observer.bind(Granularity(kind, 1, size), levels)
+    grain = Granularity(kind, 1, size)
+    observer.bind(grain, levels, torch.get_default_device())
     quantizer = UniformQuantizer(
         4, False, kind, group_size=size, per_level=True
     )

@@ -35,7 +35,7 @@ def layers():
 
 def filled(layers, means=True):
     stats = Statistics()
-    stats.start(layers, GROUPS, CFG, means)
+    stats.start(layers, GROUPS, CFG, means, torch.get_default_device())
     shared, own = stats.observers
     shared.observe(torch.tensor([-1.0, 2.0]), 0)
     shared.observe(torch.tensor([-3.0, 4.0]), 1)
@@ -70,7 +70,11 @@ def test_resume(layers, means):
     other = Statistics()
     # a quantizer that went in the meantime does not matter
     layers['1'].set_quantizer('input', None)
-    other.load_state_dict(torch.load(file, weights_only=True), layers)
+    other.load_state_dict(
+        torch.load(file, weights_only=True),
+        layers,
+        torch.get_default_device(),
+    )
     assert other.groups == stats.groups
     for ours, theirs in zip(other.observers, stats.observers, strict=True):
         assert ours.granularity == theirs.granularity
@@ -80,6 +84,21 @@ def test_resume(layers, means):
     if means:
         assert other.means.counts == stats.means.counts == {'1': 2}
         assert torch.equal(other.means.sums['1'], stats.means.sums['1'])
+
+
+def test_a_resumed_run_searches_where_it_would_have(layers):
+    stats = Statistics()
+    lp = dict(type='LpObserver')
+    stats.start(layers, GROUPS, lp, False, torch.get_default_device())
+    stats.observers[0].observe(torch.tensor([-1.0, 2.0]), 0)
+    other = Statistics()
+    other.load_state_dict(stats.state_dict(), layers, torch.device('meta'))
+    assert [o.counts.device.type for o in other.observers] == ['meta'] * 2
+    assert other.observers[0].low.tolist()[0] == [-1.0]
+    # and a process without images where the others do
+    other.start(layers, GROUPS, lp, False, torch.device('meta'))
+    other.observers[0].merge([stats.observers[0].state_dict()])
+    assert other.observers[0].counts.is_meta
 
 
 def test_dropping_and_clearing(layers):
