@@ -59,9 +59,10 @@ class CompensateRounding(BasePass):
             makes of its inputs. Defaults to True.
         rounds (int): How often all columns are visited once more, each
             moved to what is best with the others. Defaults to 1.
-        columns (int): Most columns that are looked at together; they take 16
-            times their square of bytes. A weight with more is parted into
-            blocks that do not make up for each other. Defaults to 4608.
+        columns (int): Most columns that are looked at together; they take
+            about 70 times their square of bytes (1.4 GiB for the default). A
+            weight with more is parted into blocks that do not make up for
+            each other. Defaults to 4608.
 
     Raises:
         ValueError: If an argument is not among the allowed values.
