@@ -11,7 +11,7 @@ from mmdet_ptq import load_quantized, quantize_detector, save_quantized
 from mmdet_ptq.errors import NumericError
 from mmdet_ptq.layers import named_tensors
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
-from mmdet_ptq.quant_cfg import recipe_names
+from mmdet_ptq.quant_cfg import load_recipe, recipe_names
 
 ALL = [dict(match='*', weight=dict(granularity='channel'), act={})]
 #: of recipes that learn
@@ -52,7 +52,8 @@ def images(count=8):
 
 def cfg_of(recipe, **args):
     cfg = dict(recipe=recipe, bits='w4a4', **args)
-    if recipe not in ('minmax', 'uniform', 'lapq', 'det_ptq', 'q_yolo'):
+    kinds = {one['type'] for one in load_recipe(recipe)['passes']}
+    if 'Reconstruct' in kinds:
         quick = dict(QUICK)
         if recipe != 'pd_quant':
             del quick['distribution_correction']

@@ -116,9 +116,9 @@ def error(outputs, wanted):
 def test_the_output_is_nearer(kind, grid):
     layer = twin(kind, grid)
     exact, noisy = data(layer)
-    layer.quantize_weight = False
+    layer.switch(weight=False, act=True)
     wanted = [layer(x) for x in noisy]
-    layer.quantize_weight = True
+    layer.switch(weight=True, act=True)
     plain = error([layer(x) for x in noisy], wanted)
     found = round_layer(layer, gathered(layer, exact, noisy), 0.01, False, 1)
     ours = [layer(x) for x in noisy]
@@ -160,9 +160,9 @@ def test_towards_the_float_output():
     # an error that weights can make up for: a channel that was lost
     for x in noisy:
         x[..., 0] = 0.5 * x[..., 1]
-    layer.quantize_weight = False
+    layer.switch(weight=False, act=True)
     wanted = [layer(x) for x in exact]
-    layer.quantize_weight = True
+    layer.switch(weight=True, act=True)
     errors = {}
     for towards in (False, True):
         moments = gathered(layer, exact, noisy)
@@ -177,9 +177,9 @@ def test_the_bias_takes_what_is_missing_in_the_mean():
     layer = twin('linear')
     exact, noisy = data(layer, 8, 0.0)
     noisy = [x - 2.0 for x in noisy]
-    layer.quantize_weight = False
+    layer.switch(weight=False, act=True)
     wanted = torch.cat([layer(x) for x in exact]).flatten(0, 1)
-    layer.quantize_weight = True
+    layer.switch(weight=True, act=True)
     round_layer(layer, gathered(layer, exact, noisy), 0.01, True, 1)
     ours = torch.cat([layer(x) for x in noisy]).flatten(0, 1)
     torch.testing.assert_close(ours.mean(0), wanted.mean(0))
