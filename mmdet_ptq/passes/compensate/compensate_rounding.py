@@ -15,6 +15,7 @@ from ...calibration import (
 )
 from ...checks import number, one_of, whole
 from ...detectors import adapter_for
+from ...errors import NumericError
 from ...layers import QuantLayer, float_mode, quantizing
 from ...records import RoundingRecord
 from ...registry import PASSES
@@ -60,7 +61,7 @@ class CompensateRounding(BasePass):
         rounds (int): How often all columns are visited once more, each
             moved to what is best with the others. Defaults to 1.
         columns (int): Most columns that are looked at together; they take
-            about 70 times their square of bytes (1.4 GiB for the default). A
+            about 130 times their square of bytes (2.6 GiB for the default). A
             weight with more is parted into blocks that do not make up for
             each other. Defaults to 4608.
 
@@ -186,6 +187,12 @@ class CompensateRounding(BasePass):
                 'the nearest values'
             )
             return
+        if not moments.finite:
+            raise NumericError(
+                f'{name}: its input or output holds NaN or Inf on a '
+                'calibration image, behind the layers that are rounded '
+                f"already; leave it float: dict(match='{name}', skip=True)"
+            )
         found = round_layer(
             layer, moments, self.damping, self.towards_float, self.rounds
         )

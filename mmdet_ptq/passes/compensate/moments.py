@@ -80,6 +80,15 @@ class PairedMoments:
         """Rows of each group so far."""
         return sum(self.counts)
 
+    @property
+    def finite(self) -> bool:
+        """Whether no row and no output held NaN or Inf."""
+        return all(
+            bool(torch.isfinite(total).all())
+            for half in self._sums
+            for total in half.values()
+        )
+
     def parted(self, matrix: Tensor) -> Tensor:
         """``[G, T, N]`` with each block of columns as a group."""
         parts = matrix.unflatten(2, (self.blocks, -1)).transpose(1, 2)

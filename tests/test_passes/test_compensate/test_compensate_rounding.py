@@ -18,7 +18,7 @@ from reconstruct_model import (
 from torch import nn
 
 from mmdet_ptq import quantize_detector
-from mmdet_ptq.errors import PTQError, QuantConfigError
+from mmdet_ptq.errors import NumericError, PTQError, QuantConfigError
 from mmdet_ptq.layers import quantizing
 from mmdet_ptq.passes.compensate import compensate_rounding as module
 from mmdet_ptq.records import RoundingRecord
@@ -167,6 +167,19 @@ def test_dead_channels_are_said():
     model, session = quantize(Dead, damping=0.0)
     assert all(r.after <= r.before for r in session.records)
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_what_is_not_finite_behind_rounded_layers_is_named():
+    class Breaking(Net):
+        """Gives NaN as soon as its first layer is rounded."""
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            if getattr(self.backbone[0], 'rounded', None) is not None:
+                inputs = [x * torch.nan for x in inputs]
+            return super().forward(inputs, data_samples, mode)
+
+    with pytest.raises(NumericError, match=r'^backbone.2.conv1: .*NaN or Inf'):
+        quantize(Breaking, data=batches(2))
 
 
 @pytest.mark.parametrize('stop_at', range(2, 2 + len(UNITS)))
