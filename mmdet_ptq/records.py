@@ -49,15 +49,19 @@ class RoundingRecord(Record):
     Attributes:
         before (float): Error of the layer's output with the nearest values.
         after (float): Error with those that were found.
+        damping (float): Share of the mean second moment that was added.
         share (float): How much of the correction towards the float output
             other images confirmed, from 0 to 1.
         rows (int): How many rows were seen.
+        dead (int): Columns of the weight whose input never changed.
     """
 
     before: float
     after: float
+    damping: float
     share: float
     rows: int
+    dead: int
 
 
 @dataclass(frozen=True)

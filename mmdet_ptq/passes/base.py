@@ -59,6 +59,10 @@ class BasePass(ABC):
                 'it'
             )
         for one in earlier:
+            if one.gives & self.refuses and type(one) is type(self):
+                raise QuantConfigError(
+                    f'passes: {name} is there twice; leave one out'
+                )
             if one.gives & self.refuses:
                 raise QuantConfigError(
                     f'passes: {name} comes after {type(one).__name__} and '

@@ -2,12 +2,11 @@
 """The pass that rounds weights so that their errors make up for each other."""
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from ...calibration import (
-    ActivationCache,
     Images,
     Session,
     UnitView,
@@ -16,15 +15,15 @@ from ...calibration import (
 from ...checks import number, one_of, whole
 from ...detectors import adapter_for
 from ...errors import NumericError
-from ...layers import QuantLayer, float_mode, quantizing
+from ...layers import QuantLayer, quantizing
 from ...records import RoundingRecord
 from ...registry import PASSES
 from ...structures import Unit
 from ..base import BasePass
 from ..reconstruct.progress import export, resume
-from .layer import round_layer
-from .moments import PairedMoments
-from .taps import tapping
+from .layer import Found, round_layer
+from .moments import PairedMoments, Product
+from .taps import Forwards
 
 UNITS = ('block', 'layer')
 
@@ -40,7 +39,8 @@ class CompensateRounding(BasePass):
     the output is pushed into the columns to come. The bias then takes what
     is left of the mean. Every layer ends at least as near to its aim as with
     the nearest values. Nothing is learned: each unit takes a part of one
-    forward of each image.
+    forward of each image, and what the layers before it give is kept, as far
+    as ``calibration.cache`` has room.
 
     Weights need a quantizer with a grid, of any kind; layers that share a
     weight or a bias keep the nearest values.
@@ -61,7 +61,7 @@ class CompensateRounding(BasePass):
         rounds (int): How often all columns are visited once more, each
             moved to what is best with the others. Defaults to 1.
         columns (int): Most columns that are looked at together; they take
-            about 130 times their square of bytes (2.6 GiB for the default). A
+            about 80 times their square of bytes (1.6 GiB for the default). A
             weight with more is parted into blocks that do not make up for
             each other. Defaults to 4608.
 
@@ -103,75 +103,56 @@ class CompensateRounding(BasePass):
         ):
             adapter = adapter_for(session.model, session.graph, False)
             images = Images(session, cache, adapter, [])
-            exact = self._exact(session, images, cache, units[done:])
-            for k, unit in enumerate(units[done:], done):
-                session.progress('rounding', unit.name, k, len(units))
-                self._unit(session, images, unit, before, exact)
-                before |= set(unit.layers)
-                session.state['units'] = k + 1
-                session.save()
+            forwards = Forwards(session, images, self.rows)
+            if self.towards_float:
+                self._keep_exact(session, forwards, units[done:])
+            with forwards.watching():
+                for k, unit in enumerate(units[done:], done):
+                    session.progress('rounding', unit.name, k, len(units))
+                    self._unit(session, forwards, unit, before)
+                    before |= set(unit.layers)
+                    session.state['units'] = k + 1
+                    session.save()
 
     def _units(self, session: Session) -> list[Unit]:
         if self.unit == 'layer':
             return [Unit(n, (n,)) for n in session.graph.layers]
         return session.graph.units
 
-    def _exact(
-        self,
-        session: Session,
-        images: Images,
-        cache: ActivationCache,
-        units: list[Unit],
-    ) -> dict[int, Any]:
-        """Float rows of all layers to come, of each image, in the cache."""
-        if not self.towards_float:
-            return {}
+    def _keep_exact(
+        self, session: Session, forwards: Forwards, units: list[Unit]
+    ) -> None:
         names = {n for unit in units for n in unit.layers}
         layers = _rounded_layers(session, names)
-        found = {}
-        for i, j in enumerate(images.mine):
-            session.progress('float rows', '', i, len(images.mine))
-            with (
-                float_mode(session.model),
-                tapping(session, layers, j, self.rows, False) as rows,
-            ):
-                images.run(j)
-            found[j] = {n: cache.keep(calls) for n, calls in rows.items()}
-        return found
+        forwards.keep_exact(
+            layers, {n: Product(m, self.columns) for n, m in layers.items()}
+        )
 
     def _unit(
         self,
         session: Session,
-        images: Images,
+        forwards: Forwards,
         unit: Unit,
         before: set[str],
-        exact: dict[int, Any],
     ) -> None:
-        view = UnitView(session.model, session.graph, unit)
+        # their inputs are quantized from here on, later their weights too
+        forwards.change(unit.layers)
         layers = _rounded_layers(session, set(unit.layers))
         if not layers:
             return
+        view = UnitView(session.model, session.graph, unit)
         moments = {
-            n: PairedMoments(m, self.columns) for n, m in layers.items()
+            n: PairedMoments(Product(m, self.columns))
+            for n, m in layers.items()
         }
         acts = before | set(unit.layers)
-        for j in images.mine:
-            with (
-                quantizing(session.layers, before, acts),
-                tapping(session, layers, j, self.rows, True) as rows,
-                view.stopping(),
-            ):
-                images.run(j)
-            held = exact.get(j, {})
-            for name, calls in rows.items():
-                kept = held.pop(name, [])
-                pairs = _paired(calls, images.cache.fetch(kept))
-                images.cache.drop(kept)
-                for ours, theirs in pairs:
-                    # halves by number: the same on any number of ranks
-                    moments[name].add(ours, theirs, j % 2)
+        with quantizing(session.layers, before, acts):
+            for j, name, x, y in forwards.rows(layers, view):
+                # halves by number: the same on any number of ranks
+                moments[name].add(x, y, j % 2)
         for name in list(layers):
             self._layer(session, name, layers[name], moments.pop(name))
+        forwards.change(unit.layers)
 
     def _layer(
         self,
@@ -196,21 +177,40 @@ class CompensateRounding(BasePass):
         found = round_layer(
             layer, moments, self.damping, self.towards_float, self.rounds
         )
+        session.notes += self._notes(name, moments, found)
+        session.records.append(
+            RoundingRecord(
+                name,
+                found.before,
+                found.after,
+                found.damping,
+                found.share,
+                moments.count,
+                found.dead,
+            )
+        )
+
+    def _notes(
+        self, name: str, moments: PairedMoments, found: Found
+    ) -> list[str]:
+        notes, product = [], moments.product
+        groups, _, columns = product.weight.shape
+        if found.dead == groups * columns:
+            notes.append(
+                f'{name}: its inputs say nothing, as they are the same on all '
+                'calibration images, so its weight has the nearest values'
+            )
         if found.damping > self.damping:
-            session.notes.append(
+            notes.append(
                 f'{name}: damping had to grow from {self.damping:g} to '
                 f'{found.damping:g}: its inputs depend on each other'
             )
-        if moments.blocks > 1:
-            session.notes.append(
-                f'{name}: rounded in {moments.blocks} blocks of columns that '
+        if product.blocks > 1:
+            notes.append(
+                f'{name}: rounded in {product.blocks} blocks of columns that '
                 'do not make up for each other (CompensateRounding.columns)'
             )
-        session.records.append(
-            RoundingRecord(
-                name, found.before, found.after, found.share, moments.count
-            )
-        )
+        return notes
 
 
 def _rounded_layers(
@@ -222,15 +222,3 @@ def _rounded_layers(
         for n, m in session.layers.items()
         if n in names and m.weight_quantizer is not None and not m.tied
     }
-
-
-def _paired(ours: list, theirs: list) -> list[tuple]:
-    """Rows of each call and those of the float detector.
-
-    A call that has no like is its own: nothing is known to be missing.
-    """
-    theirs = theirs if len(theirs) == len(ours) else ours
-    return [
-        (a, b if a.shape == b.shape else a)
-        for a, b in zip(ours, theirs, strict=True)
-    ]

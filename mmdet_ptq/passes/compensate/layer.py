@@ -1,26 +1,31 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Compensated rounding of one layer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...calibration import weight_matrix, weight_tensor
 from ...layers import QuantLayer
-from ...quantizers import Encoding
-from .moments import PairedMoments, System
+from .moments import PairedMoments, Product, System
 from .rounding import (
     compensate,
     damped,
     descend,
     inverse_root,
+    solved,
     squared_error,
 )
 
 #: added to every damping, as a share of the largest second moment, so that a
 #: channel that is always 0 has something on the diagonal
 FLOOR = 1e-5
+
+#: second moments below this share of those around 0 are rounding of float64
+DEAD = 1e-12
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,15 @@ class Found:
         damping (float): What the factorization took.
         share (float): How much of the correction towards the float output
             was made.
+        dead (int): Columns that say nothing: always 0, or, where a bias
+            takes the mean, always the same.
     """
 
     before: float
     after: float
     damping: float
     share: float
+    dead: int
 
 
 def round_layer(
@@ -65,33 +73,27 @@ def round_layer(
         Found: Errors before and after.
     """
     # MMCV's deformable convolutions know no bias
+    # MMCV's deformable convolutions know no bias
     centred = layer._parameters.get('bias') is not None
-    system = moments.system(centred)
-    weight = moments.parted(weight_matrix(layer, layer.weight.detach()))
-    weight = weight.to(system.second)
-    # the largest inputs first: their errors are the dearest
-    diagonal = system.second.diagonal(dim1=1, dim2=2)
-    order = diagonal.argsort(1, descending=True)
-    nearest = Nearest(layer, moments, order)
-    aim = _taken(weight, order)
-    second = _taken(_taken(system.second, order).mT, order)
-    root, turned, damping = _factored(second, damping)
     share = 0.0
     if towards_float:
         share = confirmed_share(moments, centred, damping)
-        aim = aim + share * _correction(_taken(system.first, order), root)
-    found, errors = _rounded(aim, root, turned, nearest, rounds)
-    found = _taken(found, order.argsort(1))
-    matrix = moments.joined(found)
+    system, product = moments.system(centred), moments.product
+    weight = product.parted(weight_matrix(layer, layer.weight.detach()))
+    weight = weight.to(system.second)
+    found, errors, damping = _rounded(
+        layer, product, system, weight, share, damping, rounds
+    )
+    matrix = product.joined(found)
     layer.fix_weight(weight_tensor(layer, matrix).to(layer.weight.dtype))
     if centred:
         shift = _bias_shift(system, weight - found, towards_float)
-        shift = shift.unflatten(0, (-1, moments.blocks)).sum(1)
+        shift = shift.unflatten(0, (-1, product.blocks)).sum(1)
         layer.shift_bias(shift.flatten().to(layer.bias.dtype))
     # outputs of the blocks of a group add up
-    scale = moments.blocks / (system.power or 1.0)
+    scale = product.blocks / (system.power or 1.0)
     before, after = (float(e.mean()) * scale for e in errors)
-    return Found(before, after, damping, share)
+    return Found(before, after, damping, share, _dead(system))
 
 
 def _taken(matrix: Tensor, order: Tensor) -> Tensor:
@@ -99,41 +101,59 @@ def _taken(matrix: Tensor, order: Tensor) -> Tensor:
     return matrix.gather(2, order[:, None].expand_as(matrix))
 
 
-def _factored(second: Tensor, damping: float) -> tuple[Tensor, Tensor, float]:
-    """Root of the inverse, damped moments, and the damping that it took."""
+def _factored(
+    second: Tensor, damping: float, factor: Callable[[Tensor], Tensor | None]
+) -> tuple[Tensor, Tensor, float]:
+    """What a factorization gives, damped moments, and the damping it took."""
     floor = FLOOR * second.diagonal(dim1=1, dim2=2).amax(1) + 1e-8
     while True:
         turned = damped(second, floor, damping)
-        root = inverse_root(turned)
-        if root is not None:
-            return root, turned, damping
+        found = factor(turned)
+        if found is not None:
+            return found, turned, damping
         damping = max(10 * damping, 1e-6)
 
 
-def _correction(first: Tensor, root: Tensor) -> Tensor:
-    """Change of the weight that makes up for what rows miss: ``D H⁻¹``."""
-    return (first @ root.mT) @ root
-
-
 def _rounded(
-    aim: Tensor,
-    root: Tensor,
-    turned: Tensor,
-    nearest: 'Nearest',
+    layer: QuantLayer,
+    product: Product,
+    system: System,
+    weight: Tensor,
+    share: float,
+    damping: float,
     rounds: int,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Compensated values, and errors of the nearest and of these.
+) -> tuple[Tensor, tuple[Tensor, Tensor], float]:
+    """Compensated values, errors of the nearest and of these, the damping.
 
     A row in which the nearest values are no worse keeps them.
     """
-    plain = nearest.all(aim)
-    found = compensate(aim, root, nearest)
+    # the largest inputs first: their errors are the dearest
+    diagonal = system.second.diagonal(dim1=1, dim2=2)
+    order = diagonal.argsort(1, descending=True)
+    nearest = Nearest(layer, product, order)
+    weight = _taken(weight, order)
+    second = _taken(_taken(system.second, order).mT, order)
+    root, turned, damping = _factored(second, damping, inverse_root)
+    del second
+    aim = weight
+    if share:
+        # D H⁻¹
+        change = (_taken(system.first, order) @ root.mT) @ root
+        aim = weight + share * change
+    plain, found = nearest.all(weight), compensate(aim, root, nearest)
     if rounds:
         found = descend(found, aim, turned, nearest, rounds)
     before = squared_error(plain, aim, turned)
     after = squared_error(found, aim, turned)
     found = torch.where((after > before)[..., None], plain, found)
-    return found, (before, after.minimum(before))
+    errors = before, after.minimum(before)
+    return _taken(found, order.argsort(1)), errors, damping
+
+
+def _dead(system: System) -> int:
+    """Columns that are the same in every row, if there is a bias, or 0."""
+    spread = system.second.diagonal(dim1=1, dim2=2)
+    return int((spread <= DEAD * (spread + system.mean.square())).sum())
 
 
 def _bias_shift(system: System, change: Tensor, towards_float: bool) -> Tensor:
@@ -165,8 +185,9 @@ def confirmed_share(
     halves = [moments.system(centred, half) for half in (0, 1)]
     gain = loss = 0.0
     for one, other in (halves, halves[::-1]):
-        root, _, _ = _factored(one.second, damping)
-        found = _correction(one.first, root)
+        found, _, _ = _factored(
+            one.second, damping, partial(solved, first=one.first)
+        )
         gain += float((found * other.first).sum())
         loss += float(((found @ other.second) * found).sum())
     return min(1.0, max(0.0, gain / loss)) if loss > 0 else 0.0
@@ -177,12 +198,12 @@ class Nearest:
 
     Args:
         layer (QuantLayer): With a weight quantizer that has a range.
-        moments (PairedMoments): Says how its columns are parted.
+        product (Product): Says how its columns are parted.
         order (Tensor): ``[G, N]``, the order in which columns are asked for.
     """
 
     def __init__(
-        self, layer: QuantLayer, moments: PairedMoments, order: Tensor
+        self, layer: QuantLayer, product: Product, order: Tensor
     ) -> None:
         weight = layer.weight.detach()
         self.encoding = layer.weight_quantizer.encoding(weight)
@@ -191,8 +212,11 @@ class Nearest:
         index = torch.arange(count, device=weight.device)
         index = index[:, None].expand(count, weight.numel() // count)
         rows = weight_matrix(layer, grain.unrows(index, shape))
-        self._rows = _taken(moments.parted(rows), order)
-        self._taken: tuple[Tensor, Encoding] | None = None
+        self._rows = _taken(product.parted(rows), order)
+        first = self._rows[..., :1]
+        # asked once: that columns have one grid is the rule
+        alike = torch.equal(self._rows, first.expand_as(self._rows))
+        self._grid = self.encoding.take(first.flatten()) if alike else None
 
     def __call__(self, j: int, column: Tensor) -> Tensor:
         """The nearest values.
@@ -201,10 +225,7 @@ class Nearest:
             j (int): Which column.
             column (Tensor): ``[G, R]``.
         """
-        rows = self._rows[..., j].flatten()
-        if self._taken is None or not torch.equal(self._taken[0], rows):
-            self._taken = rows, self.encoding.take(rows)
-        grid = self._taken[1]
+        grid = self._grid or self.encoding.take(self._rows[..., j].flatten())
         values = grid.decode(grid.encode(column.float().reshape(-1, 1)))
         return values.view_as(column).to(column)
 

@@ -45,6 +45,48 @@ class System:
     power: float
 
 
+class Product:
+    """The product of a layer's rows and weight, columns in blocks.
+
+    Args:
+        layer (nn.Module): A linear layer or a convolution of any kind.
+        most (int): Columns that are looked at together. A weight with more
+            is parted into blocks of neighbouring columns, each a group of
+            its own.
+
+    Attributes:
+        blocks (int): Blocks of each group of the layer.
+        weight (Tensor): Float weight ``[G, R, N]``, G with the blocks.
+    """
+
+    def __init__(self, layer: nn.Module, most: int) -> None:
+        weight = weight_matrix(layer, layer.weight.detach().float())
+        self.blocks = blocks_of(weight.shape[2], most)
+        self.weight = self.parted(weight)
+
+    def parted(self, matrix: Tensor) -> Tensor:
+        """``[G, T, N]`` with each block of columns as a group."""
+        parts = matrix.unflatten(2, (self.blocks, -1)).transpose(1, 2)
+        return parts.flatten(0, 1)
+
+    def joined(self, parts: Tensor) -> Tensor:
+        """Inverse of :meth:`parted`."""
+        matrix = parts.unflatten(0, (-1, self.blocks)).transpose(1, 2)
+        return matrix.flatten(2)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """What each block makes of rows.
+
+        Args:
+            rows (Tensor): As the layer sees them, before :meth:`parted`.
+
+        Returns:
+            Tensor: ``[G, T, R]``; over the blocks they add up to the
+            output of the layer, without its bias.
+        """
+        return self.parted(rows.float()) @ self.weight.mT
+
+
 class PairedMoments:
     """Second moments of quantized rows, and products of what they miss.
 
@@ -58,20 +100,14 @@ class PairedMoments:
     other.
 
     Args:
-        layer (nn.Module): A linear layer or a convolution of any kind.
-        most (int): Columns that are looked at together. A weight with more
-            is parted into blocks of neighbouring columns, each a group of
-            its own.
+        product (Product): Of the layer.
 
     Attributes:
-        blocks (int): Blocks of each group of the layer.
         counts (list[int]): Rows of each half so far.
     """
 
-    def __init__(self, layer: nn.Module, most: int) -> None:
-        weight = weight_matrix(layer, layer.weight.detach().float())
-        self.blocks = blocks_of(weight.shape[2], most)
-        self.weight = self.parted(weight)
+    def __init__(self, product: Product) -> None:
+        self.product = product
         self.counts = [0, 0]
         self._sums = [self._zeros() for _ in range(2)]
 
@@ -89,31 +125,22 @@ class PairedMoments:
             for total in half.values()
         )
 
-    def parted(self, matrix: Tensor) -> Tensor:
-        """``[G, T, N]`` with each block of columns as a group."""
-        parts = matrix.unflatten(2, (self.blocks, -1)).transpose(1, 2)
-        return parts.flatten(0, 1)
-
-    def joined(self, parts: Tensor) -> Tensor:
-        """Inverse of :meth:`parted`."""
-        matrix = parts.unflatten(0, (-1, self.blocks)).transpose(1, 2)
-        return matrix.flatten(2)
-
-    def add(self, rows: Tensor, exact: Tensor, half: int) -> None:
+    def add(self, rows: Tensor, exact: Tensor | None, half: int) -> None:
         """Adds the rows of one call.
 
         Args:
             rows (Tensor): ``[G, T, N]``, quantized.
-            exact (Tensor): The same rows of the float detector.
+            exact (Tensor, optional): What the product makes of the same
+                rows of the float detector; None: nothing is missing.
             half (int): 0 or 1.
         """
         if rows.shape[1] == 0:
             return
-        rows, exact = self.parted(rows.float()), self.parted(exact.float())
-        missing = ((exact - rows) @ self.weight.mT).double()
-        output = (exact @ self.weight.mT).double()
-        output = output.unflatten(0, (-1, self.blocks)).sum(1)
-        rows = rows.double()
+        ours = self.product(rows)
+        exact = ours if exact is None else exact
+        missing = (exact - ours).double()
+        output = exact.unflatten(0, (-1, self.product.blocks)).sum(1).double()
+        rows = self.product.parted(rows.float()).double()
         sums = self._sums[half]
         sums['H'].baddbmm_(rows.mT, rows)
         sums['D'].baddbmm_(missing.mT, rows)
@@ -123,7 +150,8 @@ class PairedMoments:
         self.counts[half] += rows.shape[1]
 
     def _zeros(self) -> dict[str, Tensor]:
-        groups, outputs, columns = self.weight.shape
+        weight = self.product.weight
+        groups, outputs, columns = weight.shape
         shapes = dict(
             H=(groups, columns, columns),
             D=(groups, outputs, columns),
@@ -132,7 +160,7 @@ class PairedMoments:
             power=(),
         )
         return {
-            name: self.weight.new_zeros(shape, dtype=torch.float64)
+            name: weight.new_zeros(shape, dtype=torch.float64)
             for name, shape in shapes.items()
         }
 
@@ -140,7 +168,7 @@ class PairedMoments:
         """Adds the sums of all ranks; called once, after the last image."""
         if get_world_size() == 1:
             return
-        counts = torch.tensor(self.counts, device=self.weight.device)
+        counts = torch.tensor(self.counts, device=self.product.weight.device)
         all_reduce(counts)
         self.counts = counts.tolist()
         for total in [t for half in self._sums for t in half.values()]:
@@ -154,15 +182,15 @@ class PairedMoments:
                 around the mean row and the mean of what is missing.
             half (int, optional): Of one half of the images alone.
         """
-        if half is None:
-            n, (one, other) = self.count, self._sums
-            sums = {name: one[name] + other[name] for name in one}
-        else:
-            n, sums = self.counts[half], self._sums[half]
-        mean, missing = sums['rows'] / n, sums['missing'] / n
-        second, first = sums['H'] / n, sums['D'] / n
+        halves = self._sums if half is None else [self._sums[half]]
+        n = self.count if half is None else self.counts[half]
+        total = {name: halves[0][name] / n for name in halves[0]}
+        for more in halves[1:]:
+            for name, one in more.items():
+                total[name].add_(one, alpha=1 / n)
+        second, first, mean, missing, power = total.values()
         if centred:
-            second = second - mean[..., None] * mean[:, None]
-            first = first - missing[..., None] * mean[:, None]
-        power = float(sums['power'] / n)
-        return System(second, first, mean, missing, power)
+            # in place: these are as large as all the rest
+            second.baddbmm_(mean[..., None], mean[:, None], alpha=-1)
+            first.baddbmm_(missing[..., None], mean[:, None], alpha=-1)
+        return System(second, first, mean, missing, float(power))

@@ -2,6 +2,7 @@
 """Rounding that makes up for the errors of what was rounded before."""
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -45,6 +46,20 @@ def inverse_root(moments: Tensor) -> Tensor | None:
     one = torch.eye(moments.shape[1], dtype=moments.dtype).to(moments)
     root = torch.linalg.solve_triangular(lower.flip(1, 2), one, upper=True)
     return root if bool(torch.isfinite(root).all()) else None
+
+
+def solved(moments: Tensor, first: Tensor) -> Tensor | None:
+    """``D H⁻¹``, None if it cannot be found.
+
+    Args:
+        moments (Tensor): H ``[G, N, N]``, symmetric.
+        first (Tensor): D ``[G, R, N]``.
+    """
+    lower, failed = torch.linalg.cholesky_ex(moments)
+    if bool(failed.any()):
+        return None
+    found = torch.cholesky_solve(first.mT, lower).mT
+    return found if bool(torch.isfinite(found).all()) else None
 
 
 def compensate(target: Tensor, root: Tensor, nearest: Round) -> Tensor:
@@ -102,13 +117,19 @@ def descend(
     """
     found = found.clone()
     slope = (target - found) @ moments
-    for _ in range(rounds):
-        for j in range(found.shape[2]):
+    columns = found.shape[2]
+    for _, start in product(range(rounds), range(0, columns, BLOCK)):
+        stop = min(start + BLOCK, columns)
+        before = found[..., start:stop].clone()
+        near = slope[..., start:stop].clone()
+        for j in range(start, stop):
             steep = moments[:, None, j, j]
-            best = nearest(j, found[..., j] + slope[..., j] / steep)
+            step = near[..., j - start] / steep
+            best = nearest(j, found[..., j] + step)
             change = best - found[..., j]
-            slope -= change[..., None] * moments[:, None, j]
+            near -= change[..., None] * moments[:, None, j, start:stop]
             found[..., j] = best
+        slope -= (found[..., start:stop] - before) @ moments[:, start:stop]
     return found
 
 

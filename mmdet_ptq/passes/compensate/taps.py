@@ -1,13 +1,24 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Rows of the inputs of layers, at the same positions in every forward."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from torch import Tensor
 
-from ...calibration import Session, observing, sample_rows, steering
-from ...layers import QuantLayer
+from ...calibration import (
+    Images,
+    Prefix,
+    Session,
+    UnitView,
+    observing,
+    room_for_outputs,
+    sample_rows,
+    steering,
+)
+from ...layers import QuantLayer, float_mode
+from .moments import Product
 
 Rows = dict[str, list[Tensor]]
 """Rows ``[G, T, N]`` of each call of each layer"""
@@ -51,3 +62,102 @@ def tapping(
         observing(layers, see, quantized=quantized),
     ):
         yield found
+
+
+class Forwards:
+    """Forwards of this rank's images, float and quantized.
+
+    Args:
+        session (Session): The running quantization.
+        images (Images): The images.
+        count (int): Most rows of a call.
+    """
+
+    def __init__(self, session: Session, images: Images, count: int) -> None:
+        self.session = session
+        self.images = images
+        self.count = count
+        self._exact: dict[int, dict[str, Any]] = {}
+        self._prefix: Prefix | None = None
+
+    def keep_exact(
+        self,
+        layers: Mapping[str, QuantLayer],
+        products: Mapping[str, Product],
+    ) -> None:
+        """Keeps what layers make of their rows in the float detector.
+
+        Outputs are far smaller than rows. One forward of an image serves all
+        layers.
+
+        Args:
+            layers (Mapping[str, QuantLayer]): By name.
+            products (Mapping[str, Product]): Theirs.
+        """
+        images, cache = self.images, self.images.cache
+        for i, j in enumerate(images.mine):
+            self.session.progress('float rows', '', i, len(images.mine))
+            with (
+                float_mode(images.model),
+                tapping(self.session, layers, j, self.count, False) as rows,
+            ):
+                images.run(j)
+            self._exact[j] = {
+                n: cache.keep([products[n](x) for x in calls], exact=True)
+                for n, calls in rows.items()
+            }
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Inside, what did not change is not computed again."""
+        cache, session = self.images.cache, self.session
+        room = room_for_outputs(cache.limit - cache.in_memory, session.device)
+        self._prefix = Prefix(session.layers, room)
+        return self._prefix.watching()
+
+    def change(self, names: Collection[str]) -> None:
+        """Says which layers may give something else from now on."""
+        self._prefix.change(names)
+
+    def rows(
+        self, layers: Mapping[str, QuantLayer], view: UnitView
+    ) -> Iterator[tuple[int, str, Tensor, Tensor | None]]:
+        """Rows of the layers of a unit in the detector as it is just now.
+
+        Args:
+            layers (Mapping[str, QuantLayer]): Layers of the unit.
+            view (UnitView): The unit.
+
+        Yields:
+            tuple[int, str, Tensor, Tensor | None]: Image, layer, rows ``[G,
+            T, N]`` of a call, and what the float detector made of the same
+            rows; None where it had no such call, or was not asked.
+        """
+        cache = self.images.cache
+        for j in self.images.mine:
+
+            def forward(j: int = j) -> None:
+                with view.stopping():
+                    self.images.run(j)
+
+            with tapping(self.session, layers, j, self.count, True) as found:
+                self._prefix.run(j, forward)
+            held = self._exact.get(j, {})
+            for name, calls in found.items():
+                kept = held.pop(name, [])
+                exact = _paired(calls, cache.fetch(kept))
+                cache.drop(kept)
+                for x, y in zip(calls, exact, strict=True):
+                    yield j, name, x, y
+
+
+def _paired(rows: list[Tensor], exact: list[Tensor]) -> list[Tensor | None]:
+    """What the float detector made of the rows of each call.
+
+    None of a call that has no like there: other proposals, other calls.
+    """
+    if len(rows) != len(exact):
+        return [None] * len(rows)
+    return [
+        y if x.shape[1] == y.shape[1] else None
+        for x, y in zip(rows, exact, strict=True)
+    ]

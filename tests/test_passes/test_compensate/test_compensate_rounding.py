@@ -6,6 +6,7 @@ import torch
 from mmcv import ops
 from reconstruct_model import (
     INIT,
+    LEARN,
     RULES,
     UNITS,
     Net,
@@ -16,9 +17,12 @@ from reconstruct_model import (
     stopped_and_resumed,
 )
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from mmdet_ptq import quantize_detector
-from mmdet_ptq.errors import NumericError, PTQError, QuantConfigError
+from mmdet_ptq.calibration import ActivationCache
+from mmdet_ptq.errors import NumericError, QuantConfigError
 from mmdet_ptq.layers import quantizing
 from mmdet_ptq.passes.compensate import compensate_rounding as module
 from mmdet_ptq.records import RoundingRecord
@@ -165,13 +169,18 @@ def test_dead_channels_are_said():
                 self.backbone[0].bias.fill_(-1.0)
 
     model, session = quantize(Dead, damping=0.0)
+    said = [n for n in session.notes if 'its inputs say nothing' in n]
+    assert [n.split(':')[0] for n in said] == ['backbone.2.conv1']
+    dead = {r.unit: r.dead for r in session.records}
+    assert dead['backbone.0'] == 0 and dead['backbone.2.conv1'] == 72
+    assert {r.damping for r in session.records} == {0.0}
     assert all(r.after <= r.before for r in session.records)
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_what_is_not_finite_behind_rounded_layers_is_named():
+def test_what_is_not_finite_stops_with_the_layer():
     class Breaking(Net):
-        """Gives NaN as soon as its first layer is rounded."""
+        """Breaks as soon as its first layer is rounded."""
 
         def forward(self, inputs, data_samples=None, mode='tensor'):
             if getattr(self.backbone[0], 'rounded', None) is not None:
@@ -180,6 +189,69 @@ def test_what_is_not_finite_behind_rounded_layers_is_named():
 
     with pytest.raises(NumericError, match=r'^backbone.2.conv1: .*NaN or Inf'):
         quantize(Breaking, data=batches(2))
+
+
+def test_rows_that_have_no_like_are_their_own_aim():
+    class Narrowing(Net):
+        """Sees less as soon as its first layer is rounded."""
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            if getattr(self.backbone[0], 'rounded', None) is not None:
+                inputs = [x[..., :8] for x in inputs]
+            return super().forward(inputs, data_samples, mode)
+
+    _, session = quantize(Narrowing, rows=10**4)
+    shares = {r.unit: r.share for r in session.records}
+    assert shares.pop('backbone.0') > 0 and not any(shares.values())
+    assert all(r.after < r.before for r in session.records)
+
+
+class Convolutions(TorchFunctionMode):
+    """Counts them."""
+
+    count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += function is nn.functional.conv2d
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize('unit', ['block', 'layer'])
+def test_what_comes_before_a_unit_is_kept(unit):
+    found = []
+    for cache in ('1KiB', '1GiB'):
+        model = Net().eval()
+        given = [*INIT, dict(type=KIND, rows=30, unit=unit)]
+        cfg = dict(
+            bits='w3a4',
+            rules=RULES,
+            passes=given,
+            calibration=dict(cache=cache),
+        )
+        with Convolutions() as calls:
+            session = quantize_detector(model, batches(), cfg)
+        found.append((model, session.records, calls.count))
+    (one, records, all_calls), (other, same, few_calls) = found
+    assert equal(one, other) and records == same
+    # with room none but those of the unit, and of a head those after it
+    assert few_calls < 0.75 * all_calls
+
+
+def test_of_the_float_detector_outputs_are_kept(monkeypatch):
+    kept, keep = [], ActivationCache.keep
+
+    def counted(cache, tree, exact=False):
+        kept.extend(t.numel() for t in tree_leaves(tree))
+        return keep(cache, tree, exact)
+
+    quantize(data=batches(2), towards_float=False)
+    monkeypatch.setattr(ActivationCache, 'keep', counted)
+    quantize(data=batches(2), rows=30, towards_float=False)
+    images = sum(kept)
+    kept.clear()
+    quantize(data=batches(2), rows=30)
+    # of two images and 8 channels: seven calls, and two of the tower
+    assert sum(kept) - images == 2 * 8 * 30 * (5 + 2 + 2)
 
 
 @pytest.mark.parametrize('stop_at', range(2, 2 + len(UNITS)))
@@ -220,12 +292,19 @@ def test_wrong_arguments(args, message):
 
 
 @pytest.mark.parametrize(
-    'passes',
-    [INIT[:2], [*INIT, dict(type=KIND)]],
-    ids=['no ranges', 'twice'],
+    ('passes', 'message'),
+    [
+        (INIT[:2], f'{KIND} needs what SetRanges gives'),
+        ([*INIT, dict(type=KIND)], f'{KIND} is there twice; leave one out'),
+        (
+            [*INIT, dict(type='Reconstruct', learn=LEARN, iters=1)],
+            f'{KIND} comes after Reconstruct and would undo its work',
+        ),
+    ],
+    ids=['no ranges', 'twice', 'learned'],
 )
-def test_orders_that_make_no_sense(passes):
-    with pytest.raises(PTQError, match=KIND):
+def test_orders_that_make_no_sense(passes, message):
+    with pytest.raises(QuantConfigError, match=message):
         quantize(passes=passes)
 
 

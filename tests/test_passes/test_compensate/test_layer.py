@@ -12,7 +12,7 @@ from mmdet_ptq.passes.compensate.layer import (
     confirmed_share,
     round_layer,
 )
-from mmdet_ptq.passes.compensate.moments import PairedMoments
+from mmdet_ptq.passes.compensate.moments import PairedMoments, Product
 from mmdet_ptq.quantizers import (
     LLAQuantizer,
     SubsetQuantizer,
@@ -80,13 +80,13 @@ def data(layer, images=8, noise=0.1):
 
 
 def gathered(layer, exact, noisy, most=10**4):
-    moments = PairedMoments(layer, most)
+    moments = PairedMoments(Product(layer, most))
     for i, pair in enumerate(zip(noisy, exact, strict=True)):
         rows = [
             sample_rows(layer, x, 10**6, torch.Generator().manual_seed(i))
             for x in pair
         ]
-        moments.add(*rows, i % 2)
+        moments.add(rows[0], moments.product(rows[1]), i % 2)
     return moments
 
 
@@ -94,15 +94,15 @@ def gathered(layer, exact, noisy, most=10**4):
 @pytest.mark.parametrize('kind', LAYERS)
 def test_every_column_by_itself_is_what_the_quantizer_gives(kind, grid):
     layer = twin(kind, grid)
-    moments = PairedMoments(layer, 4)
+    product = Product(layer, 4)
     weight = weight_matrix(layer, layer.weight.detach())
-    parts = moments.parted(weight)
+    parts = product.parted(weight)
     order = torch.rand(len(parts), parts.shape[2]).argsort(1)
     across = order[:, None].expand_as(parts)
-    found = Nearest(layer, moments, order).all(parts.gather(2, across))
+    found = Nearest(layer, product, order).all(parts.gather(2, across))
     found = found.gather(2, order.argsort(1)[:, None].expand_as(parts))
     expected = weight_matrix(layer, layer.weight_quantizer(layer.weight))
-    assert torch.equal(moments.joined(found), expected.detach())
+    assert torch.equal(product.joined(found), expected.detach())
 
 
 def error(outputs, wanted):
@@ -206,6 +206,29 @@ def test_no_output_channel_is_worse_than_with_the_nearest(seed):
 
 
 @torch.no_grad()
+def test_what_is_won_is_that_of_the_output():
+    """Against the nearest values of the weight as it is."""
+    layer = twin('linear')
+    exact, _ = data(layer, 100)
+    # four fifths of the signal: what the weight can make up for
+    noisy = [0.8 * x for x in exact]
+    layer.quantize_weight = False
+    wanted = torch.cat([layer(x) for x in exact]).flatten(0, 1)
+    layer.quantize_weight = True
+    plain = torch.cat([layer(x) for x in noisy]).flatten(0, 1)
+    found = round_layer(layer, gathered(layer, exact, noisy), 0.0, True, 1)
+    ours = torch.cat([layer(x) for x in noisy]).flatten(0, 1)
+    # the share is a little below 1, as halves of the images differ
+    assert found.share > 0.99
+    # the mean is that of the bias
+    errors = [(y - wanted).var(0, correction=0).mean() for y in (plain, ours)]
+    power = (wanted - layer.bias).square().mean()
+    won = (errors[0] - errors[1]) / power
+    assert found.before - found.after == pytest.approx(float(won), rel=0.02)
+    assert won > 0
+
+
+@torch.no_grad()
 def test_chance_is_not_believed():
     """What two images say that are told apart by noise alone."""
     layer = twin('linear')
@@ -217,6 +240,25 @@ def test_chance_is_not_believed():
     assert 0 <= share < 0.3 < 0.9 < sure <= 1
     one = gathered(layer, exact[:1], noisy[:1])
     assert confirmed_share(one, True, 0.01) == 0
+
+
+@torch.no_grad()
+def test_columns_that_say_nothing_are_counted():
+    layer = twin('conv')
+    exact, _ = data(layer, 2)
+    for x in exact:
+        x[:, 1] = 0.0
+    # no bias: 0 alone says nothing; with padding others are 0 at the edge
+    moments = gathered(layer, exact, exact)
+    assert round_layer(layer, moments, 0.01, True, 1).dead == 9
+    layer = twin('linear')
+    exact, _ = data(layer, 2)
+    for x in exact:
+        x[..., 4:7] = 3.3
+    moments = gathered(layer, exact, exact)
+    assert round_layer(layer, moments, 0.01, True, 1).dead == 3
+    rounded = layer.weight_quantizer(layer.weight)[:, 4:7]
+    assert torch.equal(layer.rounded[:, 4:7], rounded)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,11 @@ import torch
 from torch import nn
 
 from mmdet_ptq.calibration import weight_matrix
-from mmdet_ptq.passes.compensate.moments import PairedMoments, blocks_of
+from mmdet_ptq.passes.compensate.moments import (
+    PairedMoments,
+    Product,
+    blocks_of,
+)
 
 LAYERS = dict(
     linear=lambda: nn.Linear(6, 4),
@@ -19,11 +23,12 @@ def filled(layer, most=100, seed=0):
     """Moments, and the rows that went in: of each half a list of pairs."""
     generator = torch.Generator('cpu').manual_seed(seed)
     groups, _, columns = weight_matrix(layer, layer.weight).shape
-    moments, given = PairedMoments(layer, most), ([], [])
+    moments, given = PairedMoments(Product(layer, most)), ([], [])
     for i, size in enumerate((5, 0, 7, 3)):
         exact = torch.randn(groups, size, columns, generator=generator) + 3
         noise = torch.randn(groups, size, columns, generator=generator)
-        moments.add(exact + 0.1 * noise, exact, i % 2)
+        wanted = moments.product(exact)
+        moments.add(exact + 0.1 * noise, wanted, i % 2)
         given[i % 2].append((exact + 0.1 * noise, exact))
     return moments, given
 
@@ -65,7 +70,7 @@ def test_blocks_are_groups():
     layer = nn.Conv2d(12, 4, 1, groups=2)
     whole, _ = filled(layer)
     parts, _ = filled(layer, most=4)
-    assert whole.blocks == 1 and parts.blocks == 2
+    assert whole.product.blocks == 1 and parts.product.blocks == 2
     ours, theirs = parts.system(True), whole.system(True)
     for g in range(2):
         for b in range(2):
@@ -79,9 +84,31 @@ def test_blocks_are_groups():
     # what blocks miss adds up to what the layer does
     missing = ours.missing.unflatten(0, (2, 2)).sum(1)
     torch.testing.assert_close(missing, theirs.missing, rtol=1e-4, atol=1e-6)
-    matrix = torch.randn(2, 5, 6)
-    assert torch.equal(parts.joined(parts.parted(matrix)), matrix)
-    assert torch.equal(parts.parted(matrix)[3], matrix[1, :, 3:])
+    matrix, product = torch.randn(2, 5, 6), parts.product
+    assert torch.equal(product.joined(product.parted(matrix)), matrix)
+    assert torch.equal(product.parted(matrix)[3], matrix[1, :, 3:])
+
+
+def test_nothing_is_missing_where_there_is_no_like():
+    moments = PairedMoments(Product(LAYERS['linear'](), 100))
+    rows = torch.randn(1, 9, 6, generator=torch.Generator('cpu'))
+    moments.add(rows, None, 0)
+    found = moments.system(False)
+    assert not found.first.any() and not found.missing.any()
+    assert found.power > 0 and found.second.any()
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+@pytest.mark.parametrize('where', ['rows', 'outputs'])
+def test_what_is_not_finite_is_noticed(bad, where):
+    moments = PairedMoments(Product(LAYERS['linear'](), 100))
+    rows, outputs = torch.ones(1, 9, 6), torch.ones(1, 9, 4)
+    moments.add(rows, outputs, 0)
+    assert moments.finite
+    dict(rows=rows, outputs=outputs)[where][0, 3, 2] = bad
+    moments.add(rows, outputs, 1)
+    moments.add(torch.ones(1, 9, 6), None, 1)
+    assert not moments.finite
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from mmdet_ptq.passes.compensate.rounding import (
     damped,
     descend,
     inverse_root,
+    solved,
     squared_error,
 )
 
@@ -97,6 +98,19 @@ def test_descent_ends_where_no_column_can_do_better():
         assert (worse >= least - 1e-9).all()
 
 
+@pytest.mark.parametrize('columns', [63, 64, 65, 150])
+def test_descent_in_blocks_is_that_column_by_column(columns):
+    aim, moments = problem(columns, columns)
+    start = nearest(0, aim)
+    slow = start.clone()
+    for _, j in product(range(2), range(columns)):
+        slope = ((aim - slow) @ moments)[..., j]
+        steep = moments[:, None, j, j]
+        slow[..., j] = nearest(j, slow[..., j] + slope / steep)
+    assert not torch.equal(slow, start)
+    assert torch.equal(descend(start, aim, moments, nearest, 2), slow)
+
+
 def test_error_by_hand():
     off = torch.tensor([[[1.0, -2.0]]])
     moments = torch.tensor([[[3.0, 1.0], [1.0, 5.0]]])
@@ -116,7 +130,15 @@ def test_no_root_of_what_has_no_inverse():
     moments = torch.zeros(2, 3, 3)
     moments[0] = torch.eye(3)
     assert inverse_root(moments) is None
+    assert solved(moments, torch.ones(2, 1, 3)) is None
     assert inverse_root(moments[:1]) is not None
+
+
+@pytest.mark.parametrize('columns', [1, 5, 40])
+def test_solved(columns):
+    first, moments = problem(columns, columns)
+    expected = first @ torch.linalg.inv(moments)
+    torch.testing.assert_close(solved(moments, first), expected)
 
 
 def test_damping_by_hand():
