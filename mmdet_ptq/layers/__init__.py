@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Twins: quantized layers that stand in for float ones."""
 
+from .autocast import exact_under_autocast
 from .base import QuantLayer, quant_layers
 from .convert import convert
 from .matmul import MatMul
@@ -12,6 +13,7 @@ __all__ = [
     'MatMul',
     'QuantLayer',
     'convert',
+    'exact_under_autocast',
     'float_mode',
     'is_leaf',
     'named_tensors',

@@ -73,6 +73,12 @@ def _check_losses(settings: Any) -> None:
         isinstance(one, GlobalLoss) for one in losses
     )
     _need(
+        settings.autocast is None or not early,
+        f"autocast='{settings.autocast}' needs a loss on the detector's "
+        "outputs, e.g. dict(type='DetectionLoss'): without one nothing after "
+        'the unit is run',
+    )
+    _need(
         settings.order == 'sequential'
         or (settings.input_distribution == 'float' and early),
         "order='parallel' needs input_distribution='float', and losses on "

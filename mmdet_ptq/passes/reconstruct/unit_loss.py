@@ -2,7 +2,12 @@
 """The losses of one unit, image by image."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+)
 from itertools import chain
 from typing import Any
 
@@ -153,6 +158,7 @@ class UnitLoss:
             self._dropping(drop_prob, generator),
             self.replay.replaying(self.images.cache.fetch(sample.replay)),
             self.view.watching(after, before),
+            self._autocasting(),
         ):
             return self.images.run(j)
 
@@ -188,6 +194,13 @@ class UnitLoss:
             for layer in self.view.layers.values():
                 stack.enter_context(layer.dropping(drop_prob, generator))
             yield
+
+    def _autocasting(self) -> AbstractContextManager[Any]:
+        """Of steps alone: what is judged is computed exactly."""
+        if self.settings.autocast is None or not torch.is_grad_enabled():
+            return nullcontext()
+        dtype = getattr(torch, self.settings.autocast)
+        return torch.autocast(self.session.device.type, dtype)
 
     @torch.no_grad()
     def loss_on(self, chosen: list[int]) -> float:

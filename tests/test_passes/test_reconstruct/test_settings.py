@@ -24,6 +24,8 @@ pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
             'images without a loss',
         ),
         (dict(learn=[]), 'learn'),
+        (dict(autocast='bfloat'), 'bfloat16'),
+        (dict(autocast='bfloat16'), "a loss on the detector's outputs"),
         (dict(learn=[dict(type='AdaRond')]), 'AdaRound'),
         (
             dict(learn=[dict(type='AdaRound'), dict(type='LearnedWeights')]),

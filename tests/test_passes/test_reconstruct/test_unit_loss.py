@@ -3,7 +3,17 @@
 
 import pytest
 import torch
-from reconstruct_model import LEARN, LOSSES, RULES, Block, Net, flat, inside
+from reconstruct_model import (
+    BLOCK,
+    LEARN,
+    LOSSES,
+    RULES,
+    Block,
+    Net,
+    flat,
+    inside,
+    reconstruct,
+)
 from seeded import seeded
 from torch import nn
 from torch.nn import functional
@@ -275,3 +285,60 @@ def test_factor_of_the_global_loss():
 
     loud = dict(type='DetectionLoss', weight=100.0)
     inside(look, losses=[dict(type='L2Loss'), loud])
+
+
+def test_autocast_runs_what_comes_after_the_unit():
+    """The unit sees and gives the very same; held-out losses too."""
+
+    def look(trainer, *_):
+        trainer.settings.autocast = None
+        exact = []
+        plain = trainer.replayed(0, seen=exact)
+        judged = trainer.loss_on([0, 1])
+        trainer.settings.autocast = 'bfloat16'
+        dtypes = {}
+
+        def note(name):
+            return lambda _, __, y: dtypes.update({name: y.dtype})
+
+        names = (BLOCK, f'{BLOCK}.conv1', 'backbone.3.conv1', 'tower')
+        hooks = [
+            trainer.session.model.get_submodule(name).register_forward_hook(
+                note(name)
+            )
+            for name in names
+        ]
+        seen = []
+        with torch.enable_grad():
+            found = trainer.replayed(0, seen=seen)
+        for hook in hooks:
+            hook.remove()
+        again = trainer.loss_on([0, 1])
+        return exact, seen, plain, found, dtypes, judged, again
+
+    exact, seen, plain, found, dtypes, judged, again = inside(
+        look, losses=LOSSES, autocast='bfloat16'
+    )
+    assert torch.equal(exact[0], seen[0])
+    assert [dtypes[n] for n in (BLOCK, f'{BLOCK}.conv1')] == 2 * [
+        torch.float32
+    ]
+    late = [dtypes[n] for n in ('backbone.3.conv1', 'tower')]
+    assert late == 2 * [torch.bfloat16]
+    assert judged == again
+    for a, b in zip(flat(found), flat(plain), strict=True):
+        assert a.dtype is torch.float32
+        assert 0 < float((a - b).norm() / b.norm()) < 0.02
+
+
+def test_learning_under_autocast():
+    """Gradients of bfloat16 lead about where those of float32 do."""
+
+    def learned(**args):
+        _, session = reconstruct(learn=LEARN, losses=LOSSES, iters=20, **args)
+        return [r.after / r.before for r in session.records if r.kept]
+
+    plain, found = learned(), learned(autocast='bfloat16')
+    assert len(plain) == len(found) > 2
+    assert found == pytest.approx(plain, rel=0.1)
+    assert found != plain
