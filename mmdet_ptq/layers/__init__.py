@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Twins: quantized layers that stand in for float ones."""
 
-from .autocast import exact_under_autocast
+from .autocast import in_bfloat16
 from .base import QuantLayer, quant_layers
 from .convert import convert
 from .matmul import MatMul
@@ -13,8 +13,8 @@ __all__ = [
     'MatMul',
     'QuantLayer',
     'convert',
-    'exact_under_autocast',
     'float_mode',
+    'in_bfloat16',
     'is_leaf',
     'named_tensors',
     'non_finite',

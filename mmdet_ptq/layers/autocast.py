@@ -1,90 +1,55 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""What stays in float32 while PyTorch's autocast runs the rest."""
+"""Float layers that compute in bfloat16."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+from torch import Tensor
 
 from .base import QuantLayer
 
+WITHOUT_KERNELS = (DeformConv2d, ModulatedDeformConv2d)
+
 
 @contextmanager
-def exact_under_autocast(
-    model: nn.Module, device: torch.device
+def in_bfloat16(
+    layers: Mapping[str, QuantLayer], device: torch.device
 ) -> Iterator[None]:
-    """Has autocast leave alone what cannot do with fewer digits.
+    """Has twins that are float just now compute in bfloat16.
 
-    Twins that quantize just now get float32, compute in it and give it: a
-    step of 8 bits is as small as what bfloat16 rounds off. MMCV's operators
-    get float32 as well, as they have no kernels for bfloat16, and what they
-    give has the type of what came in. Without autocast nothing changes.
+    Inside a layer PyTorch's autocast is on; what it gives is float32 again,
+    so that nothing else meets a type that it does not know. Twins that
+    quantize are left alone: a step of 8 bits is as small as what bfloat16
+    rounds off. So are deformable convolutions: MMCV has no such kernels.
 
     Args:
-        model (nn.Module): A detector with twins.
-        device (torch.device): Where it runs.
+        layers (Mapping[str, QuantLayer]): By name.
+        device (torch.device): Where they are.
     """
     kind = device.type
-    inside: list[tuple[nn.Module, torch.dtype | None]] = []
+    before = torch.get_autocast_dtype(kind)
 
-    def enter(module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        exact = isinstance(module, QuantLayer) and (
-            module.quantize_weight or module.quantize_act
-        )
-        on = torch.is_autocast_enabled(kind) and (exact or _of_mmcv(module))
-        if not inside and not on:
-            return None
-        inside.append((module, None if exact else _type_of(args, kwargs)))
+    def enter(_: QuantLayer, __: tuple) -> None:
+        torch.set_autocast_enabled(kind, True)
+
+    def leave(_: QuantLayer, __: tuple, output: Any) -> Tensor:
         torch.set_autocast_enabled(kind, False)
-        return tree_map_only(
-            Tensor, partial(_cast, torch.float32), (args, kwargs)
-        )
-
-    def leave(module: nn.Module, _: tuple, output: Any) -> Any:
-        if not inside or inside[-1][0] is not module:
-            return None
-        _, dtype = inside.pop()
-        torch.set_autocast_enabled(kind, not inside)
-        if dtype is None:
-            return None
-        return tree_map_only(Tensor, partial(_cast, dtype), output)
+        return output.float()
 
     hooks = []
-    for module in model.modules():
-        if isinstance(module, QuantLayer) or _of_mmcv(module):
-            hooks += [
-                module.register_forward_pre_hook(enter, with_kwargs=True),
-                # also after an error: the next forward starts afresh
-                module.register_forward_hook(leave, always_call=True),
-            ]
+    for layer in layers.values():
+        quantizes = layer.quantize_weight or layer.quantize_act
+        if not (quantizes or isinstance(layer, WITHOUT_KERNELS)):
+            hooks.append(layer.register_forward_pre_hook(enter))
+            hooks.append(layer.register_forward_hook(leave))
+    torch.set_autocast_dtype(kind, torch.bfloat16)
     try:
         yield
     finally:
+        torch.set_autocast_enabled(kind, False)
+        torch.set_autocast_dtype(kind, before)
         for hook in hooks:
             hook.remove()
-
-
-def _of_mmcv(module: nn.Module) -> bool:
-    """Whether it is one of MMCV's operators, or the twin of one."""
-    kinds = type(module).__mro__
-    return any(one.__module__.startswith('mmcv.ops.') for one in kinds)
-
-
-def _type_of(*values: Any) -> torch.dtype | None:
-    """Of the first floating tensor."""
-    return next(
-        (
-            x.dtype
-            for x in tree_leaves(values)
-            if isinstance(x, Tensor) and x.is_floating_point()
-        ),
-        None,
-    )
-
-
-def _cast(dtype: torch.dtype, x: Tensor) -> Tensor:
-    return x.to(dtype) if x.is_floating_point() else x

@@ -1,92 +1,63 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""What autocast leaves in float32."""
+"""Float twins that compute in bfloat16."""
 
 import pytest
 import torch
-from mmcv.ops import ModulatedDeformConv2dPack, RoIAlign
 from torch import nn
 from twin_kit import LAYERS, attach, twin_of
 
-from mmdet_ptq.layers import exact_under_autocast, float_mode
+from mmdet_ptq.layers import in_bfloat16
 
 
-def quantized(kind):
+def twin(kind, quantized=True):
     layer, args = LAYERS[kind]
-    twin = twin_of(layer)
-    attach(twin, args[0])
-    return nn.Sequential(twin), args
+    found = twin_of(layer)
+    attach(found, args[0])
+    found.switch(quantized, quantized)
+    return found, args
 
 
-def cast(x):
-    return torch.autocast(x.device.type, torch.bfloat16)
-
-
-@pytest.mark.parametrize('kind', ['conv', 'linear', 'deform_v2_pack'])
-def test_a_quantizing_twin_stays_exact(kind):
-    model, (x, *_) = quantized(kind)
-    narrow = x.bfloat16()
+@pytest.mark.parametrize('kind', ['conv', 'deconv', 'linear'])
+def test_float_twins_compute_in_bfloat16(kind):
+    layer, (x,) = twin(kind, quantized=False)
     with torch.no_grad():
-        expected = model(narrow.float())
-        with exact_under_autocast(model, x.device), cast(x):
-            found = model(narrow)
-            assert torch.is_autocast_enabled(x.device.type)
+        narrow = nn.Module.__call__(layer.bfloat16(), x.bfloat16()).float()
+        exact = layer.float()(x)
+        with in_bfloat16({'0': layer}, x.device):
+            found = layer(x)
+        after = layer(x)
     assert found.dtype is torch.float32
-    assert torch.equal(found, expected)
+    # the weight has been rounded to bfloat16 already
+    torch.testing.assert_close(found, narrow, rtol=1e-2, atol=1e-2)
+    assert not torch.equal(found, exact)
+    assert torch.equal(after, exact)
 
 
-def test_a_float_twin_goes_along():
-    model, (x,) = quantized('conv')
-    with torch.no_grad(), float_mode(model):
-        with exact_under_autocast(model, x.device), cast(x):
-            assert model(x).dtype is torch.bfloat16
-        # and without autocast nothing changes
-        with exact_under_autocast(model, x.device):
-            assert model(x).dtype is torch.float32
-
-
-class Pooled(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(4, 4, 3)
-        self.pool = RoIAlign(2)
-        self.last = nn.Conv2d(4, 4, 1)
-
-    def forward(self, x, rois):
-        x = self.conv(x)
-        found = x.new_zeros(len(rois), 4, 2, 2)
-        # as MMDetection does, which needs the same type
-        found[rois[:, 0] == 0] = self.pool(x, rois)
-        return self.last(found)
-
-
-def test_operators_of_mmcv_get_float32():
-    """They have no kernels for bfloat16."""
-    model, x = Pooled(), torch.randn(1, 4, 9, 9)
-    rois = torch.tensor([[0.0, 1, 1, 5, 5]])
-    unknown = pytest.raises(RuntimeError, match='BFloat16')
-    with torch.no_grad(), cast(x), unknown:
-        model(x, rois)
-    with torch.no_grad(), exact_under_autocast(model, x.device), cast(x):
-        found = model(x, rois)
-    assert found.dtype is torch.bfloat16
+@pytest.mark.parametrize('kind', list(LAYERS))
+def test_quantizing_twins_are_left_alone(kind):
+    layer, args = twin(kind)
     with torch.no_grad():
-        torch.testing.assert_close(
-            found.float(), model(x, rois), rtol=0.03, atol=0.03
-        )
+        expected = layer(*args)
+        with in_bfloat16({'0': layer}, args[0].device):
+            assert torch.equal(layer(*args), expected)
 
 
-class Failing(ModulatedDeformConv2dPack):
-    def forward(self, x):
-        raise RuntimeError('no')
+@pytest.mark.parametrize('kind', list(LAYERS))
+def test_every_kind_of_twin_gives_float32(kind):
+    layer, args = twin(kind, quantized=False)
+    with torch.no_grad(), in_bfloat16({'0': layer}, args[0].device):
+        found = layer(*args)
+    assert found.dtype is torch.float32
+    with torch.no_grad():
+        torch.testing.assert_close(found, layer(*args), rtol=0.1, atol=0.1)
 
 
-def test_after_an_error_the_next_forward_starts_afresh():
-    model = nn.Sequential(nn.Conv2d(8, 8, 1), Failing(8, 8, 3))
-    x = torch.randn(1, 8, 5, 5)
-    with exact_under_autocast(model, x.device), torch.no_grad():
-        with pytest.raises(RuntimeError, match='no'), cast(x):
-            model(x)
-        with cast(x):
-            assert model[0](x).dtype is torch.bfloat16
-        assert model[0](x).dtype is torch.float32
-    assert not model[1]._forward_hooks
+def test_nothing_stays_behind_after_an_error():
+    layer, (x,) = twin('conv', quantized=False)
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind)
+    with pytest.raises(RuntimeError), in_bfloat16({'0': layer}, x.device):
+        layer(x[:, :3])
+    assert not torch.is_autocast_enabled(kind)
+    assert torch.get_autocast_dtype(kind) == dtype
+    assert not layer._forward_hooks and not layer._forward_pre_hooks

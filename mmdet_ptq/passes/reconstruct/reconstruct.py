@@ -15,7 +15,6 @@ from ...calibration import (
 from ...checks import below_one, number, one_of, whole
 from ...detectors import adapter_for, why_no_outputs
 from ...errors import QuantConfigError
-from ...layers import exact_under_autocast
 from ...losses import GlobalLoss, GradientWeighted, Loss, build_loss
 from ...registry import PASSES
 from ...structures import Unit
@@ -73,11 +72,12 @@ class Reconstruct(BasePass):
             correction of the float inputs of units with batch norms;
             ``dict()`` takes these. Needs ``drop_prob`` above 0; see
             ``DistributionCorrection``. Defaults to None.
-        autocast (str, optional): ``'bfloat16'``: in steps, what comes after
-            the unit and is float anyway runs in it, by PyTorch's autocast;
-            the unit itself and the losses by which it is kept stay float32.
-            Faster on a GPU. Needs a loss on the detector's outputs: without
-            one nothing after the unit is run. Defaults to None.
+        autocast (str, optional): ``'bfloat16'``: in steps, layers after the
+            unit, which are float anyway, compute in it, by PyTorch's
+            autocast. The unit itself, and the losses by which it is kept,
+            stay float32. Faster on a GPU. Needs a loss on the detector's
+            outputs: without one nothing after the unit is run. Defaults to
+            None.
         activations (bool): Whether activations are quantized meanwhile.
         holdout (float): Share of the images that are held out, at least
             one if there are two.
@@ -180,7 +180,6 @@ class Reconstruct(BasePass):
             session.resumable(partial(export, session)),
             session.cache() as cache,
             frozen(session.model),
-            exact_under_autocast(session.model, session.device),
             session.stage('reconstruction'),
         ):
             adapter = adapter_for(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...calibration import Images, Replay, Sample, Session, UnitView, mix
 from ...context import forward_context
+from ...layers import in_bfloat16
 from ...losses import GlobalLoss, LocalLoss
 
 
@@ -199,8 +200,7 @@ class UnitLoss:
         """Of steps alone: what is judged is computed exactly."""
         if self.settings.autocast is None or not torch.is_grad_enabled():
             return nullcontext()
-        dtype = getattr(torch, self.settings.autocast)
-        return torch.autocast(self.session.device.type, dtype)
+        return in_bfloat16(self.session.layers, self.session.device)
 
     @torch.no_grad()
     def loss_on(self, chosen: list[int]) -> float:
