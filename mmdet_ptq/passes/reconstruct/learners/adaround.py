@@ -16,6 +16,9 @@ from .base import Learner, with_weights
 
 ZETA, GAMMA = 1.1, -0.1
 
+#: of a step: how far from a value that was found learning starts at most
+NEAR = 0.25
+
 
 @LEARNERS.register_module()
 class AdaRound(Learner):
@@ -23,8 +26,11 @@ class AdaRound(Learner):
 
     ``w_q = v_low + h(V) (v_high - v_low)`` with the rectified sigmoid ``h``
     (Nagel et al., Up or Down?, 2020, equations 21 to 24), starting from the
-    float weight. On a uniform grid this is AdaRound; on any other it is the
-    same with its own neighbouring values. The penalty ``reg sum(1 - |2h -
+    float weight. Where an earlier pass has rounded the weight, it starts
+    near the value that was found, and the other value is the next one on
+    the side of the float weight; the bias keeps what that pass asks of it.
+    On a uniform grid this is AdaRound; on any other it is the same with its
+    own neighbouring values. The penalty ``reg sum(1 - |2h -
     1|^beta)`` is off for the first ``warmup`` of the steps, then beta falls
     from ``beta[0]`` to ``beta[1]``.
 
@@ -81,16 +87,14 @@ class AdaRound(Learner):
                     f'AdaRound: a {type(quantizer).__name__} has no soft '
                     'rounding; use LearnedWeights'
                 )
-            lower = quantizer.lower_codes(weight)
-            low, high = quantizer.values(lower), quantizer.values(lower + 1)
-            fraction = ((weight - low) / (high - low)).nan_to_num(0.5)
-            fraction = fraction.detach().clamp(0, 1)
+            lower, fraction = _start(quantizer, weight, layer.rounded)
             logit = -torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1)
             soft = nn.Parameter(logit)
             self._parts.append((layer, lower, soft))
             layer.learn_weight(self._source(quantizer, lower, soft))
-            # the soft weight is the float one, so nothing is to correct
-            layer.shift_bias(None)
+            if layer.rounded is None:
+                # the soft weight is the float one: nothing is to correct
+                layer.shift_bias(None)
         lr = self.lr or min(0.05, max(1e-3, 6 / iters))
         return [dict(params=[soft for *_, soft in self._parts], lr=lr)]
 
@@ -143,6 +147,23 @@ class AdaRound(Learner):
             values = layer.weight_quantizer.values(codes)
             layer.fix_weight(values.detach())
         self._parts = []
+
+
+def _start(
+    quantizer: Any, weight: Tensor, rounded: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Codes of the values below, and how far above them learning starts."""
+    toward = weight if rounded is None else rounded.lerp(weight, 1e-3)
+    lower = quantizer.lower_codes(toward)
+    low, high = quantizer.values(lower), quantizer.values(lower + 1)
+    fraction = ((weight - low) / (high - low)).nan_to_num(0.5)
+    fraction = fraction.detach().clamp(0, 1)
+    if rounded is not None:
+        up = (high - rounded).abs() < (rounded - low).abs()
+        fraction = torch.where(
+            up, fraction.clamp(min=1 - NEAR), fraction.clamp(max=NEAR)
+        )
+    return lower, fraction
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:

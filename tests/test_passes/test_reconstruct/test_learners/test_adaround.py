@@ -12,7 +12,7 @@ from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.layers import convert
 from mmdet_ptq.passes.reconstruct import AdaRound
 from mmdet_ptq.passes.reconstruct.learners import rectified_sigmoid
-from mmdet_ptq.quantizers import BaseQuantizer
+from mmdet_ptq.quantizers import BaseQuantizer, UniformQuantizer
 
 
 @pytest.mark.parametrize('name', QUANTIZERS)
@@ -45,6 +45,46 @@ def test_adaround_starts_at_the_float_weight(name):
     tie = (weight - low - (high - weight)).abs() < 1e-5
     assert torch.equal(layer.rounded[~tie], nearer.detach()[~tie])
     assert torch.equal(quantizer(layer.rounded), layer.rounded)
+
+
+@pytest.mark.parametrize('name', QUANTIZERS)
+def test_adaround_starts_near_what_was_found(name):
+    """Some weights were rounded away from the nearest value, up to two."""
+    torch.manual_seed(0)
+    weight = torch.randn(6, 40)
+    layer = layer_with(QUANTIZERS[name](), weight)
+    quantizer = layer.weight_quantizer
+    step = quantizer(weight).diff().abs()
+    step = float(step[step > 0].min())
+    found = quantizer(weight + 1.5 * step * torch.randn_like(weight)).detach()
+    assert not torch.equal(found, quantizer(weight))
+    layer.fix_weight(found)
+    layer.shift_bias(torch.ones(6))
+    learner = AdaRound()
+    learner.start({'0': layer}, [], 200)
+    soft = layer.quantized_weight().detach()
+    lower = quantizer.lower_codes(torch.lerp(found, weight, 1e-3))
+    gap = (quantizer.values(lower + 1) - quantizer.values(lower)).detach()
+    # at most a quarter of the way, and to the side of the float weight
+    way = (soft - found) / gap
+    inside = weight.abs() < 2 * weight.std()
+    assert float(way.abs().max()) <= 0.25 + 1e-4
+    assert bool((way * (weight - found) >= -1e-6)[inside].all())
+    # where nothing was learned it ends where it began
+    learner.harden()
+    assert torch.equal(layer.rounded, found)
+    assert torch.equal(layer.bias_shift, torch.ones(6))
+
+
+def test_where_learning_starts_by_hand():
+    """A quarter of a step off what was found, or where the weight is."""
+    weight = torch.tensor([[0.2, 0.9, 1.4, -0.6, 7.4]])
+    layer = layer_with(UniformQuantizer(4, True, role='weight'), weight)
+    layer.weight_quantizer.set_range(*torch.tensor([[-7.5], [7.5]]))
+    layer.fix_weight(torch.tensor([[0.0, 2.0, 1.0, 0.0, 6.0]]))
+    AdaRound().start({'0': layer}, [], 200)
+    expected = torch.tensor([[0.2, 1.75, 1.25, -0.25, 6.25]])
+    torch.testing.assert_close(layer.quantized_weight().detach(), expected)
 
 
 def test_adaround_needs_soft_rounding():
