@@ -68,6 +68,16 @@ def cell_hash(cell: tuple, budget: dict) -> str:
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
 
 
+def folder_of(cell: tuple, work: Path) -> Path:
+    """Where a cell works; never goes on with what other code began.
+
+    Args:
+        cell (tuple): Detector, method, bits, seed.
+        work (Path): The work dir of its suite.
+    """
+    return work / code_hash()[:12] / '_'.join(map(str, cell))
+
+
 def run_cell(cell: tuple, budget: dict, work: Path, threads: int) -> dict:
     """Runs one cell.
 
@@ -84,14 +94,14 @@ def run_cell(cell: tuple, budget: dict, work: Path, threads: int) -> dict:
         RuntimeError: If ``tools/ptq.py`` fails; its log stays.
     """
     detector, method, bits, seed = cell
-    # never goes on with what other code began
-    folder = work / code_hash()[:12] / '_'.join(map(str, cell))
+    folder = folder_of(cell, work)
     folder.mkdir(parents=True, exist_ok=True)
     files = files_of(detector)
     config = folder / 'cell.py'
     config.write_text(
         f"_base_ = r'{files['config']}'\n"
         f'quant_cfg = {quant_cfg(method, bits, seed, budget)!r}\n'
+        f"test_evaluator = dict(outfile_prefix=r'{folder}/predictions')\n"
     )
     log = folder / 'log.txt'
     with open(log, 'w') as out:
