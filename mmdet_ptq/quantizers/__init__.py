@@ -9,6 +9,7 @@ from .capabilities import (
     LearnsStep,
     LearnsTable,
     Ranges,
+    Rescales,
     Searchable,
     SoftRounding,
 )
@@ -32,6 +33,7 @@ __all__ = [
     'LearnsStep',
     'LearnsTable',
     'Ranges',
+    'Rescales',
     'Searchable',
     'ShiftForm',
     'SoftRounding',

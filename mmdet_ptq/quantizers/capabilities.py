@@ -117,6 +117,18 @@ class HasRange(ABC):
         """
 
 
+class Rescales(ABC):
+    """All values of a row can be multiplied, the codes as they are."""
+
+    @abstractmethod
+    def rescale(self, factors: Tensor) -> None:
+        """Multiplies the values of each row.
+
+        Args:
+            factors (Tensor): ``[K]``, above 0.
+        """
+
+
 class FitsTensor(ABC):
     """Its parameters come from the tensor itself rather than a range."""
 

@@ -14,6 +14,7 @@ from .capabilities import (
     HasRange,
     LearnsEnds,
     LearnsStep,
+    Rescales,
     Searchable,
     SoftRounding,
 )
@@ -28,7 +29,13 @@ MAX_SCALE = 2.0**126
 
 @QUANTIZERS.register_module()
 class UniformQuantizer(
-    BaseQuantizer, LearnsStep, LearnsEnds, SoftRounding, HasRange, Searchable
+    BaseQuantizer,
+    LearnsStep,
+    LearnsEnds,
+    SoftRounding,
+    HasRange,
+    Rescales,
+    Searchable,
 ):
     """Equal steps between two ends, zero always among the values.
 
@@ -240,6 +247,12 @@ class UniformQuantizer(
         width = (self.qmax - self.qmin) * scale
         low = -width / 2 if self.symmetric else (self.qmin - zero) * scale
         return low, low + width
+
+    @torch.no_grad()
+    def rescale(self, factors: Tensor) -> None:
+        """See :meth:`Rescales.rescale`."""
+        scale = self.scale.detach() * factors.to(self.scale)
+        self.scale.data = scale.clamp(*self.scale_limits)
 
     def learn_ends(self, enabled: bool = True) -> None:
         """Makes both ends of the range parameters, ``low`` and ``high``.

@@ -13,6 +13,7 @@ from mmdet_ptq.quantizers import (
     LearnsTable,
     LLAQuantizer,
     Ranges,
+    Rescales,
     Searchable,
     SoftRounding,
     SubsetQuantizer,
@@ -21,7 +22,13 @@ from mmdet_ptq.quantizers import (
 
 each = pytest.mark.parametrize('make', FACTORIES.values(), ids=FACTORIES)
 ABILITIES = {
-    UniformQuantizer: {LearnsStep, LearnsEnds, SoftRounding, HasRange},
+    UniformQuantizer: {
+        LearnsStep,
+        LearnsEnds,
+        SoftRounding,
+        HasRange,
+        Rescales,
+    },
     LLAQuantizer: {LearnsTable, SoftRounding, FitsTensor},
     SubsetQuantizer: {LearnsStep, SoftRounding, FitsTensor},
 }

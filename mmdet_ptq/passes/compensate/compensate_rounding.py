@@ -16,6 +16,7 @@ from ...checks import number, one_of, whole
 from ...detectors import adapter_for
 from ...errors import NumericError
 from ...layers import QuantLayer, quantizing
+from ...quantizers import Rescales
 from ...records import RoundingRecord
 from ...registry import PASSES
 from ...structures import Unit
@@ -60,6 +61,11 @@ class CompensateRounding(BasePass):
             makes of its inputs. Defaults to True.
         rounds (int): How often all columns are visited once more, each
             moved to what is best with the others. Defaults to 1.
+        refits (int): How often the steps of the weights are fitted anew to
+            the codes that were found, and the columns are visited again; of
+            quantizers whose values can be multiplied. Each output channel
+            is then scaled as its float output asks, and its bias moved
+            (affine repair). Defaults to 0.
         columns (int): Most columns that are looked at together; they take
             about 80 times their square of bytes (1.6 GiB for the default). A
             weight with more is parted into blocks that do not make up for
@@ -80,6 +86,7 @@ class CompensateRounding(BasePass):
         damping: float = 0.01,
         towards_float: bool = True,
         rounds: int = 1,
+        refits: int = 0,
         columns: int = 4608,
     ) -> None:
         self.unit = one_of('unit', unit, UNITS)
@@ -87,6 +94,7 @@ class CompensateRounding(BasePass):
         self.damping = number('damping', damping, 0)
         self.towards_float = towards_float
         self.rounds = whole('rounds', rounds)
+        self.refits = whole('refits', refits)
         self.columns = whole('columns', columns, 1)
 
     @torch.no_grad()
@@ -175,9 +183,14 @@ class CompensateRounding(BasePass):
                 f"already; leave it float: dict(match='{name}', skip=True)"
             )
         found = round_layer(
-            layer, moments, self.damping, self.towards_float, self.rounds
+            layer,
+            moments,
+            self.damping,
+            self.towards_float,
+            self.rounds,
+            self.refits,
         )
-        session.notes += self._notes(name, moments, found)
+        session.notes += self._notes(name, layer, moments, found)
         session.records.append(
             RoundingRecord(
                 name,
@@ -191,7 +204,11 @@ class CompensateRounding(BasePass):
         )
 
     def _notes(
-        self, name: str, moments: PairedMoments, found: Found
+        self,
+        name: str,
+        layer: QuantLayer,
+        moments: PairedMoments,
+        found: Found,
     ) -> list[str]:
         notes, product = [], moments.product
         groups, _, columns = product.weight.shape
@@ -204,6 +221,13 @@ class CompensateRounding(BasePass):
             notes.append(
                 f'{name}: damping had to grow from {self.damping:g} to '
                 f'{found.damping:g}: its inputs depend on each other'
+            )
+        quantizer = layer.weight_quantizer
+        if self.refits and not isinstance(quantizer, Rescales):
+            notes.append(
+                f'{name}: its steps stay as they are, as the values of a '
+                f'{type(quantizer).__name__} cannot be multiplied '
+                '(CompensateRounding.refits)'
             )
         if product.blocks > 1:
             notes.append(

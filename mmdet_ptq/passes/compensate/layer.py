@@ -11,6 +11,7 @@ from torch import Tensor
 from ...calibration import weight_matrix, weight_tensor
 from ...layers import QuantLayer
 from .moments import PairedMoments, Product, System
+from .nearest import Nearest
 from .rounding import (
     compensate,
     damped,
@@ -57,6 +58,7 @@ def round_layer(
     damping: float,
     towards_float: bool,
     rounds: int,
+    refits: int = 0,
 ) -> Found:
     """Rounds the weight of a layer and sets its bias.
 
@@ -68,11 +70,12 @@ def round_layer(
         towards_float (bool): Whether the output of the float detector is
             aimed at, else what the float weight makes of the inputs.
         rounds (int): Of coordinate descent afterwards.
+        refits (int): How often steps are fitted to the codes, and codes to
+            the steps.
 
     Returns:
         Found: Errors before and after.
     """
-    # MMCV's deformable convolutions know no bias
     # MMCV's deformable convolutions know no bias
     centred = layer._parameters.get('bias') is not None
     share = 0.0
@@ -82,7 +85,7 @@ def round_layer(
     weight = product.parted(weight_matrix(layer, layer.weight.detach()))
     weight = weight.to(system.second)
     found, errors, damping = _rounded(
-        layer, product, system, weight, share, damping, rounds
+        layer, product, system, weight, share, damping, rounds, refits
     )
     matrix = product.joined(found)
     layer.fix_weight(weight_tensor(layer, matrix).to(layer.weight.dtype))
@@ -122,6 +125,7 @@ def _rounded(
     share: float,
     damping: float,
     rounds: int,
+    refits: int,
 ) -> tuple[Tensor, tuple[Tensor, Tensor], float]:
     """Compensated values, errors of the nearest and of these, the damping.
 
@@ -146,8 +150,33 @@ def _rounded(
     before = squared_error(plain, aim, turned)
     after = squared_error(found, aim, turned)
     found = torch.where((after > before)[..., None], plain, found)
-    errors = before, after.minimum(before)
-    return _taken(found, order.argsort(1)), errors, damping
+    after = after.minimum(before)
+    if refits and nearest.rescales:
+        for _ in range(refits):
+            found, after = _refitted(found, after, aim, turned, nearest)
+        found = nearest.settle(found)
+    return _taken(found, order.argsort(1)), (before, after), damping
+
+
+def _refitted(
+    found: Tensor,
+    errors: Tensor,
+    aim: Tensor,
+    moments: Tensor,
+    nearest: Nearest,
+) -> tuple[Tensor, Tensor]:
+    """Values on steps that fit them, where that is better, and errors."""
+    factors = nearest.factors
+    start = nearest.refit(found, aim, moments)
+    again = descend(start, aim, moments, nearest, 1)
+    new = squared_error(again, aim, moments)
+    better = nearest.summed(new) < nearest.summed(errors)
+    nearest.factors = torch.where(better, nearest.factors, factors)
+    rows = nearest.spread(better)
+    return (
+        torch.where(rows[..., None], again, found),
+        torch.where(rows, new, errors),
+    )
 
 
 def _dead(system: System) -> int:
@@ -191,45 +220,3 @@ def confirmed_share(
         gain += float((found * other.first).sum())
         loss += float(((found @ other.second) * found).sum())
     return min(1.0, max(0.0, gain / loss)) if loss > 0 else 0.0
-
-
-class Nearest:
-    """Rounds columns of a weight matrix to the layer's own grid.
-
-    Args:
-        layer (QuantLayer): With a weight quantizer that has a range.
-        product (Product): Says how its columns are parted.
-        order (Tensor): ``[G, N]``, the order in which columns are asked for.
-    """
-
-    def __init__(
-        self, layer: QuantLayer, product: Product, order: Tensor
-    ) -> None:
-        weight = layer.weight.detach()
-        self.encoding = layer.weight_quantizer.encoding(weight)
-        grain, shape = self.encoding.granularity, weight.shape
-        count = grain.num_rows(shape)
-        index = torch.arange(count, device=weight.device)
-        index = index[:, None].expand(count, weight.numel() // count)
-        rows = weight_matrix(layer, grain.unrows(index, shape))
-        self._rows = _taken(product.parted(rows), order)
-        first = self._rows[..., :1]
-        # asked once: that columns have one grid is the rule
-        alike = torch.equal(self._rows, first.expand_as(self._rows))
-        self._grid = self.encoding.take(first.flatten()) if alike else None
-
-    def __call__(self, j: int, column: Tensor) -> Tensor:
-        """The nearest values.
-
-        Args:
-            j (int): Which column.
-            column (Tensor): ``[G, R]``.
-        """
-        grid = self._grid or self.encoding.take(self._rows[..., j].flatten())
-        values = grid.decode(grid.encode(column.float().reshape(-1, 1)))
-        return values.view_as(column).to(column)
-
-    def all(self, matrix: Tensor) -> Tensor:
-        """Every column of ``[G, R, N]``, none knowing of the others."""
-        columns = [self(j, matrix[..., j]) for j in range(matrix.shape[2])]
-        return torch.stack(columns, 2)

@@ -3,106 +3,12 @@
 
 import pytest
 import torch
-from torch import nn
+from compensate_kit import GRIDS, LAYERS, data, gathered, twin
 
-from mmdet_ptq.calibration import sample_rows, weight_matrix
-from mmdet_ptq.layers import convert
-from mmdet_ptq.passes.compensate.layer import (
-    Nearest,
-    confirmed_share,
-    round_layer,
-)
-from mmdet_ptq.passes.compensate.moments import PairedMoments, Product
+from mmdet_ptq.passes.compensate.layer import confirmed_share, round_layer
 from mmdet_ptq.quantizers import (
-    LLAQuantizer,
-    SubsetQuantizer,
-    UniformQuantizer,
+    Rescales,
 )
-
-LAYERS = dict(
-    linear=lambda: nn.Linear(12, 6),
-    conv=lambda: nn.Conv2d(4, 6, 3, padding=1, bias=False),
-    grouped=lambda: nn.Conv2d(8, 6, (3, 2), groups=2),
-    depthwise=lambda: nn.Conv2d(6, 6, 3, groups=6),
-    transposed=lambda: nn.ConvTranspose2d(4, 6, 2, 2, groups=2),
-)
-WEIGHT = dict(role='weight', symmetric=True)
-
-
-def uniform(granularity, **more):
-    def make(layer):
-        axis = layer.weight_axis
-        q = UniformQuantizer(
-            3, granularity=granularity, axis=axis, **WEIGHT, **more
-        )
-        rows = q.granularity.rows(layer.weight.detach())
-        q.set_range(rows.amin(1)[None], rows.amax(1)[None])
-        return q
-
-    return make
-
-
-def fitted(kind):
-    def make(layer):
-        q = kind(3, axis=layer.weight_axis, role='weight')
-        q.fit(layer.weight.detach())
-        return q
-
-    return make
-
-
-GRIDS = dict(
-    tensor=uniform('tensor'),
-    channel=uniform('channel'),
-    llaq=fitted(LLAQuantizer),
-    subset=fitted(SubsetQuantizer),
-)
-
-
-def twin(kind, grid='channel'):
-    torch.manual_seed(0)
-    model = nn.Sequential(LAYERS[kind]())
-    convert(model)
-    layer = model[0]
-    layer.attach(weight=GRIDS[grid](layer))
-    return layer
-
-
-def data(layer, images=8, noise=0.1):
-    """Inputs of which channels depend on each other, and noisy ones."""
-    channels = getattr(layer, 'in_channels', None)
-    shape = (3, 20, 12) if channels is None else (1, channels, 9, 8)
-    exact = [
-        torch.randn(shape) + torch.randn(*shape[:1], *[1] * (len(shape) - 1))
-        for _ in range(images)
-    ]
-    return exact, [x + noise * torch.randn_like(x) for x in exact]
-
-
-def gathered(layer, exact, noisy, most=10**4):
-    moments = PairedMoments(Product(layer, most))
-    for i, pair in enumerate(zip(noisy, exact, strict=True)):
-        rows = [
-            sample_rows(layer, x, 10**6, torch.Generator().manual_seed(i))
-            for x in pair
-        ]
-        moments.add(rows[0], moments.product(rows[1]), i % 2)
-    return moments
-
-
-@pytest.mark.parametrize('grid', GRIDS)
-@pytest.mark.parametrize('kind', LAYERS)
-def test_every_column_by_itself_is_what_the_quantizer_gives(kind, grid):
-    layer = twin(kind, grid)
-    product = Product(layer, 4)
-    weight = weight_matrix(layer, layer.weight.detach())
-    parts = product.parted(weight)
-    order = torch.rand(len(parts), parts.shape[2]).argsort(1)
-    across = order[:, None].expand_as(parts)
-    found = Nearest(layer, product, order).all(parts.gather(2, across))
-    found = found.gather(2, order.argsort(1)[:, None].expand_as(parts))
-    expected = weight_matrix(layer, layer.weight_quantizer(layer.weight))
-    assert torch.equal(product.joined(found), expected.detach())
 
 
 def error(outputs, wanted):
@@ -203,6 +109,24 @@ def test_no_output_channel_is_worse_than_with_the_nearest(seed):
         off = found.double() - weight
         errors.append(((off @ second) * off).sum(1))
     assert (errors[0] <= errors[1] * (1 + 1e-3) + 1e-9).all()
+
+
+@pytest.mark.parametrize('grid', GRIDS)
+@pytest.mark.parametrize('kind', LAYERS)
+@torch.no_grad()
+def test_refitted_steps_are_nearer_still(kind, grid):
+    found = {}
+    for refits in (0, 3):
+        layer = twin(kind, grid)
+        exact, noisy = data(layer)
+        moments = gathered(layer, exact, noisy)
+        found[refits] = round_layer(layer, moments, 0.01, True, 1, refits)
+        q = layer.weight_quantizer
+        assert torch.equal(q(layer.rounded), layer.rounded)
+    if isinstance(q, Rescales):
+        assert found[3].after < found[0].after
+    else:
+        assert found[3] == found[0]
 
 
 @torch.no_grad()
