@@ -65,6 +65,25 @@ class RoundingRecord(Record):
 
 
 @dataclass(frozen=True)
+class ScalingRecord(Record):
+    """Whether the channels of an input got grids of their own.
+
+    Attributes:
+        layers (list[str]): That read the tensor.
+        error (float): Squared error of their outputs on images held out,
+            over that with one grid.
+        strength (float): How far the widths of channels were made equal, 0
+            if the tensor kept one grid.
+        shifted (bool): Whether channels were shifted too.
+    """
+
+    layers: list[str]
+    error: float
+    strength: float
+    shifted: bool
+
+
+@dataclass(frozen=True)
 class UnitRecord(Record):
     """The reconstruction of one unit.
 

@@ -65,6 +65,10 @@ class QuantLayer(Changes, nn.Module):
         drop_prob (float): Share of the elements of the inputs that are left
             float (QDrop); 0 but in reconstruction. Drawn from
             ``generator``.
+        input_factors (Tensor, optional): ``[C]``, by which input channels
+            are divided before anything else; there only after a
+            ``ScaledInput``, which has the weight make up for it.
+        input_shift (Tensor, optional): ``[C]``, subtracted then.
         baked (bool): Whether the weight itself is the quantized one.
         tied (bool): Whether another module has its weight or bias too. Such
             a layer is quantized and neither learned nor corrected, which
@@ -196,12 +200,21 @@ class QuantLayer(Changes, nn.Module):
         return copy
 
     def _input(self, port: str, level: int, x: Tensor) -> Tensor:
+        if self._buffers.get('input_factors') is not None and port == 'input':
+            x = self._scaled(x)
         if not self._listeners:
             return self._quantized(port, level, x)
         y = self._quantized(port, level, x)
         for listener, quantized in self._listeners:
             listener(port, level, y if quantized else x)
         return y
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Channels at one scale; the weight makes up for it."""
+        tail = [1] * (-1 - self.act_axis)
+        y = x / self._buffers['input_factors'].view(-1, *tail)
+        shift = self._buffers.get('input_shift')
+        return y if shift is None else y - shift.view(-1, *tail)
 
     def _quantized(self, port: str, level: int, x: Tensor) -> Tensor:
         if not self.quantize_act:

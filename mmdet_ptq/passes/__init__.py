@@ -9,6 +9,7 @@ from .fold_bn import FoldBatchNorm
 from .lapq import LAPQ
 from .observe import Observe
 from .reconstruct import Reconstruct
+from .scale_inputs import ScaleInputs
 from .set_ranges import SetRanges
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     'FoldBatchNorm',
     'Observe',
     'Reconstruct',
+    'ScaleInputs',
     'SetRanges',
     'checked',
 ]

@@ -7,6 +7,7 @@ from .edits import AddedBias, Decomposed, Edit, FoldedNorm, edits_of
 from .fold import fold_batch_norm, out_channels
 from .fuse import FusedWeight, copy_model, fuse_weights
 from .products import RoutedProducts
+from .scaled_input import ScaledInput, can_shift
 from .standardized import PlainConvAWS2d, PlainConvWS2d
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     'PlainConvAWS2d',
     'PlainConvWS2d',
     'RoutedProducts',
+    'ScaledInput',
     'SplitMultiheadAttention',
     'SplitWindowMSA',
+    'can_shift',
     'copy_model',
     'decompose',
     'edits_of',

@@ -1,0 +1,166 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""What a grid for each input channel would bring, on rows of inputs."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...layers import QuantLayer
+from ...observers import search_weight_range
+from ...quantizers import BaseQuantizer, FitsTensor, UniformQuantizer
+
+#: samples of a channel, other than 0, at which its own range counts half
+HALF = 16
+
+#: elements and rows that ranges are searched on, and the resolution: here
+#: grids are compared, the ranges that stay are found later
+SAMPLE, ROWS, STEPS = 2**17, 1024, 20
+
+Levels = list[Tensor]
+"""Rows ``[T, C]`` of each pyramid level"""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """``x' = x / factors - shift``.
+
+    Attributes:
+        factors (Tensor): ``[C]``, above 0.
+        shift (Tensor, optional): ``[C]``.
+    """
+
+    factors: Tensor
+    shift: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rows ``[T, C]`` as the layer would quantize them."""
+        y = x / self.factors
+        return y if self.shift is None else y - self.shift
+
+
+@dataclass(frozen=True)
+class ChannelRanges:
+    """Where the values of each channel of an input lie.
+
+    Attributes:
+        low (Tensor): ``[C]``.
+        high (Tensor): ``[C]``, above ``low``.
+        width (Tensor): ``[C]``: of channels with few samples, nearer to the
+            width of the whole tensor.
+    """
+
+    low: Tensor
+    high: Tensor
+    width: Tensor
+
+    def scaling(self, strength: float, shifted: bool) -> Scaling:
+        """Factors that bring widths together.
+
+        Args:
+            strength (float): 0 leaves them, 1 makes them equal.
+            shifted (bool): Whether all ranges begin at 0 then.
+        """
+        factors = (self.width / self.width.median()) ** strength
+        return Scaling(factors, self.low / factors if shifted else None)
+
+
+def channel_ranges(
+    levels: Levels, bits: int, p: float, shifted: bool
+) -> ChannelRanges:
+    """Ranges of least error of each channel.
+
+    Args:
+        levels (list[Tensor]): Rows of all pyramid levels.
+        bits (int): Width of the grid.
+        p (float): Exponent of the error.
+        shifted (bool): Whether ranges need not hold 0.
+
+    Returns:
+        ChannelRanges: Of all levels together.
+    """
+    rows = torch.cat(levels)
+    middle = rows.mean(0) if shifted else torch.zeros_like(rows[0])
+    grid = UniformQuantizer(bits, granularity='channel', axis=1)
+    few = rows[:: -(-len(rows) // ROWS)]
+    low, high = search_weight_range(few - middle, grid, p, STEPS)
+    tensor = (rows.amax() - rows.amin()).clamp(min=1e-12)
+    seen = (rows != 0).sum(0)
+    trust = seen / (seen + HALF)
+    own = (high - low).clamp(min=1e-6 * float(tensor))
+    width = own.log().lerp(tensor.log(), 1 - trust).exp()
+    return ChannelRanges(low + middle, high + middle, width)
+
+
+def output_error(
+    layers: list[QuantLayer],
+    act: BaseQuantizer,
+    fit: Levels,
+    held: Levels,
+    scaling: Scaling | None,
+    p: float,
+) -> float:
+    """Squared error of the layers' outputs on rows held out.
+
+    Errors at the taps of a kernel are taken to be independent::
+
+        sum_k tr(W'_k E[e eᵀ] W'_kᵀ) + tr(dW'_k E[q qᵀ] dW'_kᵀ)
+
+    with the error e of the input, its quantized value q, and the error dW'
+    of the quantized weight.
+
+    Args:
+        layers (list[QuantLayer]): That read the tensor.
+        act (BaseQuantizer): Of the tensor, one grid for all of it.
+        fit (list[Tensor]): Rows that its range is made for.
+        held (list[Tensor]): Rows that it is judged on.
+        scaling (Scaling, optional): Of the channels.
+        p (float): Exponent of the range.
+
+    Returns:
+        float: Sum over layers, mean over rows, sum over pyramid levels.
+    """
+    error = power = 0.0
+    for ours, theirs in zip(fit, held, strict=True):
+        grid = copy.deepcopy(act)
+        shown = ours if scaling is None else scaling(ours)
+        few = shown.flatten()[:: -(-shown.numel() // SAMPLE)]
+        grid.set_range(*search_weight_range(few, grid, p, STEPS))
+        x = theirs if scaling is None else scaling(theirs)
+        q = grid(x)
+        e = x - q
+        error = error + e.mT @ e / len(x)
+        power = power + q.mT @ q / len(x)
+    total = 0.0
+    for layer in layers:
+        weight = _columns(layer, layer.weight.detach())
+        if scaling is not None:
+            weight = weight * scaling.factors[:, None, None]
+        taps = weight.transpose(0, 2)  # [K, O, C]
+        total += float(((taps @ error) * taps).sum())
+        if layer.weight_quantizer is not None:
+            off = _weight_error(layer, weight).transpose(0, 2)
+            total += float(((off @ power) * off).sum())
+    return total
+
+
+def _columns(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A weight as ``[C, O, taps]``."""
+    if not isinstance(layer, nn.ConvTranspose2d):
+        weight = weight.transpose(0, 1)
+    return weight.reshape(*weight.shape[:2], -1)
+
+
+def _weight_error(layer: QuantLayer, weight: Tensor) -> Tensor:
+    """What quantizing a weight ``[C, O, taps]`` changes."""
+    shaped = weight
+    if not isinstance(layer, nn.ConvTranspose2d):
+        shaped = weight.transpose(0, 1)
+    shaped = shaped.reshape(layer.weight.shape)
+    grid = copy.deepcopy(layer.weight_quantizer)
+    if isinstance(grid, FitsTensor):
+        grid.fit(shaped)
+    else:
+        grid.set_range(*search_weight_range(shaped, grid, steps=STEPS))
+    return _columns(layer, shaped - grid(shaped))

@@ -1,0 +1,210 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The pass that gives input channels grids of their own."""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import ClassVar
+
+import torch
+from mmengine.dist import all_gather_object
+from torch import Tensor
+
+from ...calibration import Images, Session, observing
+from ...checks import number, whole
+from ...detectors import adapter_for
+from ...layers import QuantLayer, float_mode
+from ...records import ScalingRecord
+from ...registry import PASSES
+from ...structures import Port
+from ...surgery import ScaledInput, can_shift
+from ..base import BasePass
+from .grids import Levels, Scaling, channel_ranges, output_error
+
+Rows = dict[int, dict[str, list[tuple[int, Tensor]]]]
+"""Of each image and layer, pyramid level and rows of each call"""
+
+
+@PASSES.register_module()
+class ScaleInputs(BasePass):
+    """Gives each input channel of a layer its own grid, where that helps.
+
+    A layer then takes ``x' = x / f - b`` instead of x, with a factor and a
+    shift of each channel, and its weight and bias make up for it, so that
+    the float layer gives the same as before. One grid for x' is a grid for
+    each channel of x. It costs one multiplication and addition an element
+    of the input (the scale reparametrization of RepQ-ViT, Li et al., 2023,
+    for any layer).
+
+    Of each tensor, strengths are tried on rows of the calibration images:
+    ranges are made for one half of the images and the error of the layers'
+    outputs is taken on the other, both ways. A tensor keeps its one grid
+    unless the error falls. Layers that read the same tensor are treated
+    alike. Layers with groups, or with a weight that others have too, and
+    inputs whose quantizer has several ranges already, stay as they are.
+
+    Args:
+        rows (int): Most rows of a call, of an image. Defaults to 64.
+        strengths (Sequence[float]): Shares, on a logarithmic scale, to
+            which widths of channels are made equal. Defaults to (0.5, 1).
+        shift (bool): Whether channels are shifted too, where a bias can
+            make up for it. Defaults to True.
+        gain (float): Share by which the error has to fall. Defaults to
+            0.05.
+        p (float): Exponent of the ranges' error. Defaults to 2.4.
+
+    Raises:
+        ValueError: If an argument is not among the allowed values.
+    """
+
+    refuses: ClassVar[frozenset[str]] = frozenset(
+        {'observers', 'ranges', 'learned'}
+    )
+
+    def __init__(
+        self,
+        rows: int = 64,
+        strengths: Sequence[float] = (0.5, 1.0),
+        shift: bool = True,
+        gain: float = 0.05,
+        p: float = 2.4,
+    ) -> None:
+        self.rows = whole('rows', rows, 1)
+        self.strengths = [number('strengths', s, 0, 1) for s in strengths]
+        self.shift = shift
+        self.gain = number('gain', gain, 0, 1)
+        self.p = number('p', p, above=True)
+
+    @torch.no_grad()
+    def run(self, session: Session) -> None:
+        """See :meth:`BasePass.run`."""
+        made = {e.layer for e in session.edits if isinstance(e, ScaledInput)}
+        groups = [
+            group
+            for group in session.plan.groups
+            if self._may(session, group) and group[0][0] not in made
+        ]
+        if not groups:
+            return
+        with session.stage('input channels'):
+            seen = self._rows(session, {group[0][0] for group in groups})
+            for i, group in enumerate(groups):
+                session.progress('input channels', group[0][0], i, len(groups))
+                self._group(session, group, seen)
+
+    def _may(self, session: Session, group: list[Port]) -> bool:
+        layers = [session.layers[name] for name, _ in group]
+        grain = layers[0].act_quantizers[group[0][1]].granularity
+        return grain.kind == 'tensor' and all(
+            port == 'input'
+            and layer.weight_axis is not None
+            and getattr(layer, 'groups', 1) == 1
+            and not layer.tied
+            for (_, port), layer in zip(group, layers, strict=True)
+        )
+
+    def _rows(self, session: Session, names: set[str]) -> Rows:
+        """Rows of the float inputs of some layers, of all ranks."""
+        layers = session.layers
+        numbers = {name: i for i, name in enumerate(session.graph.layers)}
+        found: Rows = {}
+        with session.cache() as cache, float_mode(session.model):
+            adapter = adapter_for(session.model, session.graph, False)
+            images = Images(session, cache, adapter, [])
+            for j in images.mine:
+                mine = found.setdefault(j, {})
+
+                def see(
+                    name: str,
+                    port: str,
+                    level: int,
+                    x: Tensor,
+                    j: int = j,
+                    mine: dict = mine,
+                ) -> None:
+                    calls = mine.setdefault(name, [])
+                    flat = x.movedim(layers[name].act_axis, -1)
+                    flat = flat.reshape(-1, flat.shape[-1])
+                    rng = session.rng(j, numbers[name], len(calls))
+                    drawn = torch.randperm(
+                        len(flat), generator=rng, device=rng.device
+                    )
+                    rows = flat[drawn[: self.rows].to(flat.device)]
+                    calls.append((level, rows.float().cpu()))
+
+                chosen = {n: layers[n] for n in names}
+                with observing(chosen, see, quantized=False):
+                    images.run(j)
+        gathered = all_gather_object(found)
+        return dict(sorted(chain(*(part.items() for part in gathered))))
+
+    def _group(self, session: Session, group: list[Port], seen: Rows) -> None:
+        """Decides on one tensor."""
+        name, port = group[0]
+        layers = [session.layers[n] for n, _ in group]
+        act = layers[0].act_quantizers[port]
+        halves = [
+            _levels(seen, name, half, act.per_level, session.device)
+            for half in (0, 1)
+        ]
+        if not halves[0] or len(halves[0]) != len(halves[1]):
+            return
+        shifts = (False, True)
+        if not (self.shift and all(map(can_shift, layers))):
+            shifts = (False,)
+        errors = self._errors(layers, halves, shifts)
+        best = min(errors, key=errors.__getitem__)
+        if not errors[best] < (1 - self.gain) * errors[None]:
+            best = None
+        before = errors[None] or 1.0
+        session.records.append(
+            ScalingRecord(
+                name,
+                [n for n, _ in group],
+                errors[best] / before,
+                0.0 if best is None else best[0],
+                best is not None and best[1],
+            )
+        )
+        if best is None:
+            return
+        strength, shifted = best
+        everything = [torch.cat(p) for p in zip(*halves, strict=True)]
+        scaling = channel_ranges(
+            everything, act.bits, self.p, shifted
+        ).scaling(strength, shifted)
+        for n, _ in group:
+            session.edit(ScaledInput.by(n, scaling.factors, scaling.shift))
+
+    def _errors(
+        self,
+        layers: list[QuantLayer],
+        halves: list[Levels],
+        shifts: tuple[bool, ...],
+    ) -> dict[tuple[float, bool] | None, float]:
+        """Held-out errors of one grid, and of each strength and shift."""
+        act = layers[0].act_quantizers['input']
+        found: dict[tuple[float, bool] | None, float] = {}
+        for fit, held in (halves, halves[::-1]):
+            tried: dict[tuple[float, bool] | None, Scaling | None]
+            tried = {None: None}
+            for shifted in shifts:
+                ranges = channel_ranges(fit, act.bits, self.p, shifted)
+                for strength in self.strengths:
+                    key = strength, shifted
+                    tried[key] = ranges.scaling(*key)
+            for key, scaling in tried.items():
+                error = output_error(layers, act, fit, held, scaling, self.p)
+                found[key] = found.get(key, 0.0) + error
+        return found
+
+
+def _levels(
+    seen: Rows, name: str, half: int, apart: bool, device: torch.device
+) -> Levels:
+    """Rows of every other image; of each pyramid level if these differ."""
+    found: dict[int, list[Tensor]] = {}
+    for j, calls in seen.items():
+        for level, rows in calls.get(name, []) if j % 2 == half else []:
+            found.setdefault(level if apart else 0, []).append(rows)
+    parts = [torch.cat(found[level]).to(device) for level in sorted(found)]
+    return parts if all(len(p) for p in parts) else []
