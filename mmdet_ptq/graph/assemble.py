@@ -14,6 +14,7 @@ from .fold import find_bn_folds
 from .levels import find_levels
 from .links import norm_links, shared_ports
 from .record import Trace, tensors_in
+from .scalings import find_scalings
 from .sharing import Sharing, find_sharing
 from .tracer import Recorder
 from .units import find_units
@@ -68,6 +69,7 @@ def assemble(
     levels, heads = find_levels(walker)
     sharing = find_sharing(walker)
     folds, kept = find_bn_folds(walker, sharing)
+    scalings, unscaled = find_scalings([record], folds, is_leaf, ports)
     uncalled = [
         name
         for name, module in record.modules.items()
@@ -91,6 +93,8 @@ def assemble(
             for name, functions in record.products.items()
         },
         borrowed=_borrowed(record, uncalled),
+        scalings=scalings,
+        unscaled=unscaled,
     )
 
 

@@ -9,6 +9,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ..structures import Op, Value
+from .repeat import Repeat
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Trace:
         reads (dict[int, str]): Parameters that were read by anything but
             the module that owns them, by their id: name of the module in
             which that was.
+        repeats (dict[int, Repeat]): What moves numbers, by index of the op.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -50,6 +52,7 @@ class Trace:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     products: dict[str, list[str]] = field(default_factory=dict)
     reads: dict[int, str] = field(default_factory=dict)
+    repeats: dict[int, Repeat] = field(default_factory=dict)
 
 
 def tensors_in(item: Any, depth: int = 0) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ from ..structures import Op, Value
 from .functions import extension_functions
 from .outside import Outside
 from .record import Span, Trace, tensors_in
+from .repeat import repeat_of
 from .vocabulary import CONSTANT, canonical, torch_name
 
 #: tensor, its id if it has one, its version counter
@@ -106,6 +107,7 @@ class Recorder(TorchFunctionMode):
         result: Any,
         module: str = '',
         layer: bool = False,
+        call: tuple[Callable, tuple, dict] | None = None,
     ) -> None:
         """Records an op after it ran.
 
@@ -118,6 +120,7 @@ class Recorder(TorchFunctionMode):
             result (Any): What it returned.
             module (str): Name of the module, if the op is one.
             layer (bool): Whether that is a quantizable layer.
+            call (tuple, optional): Function and arguments, to run it again.
         """
         given = {id(t): t for t, _, _ in seen}
         written = {id(t): t for t, _, v in seen if _version(t) != v}
@@ -165,6 +168,9 @@ class Recorder(TorchFunctionMode):
                 outputs,
             )
         )
+        repeat = call and repeat_of(name, *call)
+        if repeat:
+            self.trace.repeats[index] = repeat
 
     def __torch_function__(
         self,
@@ -182,7 +188,7 @@ class Recorder(TorchFunctionMode):
             seen = self.see(args, kwargs)
             result = func(*args, **kwargs)
             product = any(self._live(i) for _, i, _ in seen)
-            self.note(name, seen, result)
+            self.note(name, seen, result, call=(func, args, kwargs))
         self._look(name, (args, kwargs), result, product)
         return result
 
@@ -227,7 +233,9 @@ class Recorder(TorchFunctionMode):
         self._quiet += 1
         layer = self._is_leaf(module)
         seen = frame.seen + self.see(frame.nested)
-        self.note(type(module).__name__, seen, result, frame.name, layer)
+        call = None if module._modules else (module.forward, args, kwargs)
+        name = type(module).__name__
+        self.note(name, seen, result, frame.name, layer, call)
         if layer:
             for outer in reversed(self._frames):
                 if outer.seen is not None:

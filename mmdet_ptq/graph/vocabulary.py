@@ -58,6 +58,21 @@ SHAPE = _words(
     'reflectionpad2d replicationpad2d atleast1d atleast2d copy rearrange '
     'broadcastto hstack vstack dstack scatter indexput'
 )
+#: of those, give every number its place
+IN_PLACE = _words(
+    'contiguous clone detach to float type typeas half bfloat16 double cuda '
+    'cpu data alias identity dropout dropout1d dropout2d dropout3d '
+    'alphadropout featuredropout droppath'
+)
+#: f(s x) = s f(x) for s > 0, number by number
+HOMOGENEOUS = _words('relu leakyrelu prelu abs neg')
+#: the same on the maps of channels, each by itself
+HOMOGENEOUS_MAPS = _words(
+    'maxpool2d avgpool2d adaptivemaxpool2d adaptiveavgpool2d interpolate '
+    'upsample upsamplenearest2d upsamplebilinear2d'
+)
+#: times what is not scaled
+FACTORS = _words('mul multiply div divide truediv')
 #: of these only the first argument carries numbers into the result
 FIRST_ONLY = _words(
     'getitem gather indexselect takealongdim take expandas viewas reshapeas '

@@ -1,0 +1,91 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Running what moves numbers again, on other numbers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .vocabulary import FACTORS, SHAPE, canonical
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Stands for the i-th tensor of a call."""
+
+    i: int
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A call whose floating tensors can be replaced.
+
+    Attributes:
+        function (Callable): What was called.
+        args (tuple): Its arguments. In place of floating tensors there are
+            their numbers, in the order of the arguments; indices and masks
+            are copies on the CPU.
+        kwargs (dict): Likewise.
+    """
+
+    function: Callable
+    args: tuple
+    kwargs: dict
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        """Calls it again.
+
+        Args:
+            tensors (Sequence[Tensor]): In the order of the arguments, of
+                the shapes that they had, on the CPU; those that were no
+                floating ones are passed over.
+        """
+        put = lambda i, _: tensors[i]  # noqa: E731
+        args, kwargs = _mapped((self.args, self.kwargs), put, _Slot)
+        return self.function(*args, **kwargs)
+
+
+def repeat_of(
+    name: str, function: Callable, args: tuple, kwargs: dict
+) -> Repeat | None:
+    """What is needed to run a call again.
+
+    Args:
+        name (str): Of the op.
+        function (Callable): What was called.
+        args (tuple): Its arguments.
+        kwargs (dict): Its arguments by name.
+
+    Returns:
+        Repeat, optional: None for what does more than move numbers, or
+        multiply them.
+    """
+    if canonical(name) not in SHAPE | FACTORS:
+        return None
+
+    def kept(i: int, tensor: Tensor) -> Any:
+        if tensor.is_floating_point():
+            return _Slot(i)
+        return tensor.detach().to('cpu', copy=True)
+
+    return Repeat(function, *_mapped((args, kwargs), kept, Tensor))
+
+
+def _mapped(item: Any, change: Callable[[int, Any], Any], kind: type) -> Any:
+    """A nested structure with what is of a kind replaced, in order."""
+    number = -1
+
+    def walk(part: Any) -> Any:
+        nonlocal number
+        if isinstance(part, kind):
+            number += 1
+            return change(number if kind is Tensor else part.i, part)
+        if isinstance(part, dict):
+            return {key: walk(value) for key, value in part.items()}
+        if isinstance(part, (list, tuple)) and len(part):
+            kept = list if isinstance(part, list) else tuple
+            return kept(map(walk, part))
+        return part
+
+    return walk(item)
