@@ -23,6 +23,30 @@ class Record:
 
 
 @dataclass(frozen=True)
+class EqualizationRecord(Record):
+    """Channels that could be scaled where they are made and read.
+
+    Attributes:
+        kind (str): ``'layer'``, ``'norm'``, ``'qk'`` or ``'pv'``.
+        by (str): What the factors come from: ``'weights'``,
+            ``'activations'``, or ``''`` if all are 1.
+        alpha (float): Exponent of the factors.
+        ratio (float): Largest factor over the smallest.
+        before (float, optional): Error of the quantized outputs of who
+            reads the channels, over the mean squares of these outputs, as
+            they were; None where it was not looked at.
+        after (float, optional): The same with the factors.
+    """
+
+    kind: str
+    by: str
+    alpha: float
+    ratio: float
+    before: float | None = None
+    after: float | None = None
+
+
+@dataclass(frozen=True)
 class RangeRecord(Record):
     """Ranges that were chosen by the detector's outputs.
 

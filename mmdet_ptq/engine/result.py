@@ -27,7 +27,13 @@ from ..calibration import Session
 from ..cost import cost_of, storage_mb
 from ..errors import PTQError
 from ..quant_cfg import QuantConfig
-from ..records import RangeRecord, Record, RoundingRecord, UnitRecord
+from ..records import (
+    EqualizationRecord,
+    RangeRecord,
+    Record,
+    RoundingRecord,
+    UnitRecord,
+)
 from ..structures import LayerGraph, QuantPlan
 from ..version import __version__
 from .machine import gpu_memory, machine
@@ -109,6 +115,7 @@ class Result:
             reconstruction=_records(session, UnitRecord),
             ranges=_records(session, RangeRecord),
             rounding=_records(session, RoundingRecord),
+            equalization=_records(session, EqualizationRecord),
         )
         self.seconds.update(session.seconds)
 

@@ -6,7 +6,15 @@ from .decompose import Decomposable, decompose
 from .edits import AddedBias, Decomposed, Edit, FoldedNorm, edits_of
 from .fold import fold_batch_norm, out_channels
 from .fuse import FusedWeight, copy_model, fuse_weights
+from .modules import find_module
 from .products import RoutedProducts
+from .scale import (
+    input_columns,
+    output_rows,
+    scale_inputs,
+    scale_outputs,
+    scaled_inputs,
+)
 from .standardized import PlainConvAWS2d, PlainConvWS2d
 
 __all__ = [
@@ -24,7 +32,13 @@ __all__ = [
     'copy_model',
     'decompose',
     'edits_of',
+    'find_module',
     'fold_batch_norm',
     'fuse_weights',
+    'input_columns',
     'out_channels',
+    'output_rows',
+    'scale_inputs',
+    'scale_outputs',
+    'scaled_inputs',
 ]
