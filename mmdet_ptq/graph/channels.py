@@ -94,8 +94,8 @@ class ChannelFlow:
         for names, way in ways:
             if name in names and way(op):
                 return
-        what = op.module or op.name
-        self._pin(op, f'{what} reads it')
+        # the module's class, or the function
+        self._pin(op, f'{op.name} reads it')
 
     # -- layers ---------------------------------------------------------
     def _layer(self, op: Op, layer: nn.Module) -> None:
