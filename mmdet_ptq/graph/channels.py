@@ -103,11 +103,16 @@ class ChannelFlow:
         if names == ('a', 'b'):
             self._product(op)
             return
+        mine = self.found.labels.get(op.module)
         why = self._why_not(op.module)
-        if op.module not in self.found.labels:
+        if mine is None:
             why = f'{op.module} is a {type(layer).__name__}'
-        if why or len(op.outputs) != 1 or len(op.inputs) != 1:
-            self._pin(op, why or f'{op.module} reads it with something else')
+        elif len(op.outputs) != 1 or len(op.inputs) != 1:
+            why = why or f'{op.module} reads something else, too'
+        if why or mine is None:
+            self._pin(op, why)
+            if mine is not None:
+                self.found.pin(mine, why)
             return
         axis = twin_class(layer).act_axis
         if op.inputs[0] in self.labels:

@@ -101,9 +101,7 @@ def constraints_of(
     return Constraints(labels)
 
 
-def _channels(
-    module: nn.Module, is_leaf: Callable[[nn.Module], bool]
-) -> int:
+def _channels(module: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> int:
     """Output channels that a module has a factor for each; 0: none."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         return out_channels(module) if is_leaf(module) else 0

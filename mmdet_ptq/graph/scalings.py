@@ -110,9 +110,7 @@ class _Parts:
         self.made: dict[int, list[str]] = {}
         self.read: dict[int, list[str]] = {}
 
-    def makes(
-        self, name: str, labels: Tensor, pinned: dict[int, str]
-    ) -> str:
+    def makes(self, name: str, labels: Tensor, pinned: dict[int, str]) -> str:
         """Notes a maker; returns why some of its channels are fixed."""
         why = ''
         for label in labels.tolist():

@@ -22,9 +22,7 @@ def out_channels(layer: nn.Module) -> int:
     return layer.weight.shape[0]
 
 
-def scaled_outputs(
-    weight: Tensor, scale: Tensor, layer: nn.Module
-) -> Tensor:
+def scaled_outputs(weight: Tensor, scale: Tensor, layer: nn.Module) -> Tensor:
     """W * s along the output channels; ``scale`` has shape (C_out, )."""
     if not is_transposed(layer):
         return weight * scale.view(-1, *[1] * (weight.dim() - 1))

@@ -77,9 +77,7 @@ def scaled_inputs(layer: nn.Module, factors: Tensor) -> Tensor:
     if is_transposed(layer):
         return weight * factors.view(-1, 1, *ones)
     grouped = weight.unflatten(0, (_groups(layer), -1))
-    return (
-        grouped * factors.view(len(grouped), 1, -1, *ones)
-    ).view_as(weight)
+    return (grouped * factors.view(len(grouped), 1, -1, *ones)).view_as(weight)
 
 
 @torch.no_grad()

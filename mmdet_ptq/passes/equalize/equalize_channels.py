@@ -158,9 +158,7 @@ class EqualizeChannels(BasePass):
         candidates = self._candidates(scaling, ways)
         before = after = None
         if self.choose == 'error':
-            errors = _added(
-                [trial.error(scaling, s) for *_, s in candidates]
-            )
+            errors = _added([trial.error(scaling, s) for *_, s in candidates])
             best = min(range(len(errors)), key=errors.__getitem__)
             before, after = errors[0], errors[best]
             candidates = [candidates[best]]
