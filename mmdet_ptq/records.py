@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What passes report of what they did, in a form that goes into files."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -112,6 +113,28 @@ class UnitRecord(Record):
     learned: list[str] = field(default_factory=list)
     seconds: float = 0.0
     correction: list[float] | None = None
+
+
+def reported(records: Iterable[Record]) -> dict[str, list[dict]]:
+    """Records as the result file has them.
+
+    Args:
+        records (Iterable[Record]): In the order in which they were made.
+
+    Returns:
+        dict[str, list[dict]]: Fields of those of each kind.
+    """
+    kinds = dict(
+        reconstruction=UnitRecord,
+        ranges=RangeRecord,
+        rounding=RoundingRecord,
+        equalization=EqualizationRecord,
+    )
+    found = list(records)
+    return {
+        key: [asdict(one) for one in found if isinstance(one, kind)]
+        for key, kind in kinds.items()
+    }
 
 
 def record_of(found: dict[str, Any]) -> Record:

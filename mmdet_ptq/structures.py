@@ -191,6 +191,10 @@ class Scaling:
     ports: dict[Port, Tensor]
 
 
+Scalings = tuple[list[Scaling], dict[str, str]]
+"""What can be scaled, and reasons of what cannot."""
+
+
 @dataclass(frozen=True)
 class Unit:
     """Layers that a reconstruction treats at once.
@@ -236,10 +240,9 @@ class LayerGraph:
             used all the same: a sentence for each.
         kept_norms (dict[str, str]): Batch norms that follow one layer and
             cannot be folded into it: name to reason.
-        scalings (list[Scaling]): Channels that can be equalized once
-            ``bn_folds`` are folded.
-        unscaled (dict[str, str]): Layers and norms with output channels
-            that cannot: name to reason.
+        find_scalings (Callable): Gives channels that can be scaled once
+            ``bn_folds`` are folded, and of layers and norms with output
+            channels that cannot, name to reason. It takes a while.
     """
 
     ops: list[Op]
@@ -260,8 +263,7 @@ class LayerGraph:
     products: dict[str, str] = field(default_factory=dict)
     borrowed: dict[str, str] = field(default_factory=dict)
     kept_norms: dict[str, str] = field(default_factory=dict)
-    scalings: list[Scaling] = field(default_factory=list)
-    unscaled: dict[str, str] = field(default_factory=dict)
+    find_scalings: Callable[[], Scalings] = lambda: ([], {})
 
 
 @dataclass

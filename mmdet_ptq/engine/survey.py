@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import CalibrationError, PTQError
-from ..graph import Trace, assemble, find_scalings, trace
+from ..graph import Trace, assemble, finder, trace
 from ..layers import is_leaf, ports_of
 from ..structures import LayerGraph
 
@@ -64,10 +64,9 @@ def survey_detector(model: nn.Module, example: dict) -> LayerGraph:
             'image; register twins for its layers (mmdet_ptq.registry)'
         )
     graph = _joined(useful)
-    if len(records) > 1:
-        graph.scalings, graph.unscaled = find_scalings(
-            records.values(), graph.bn_folds, is_leaf, ports_of
-        )
+    graph.find_scalings = finder(
+        records.values(), graph.bn_folds, is_leaf, ports_of
+    )
     return graph
 
 

@@ -3,6 +3,6 @@
 
 from .assemble import assemble, survey, trace
 from .record import Trace
-from .scalings import find_scalings
+from .scalings import finder
 
-__all__ = ['Trace', 'assemble', 'find_scalings', 'survey', 'trace']
+__all__ = ['Trace', 'assemble', 'finder', 'survey', 'trace']

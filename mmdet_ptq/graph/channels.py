@@ -2,28 +2,24 @@
 """Labels of channels, carried through a recorded forward."""
 
 from collections.abc import Callable, Collection
-from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
 from ..layers import twin_class
 from ..structures import Op
-from .constraints import FIXED, NORMS, ZERO, Constraints
-from .record import tensors_in
+from .constraints import FIXED, ZERO, Constraints
 from .sharing import Sharing
 from .vocabulary import (
     FACTORS,
     HOMOGENEOUS,
     HOMOGENEOUS_MAPS,
     IN_PLACE,
+    MOVES,
     SHAPE,
     canonical,
 )
 from .walk import Walker
-
-#: every label is below
-_SHIFT = 2.0**23
 
 
 class ChannelFlow:
@@ -238,34 +234,23 @@ class ChannelFlow:
         return True
 
     def _move(self, op: Op) -> bool:
-        """Numbers change places, or numbers of zero come beside them."""
+        """Numbers change places, or zeros come beside them."""
         repeat = self.walker.record.repeats.get(op.index)
-        if repeat is None:
+        if repeat is None or not all(
+            self.walker.values[i].floating for i in op.outputs
+        ):
             return False
-        values = self.walker.values
-        count = sum(values[i].floating for i in op.outputs)
         given = [
             self._of(i).expand(self._shape(i)).float().clone()
             for i in op.inputs
         ]
-        # what other numbers do not change is no number of the input
-        found = []
-        for shift in (0, _SHIFT):
-            made = None
-            with suppress(Exception), torch.no_grad():
-                made = repeat([t + shift for t in given])
-            found.append([t for t in tensors_in(made)])
-            if [tuple(t.shape) for t in found[-1]] != [
-                self._shape(i) for i in op.outputs
-            ]:
-                return False
-        if count != len(op.outputs):
+        found = repeat.moved(given, canonical(op.name) in MOVES)
+        if [tuple(t.shape) for t in found] != [
+            self._shape(i) for i in op.outputs
+        ]:
             return False
-        for i, one, other in zip(op.outputs, *found, strict=True):
-            moved = other - one == _SHIFT
-            if not bool((moved | ((one == 0) & (other == 0))).all()):
-                return False
-            self.labels[i] = _compact(one.long())
+        for i, labels in zip(op.outputs, found, strict=True):
+            self.labels[i] = _compact(labels).long()
         return True
 
     # -- small things ---------------------------------------------------

@@ -1,13 +1,16 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Running what moves numbers again, on other numbers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .vocabulary import FACTORS, SHAPE, canonical
+
+_SHIFT = 2.0**23
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,42 @@ class Repeat:
         put = lambda i, _: tensors[i]  # noqa: E731
         args, kwargs = _mapped((self.args, self.kwargs), put, _Slot)
         return self.function(*args, **kwargs)
+
+    def moved(self, labels: Sequence[Tensor], sure: bool) -> list[Tensor]:
+        """Where it moves numbers to.
+
+        Args:
+            labels (Sequence[Tensor]): Floats that are whole numbers from 0
+                to 2^23, of the shapes of the tensors.
+            sure (bool): Whether it is known to make no numbers.
+
+        Returns:
+            list[Tensor]: Labels of what it returns, 0 where it put zeros;
+            empty if it does not run on labels, or does more than that.
+        """
+        found = self._on(labels)
+        if sure or not found:
+            return found
+        # what other numbers do not change is no number of the input
+        others = self._on([t + _SHIFT for t in labels])
+        for one, other in zip(found, others, strict=True):
+            moved = other - one == _SHIFT
+            if not bool((moved | ((one == 0) & (other == 0))).all()):
+                return []
+        return found
+
+    def _on(self, labels: Sequence[Tensor]) -> list[Tensor]:
+        try:
+            with torch.no_grad():
+                return list(_tensors(self(labels)))
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return []  # e.g. for labels of another dtype
+
+
+def _tensors(made: Any) -> Iterator[Tensor]:
+    for one in made if isinstance(made, list | tuple) else (made,):
+        if isinstance(one, Tensor):
+            yield one
 
 
 def repeat_of(

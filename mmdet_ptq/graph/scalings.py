@@ -2,11 +2,12 @@
 """Channels that can be scaled without a change of the outputs."""
 
 from collections.abc import Callable, Collection, Iterable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from ..structures import Scaling
+from ..structures import Scaling, Scalings
 from .channels import ChannelFlow
 from .constraints import FIXED, Constraints, constraints_of
 from .record import Trace
@@ -17,13 +18,13 @@ from .walk import Walker
 _BESIDE = 'what reads it also reads what cannot be scaled'
 
 
-def find_scalings(
+def finder(
     records: Iterable[Trace],
     folds: Collection[str],
     is_leaf: Callable[[nn.Module], bool],
     ports: Callable[[nn.Module], tuple[str, ...]],
-) -> tuple[list[Scaling], dict[str, str]]:
-    """Finds what can be equalized in each of several forwards.
+) -> Callable[[], Scalings]:
+    """Will find what can be scaled in each of several forwards.
 
     Args:
         records (Iterable[Trace]): Forwards of one model.
@@ -33,28 +34,32 @@ def find_scalings(
         ports (Callable): Names of the quantizable inputs of a layer.
 
     Returns:
-        tuple[list[Scaling], dict[str, str]]: The scalings, in the order of
-        the model's modules; and of layers and norms with channels that
-        cannot be scaled, name to reason.
+        Callable: Does it when it is called first. Gives the scalings, in
+        the order of the model's modules, and of layers and norms with
+        channels that cannot be scaled name to reason.
     """
-    found = None
-    for record in records:
-        if found is None:
-            found = constraints_of(record.modules, is_leaf)
-        walker = Walker(record, is_leaf)
-        sharing = find_sharing(walker)
-        ChannelFlow(walker, ports, folds, sharing, found).follow()
-    return solve(found) if found else ([], {})
+    kept = list(records)
+
+    @cache
+    def find() -> Scalings:
+        found = constraints_of(kept[0].modules, is_leaf)
+        for record in kept:
+            walker = Walker(record, is_leaf)
+            sharing = find_sharing(walker)
+            ChannelFlow(walker, ports, folds, sharing, found).follow()
+        return solve(found)
+
+    return find
 
 
-def solve(found: Constraints) -> tuple[list[Scaling], dict[str, str]]:
+def solve(found: Constraints) -> Scalings:
     """Groups channels by the factor that they have in common.
 
     Args:
         found (Constraints): Of all forwards.
 
     Returns:
-        tuple[list[Scaling], dict[str, str]]: As :func:`find_scalings`.
+        Scalings: As :func:`finder`.
     """
     roots = _Roots()
     inverse: set[int] = set()

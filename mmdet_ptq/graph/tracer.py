@@ -15,7 +15,6 @@ from ..structures import Op, Value
 from .functions import extension_functions
 from .outside import Outside
 from .record import Span, Trace, tensors_in
-from .repeat import repeat_of
 from .vocabulary import CONSTANT, canonical, torch_name
 
 #: tensor, its id if it has one, its version counter
@@ -168,9 +167,8 @@ class Recorder(TorchFunctionMode):
                 outputs,
             )
         )
-        repeat = call and repeat_of(name, *call)
-        if repeat:
-            self.trace.repeats[index] = repeat
+        if call is not None:
+            self.trace.keep(index, name, *call)
 
     def __torch_function__(
         self,
@@ -233,8 +231,7 @@ class Recorder(TorchFunctionMode):
         self._quiet += 1
         layer = self._is_leaf(module)
         seen = frame.seen + self.see(frame.nested)
-        call = None if module._modules else (module.forward, args, kwargs)
-        name = type(module).__name__
+        name, call = type(module).__name__, (module.forward, args, kwargs)
         self.note(name, seen, result, frame.name, layer, call)
         if layer:
             for outer in reversed(self._frames):

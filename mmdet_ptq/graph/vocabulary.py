@@ -58,7 +58,15 @@ SHAPE = _words(
     'reflectionpad2d replicationpad2d atleast1d atleast2d copy rearrange '
     'broadcastto hstack vstack dstack scatter indexput'
 )
-#: of those, give every number its place
+#: of those, make no number
+MOVES = _words(
+    'view reshape flatten unflatten permute transpose t mt h mh swapaxes '
+    'swapdims movedim moveaxis squeeze unsqueeze expand expandas repeat '
+    'repeatinterleave tile roll chunk split splitwithsizes tensorsplit unbind '
+    'stack cat concat concatenate getitem slice select narrow indexselect '
+    'gather viewas reshapeas pixelshuffle pixelunshuffle channelshuffle flip'
+)
+#: of those, leave every number at its place
 IN_PLACE = _words(
     'contiguous clone detach to float type typeas half bfloat16 double cuda '
     'cpu data alias identity dropout dropout1d dropout2d dropout3d '

@@ -90,8 +90,8 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
 
     Args:
         quant_cfg (dict): Keys ``recipe``, ``bits``, ``rules``, ``passes``,
-            ``equalize``, ``pass_args``, ``calibration``, all optional as long as rules
-            result.
+            ``equalize``, ``pass_args``, ``calibration``, all optional as
+            long as rules result.
 
     Returns:
         QuantConfig: The spelled-out form.

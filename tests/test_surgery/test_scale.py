@@ -1,6 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Factors of channels in weights."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -22,13 +24,7 @@ PLAIN = [
 
 def copy_of(name):
     layer, (x, *_) = LAYERS[name]
-    twin = type(layer).__new__(type(layer))
-    twin.__dict__.update(layer.__dict__)
-    twin._parameters = {
-        n: None if p is None else nn.Parameter(p.detach().double())
-        for n, p in layer._parameters.items()
-    }
-    return twin, x.double()
+    return copy.deepcopy(layer).double(), x.double()
 
 
 def along(layer, factors):
@@ -63,14 +59,14 @@ def test_rows_and_columns_are_the_weights_of_a_channel(name):
     layer, x = copy_of(name)
     axis = -1 if isinstance(layer, nn.Linear) else 1
     layer.weight.abs_()
-    rows, columns = output_rows(layer), input_columns(layer)
+    rows, columns = output_rows(layer).clone(), input_columns(layer)
     assert len(rows) == layer(x).shape[axis]
     assert len(columns) == x.shape[axis]
     factors = torch.arange(1.0, 1 + len(rows)).double()
     scale_outputs(layer, factors)
     torch.testing.assert_close(output_rows(layer), rows * factors[:, None])
     factors = torch.arange(1.0, 1 + len(columns)).double()
-    columns = input_columns(layer)
+    columns = input_columns(layer).clone()
     scale_inputs(layer, factors)
     torch.testing.assert_close(
         input_columns(layer), columns * factors[:, None]

@@ -85,16 +85,18 @@ class EqualizeChannels(BasePass):
 
     def prepare(self, session: Session) -> None:
         """See :meth:`BasePass.prepare`; what is asked for has to be exact."""
-        graph = session.graph
-        makers = {n for s in graph.scalings for n in s.outputs}
-        for pattern in self.only or ():
+        if self.only is None:
+            return
+        scalings, unscaled = session.graph.find_scalings()
+        makers = {n for s in scalings for n in s.outputs}
+        for pattern in self.only:
             names = [
                 n
-                for n in dict.fromkeys([*makers, *graph.unscaled])
+                for n in dict.fromkeys([*makers, *unscaled])
                 if fnmatchcase(n, pattern)
             ]
             if not names:
-                known = sorted({*makers, *graph.unscaled})
+                known = sorted({*makers, *unscaled})
                 raise QuantConfigError(
                     'EqualizeChannels.only: '
                     + unknown('layer or norm', pattern, known)
@@ -104,14 +106,15 @@ class EqualizeChannels(BasePass):
                     raise QuantConfigError(
                         f'EqualizeChannels.only: the channels of {name} '
                         'cannot be scaled without changing the detector: '
-                        f'{graph.unscaled[name]}; leave it out'
+                        f'{unscaled[name]}; leave it out'
                     )
 
     @torch.no_grad()
     def run(self, session: Session) -> None:
         """See :meth:`BasePass.run`."""
-        scalings = [s for s in session.graph.scalings if self._wanted(s)]
-        session.notes += self._refused(session)
+        scalings, unscaled = session.graph.find_scalings()
+        scalings = [s for s in scalings if self._wanted(s)]
+        session.notes += self._refused(unscaled)
         with session.stage('equalization'):
             seen = Seen(session.layers, scalings)
             if self.choose == 'error' or any(
@@ -134,12 +137,12 @@ class EqualizeChannels(BasePass):
             )
         )
 
-    def _refused(self, session: Session) -> list[str]:
+    def _refused(self, unscaled: dict[str, str]) -> list[str]:
         """A line for each reason."""
         if self.only is not None:
             return []
         names: dict[str, list[str]] = {}
-        for name, why in session.graph.unscaled.items():
+        for name, why in unscaled.items():
             names.setdefault(why, []).append(name)
         return [
             f'not equalized, {why}: {", ".join(found[:3])}'
