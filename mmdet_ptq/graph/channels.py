@@ -247,7 +247,7 @@ class ChannelFlow:
         found = repeat.moved(given, canonical(op.name) in MOVES)
         if [tuple(t.shape) for t in found] != [
             self._shape(i) for i in op.outputs
-        ]:
+        ] or not all(t.numel() for t in found):
             return False
         for i, labels in zip(op.outputs, found, strict=True):
             self.labels[i] = _compact(labels).long()

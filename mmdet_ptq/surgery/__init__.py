@@ -4,7 +4,7 @@
 from .attention import SplitMultiheadAttention, SplitWindowMSA
 from .decompose import Decomposable, decompose
 from .edits import AddedBias, Decomposed, Edit, FoldedNorm, edits_of
-from .fold import fold_batch_norm, out_channels
+from .fold import fold_batch_norm, out_channels, scaled_outputs
 from .fuse import FusedWeight, copy_model, fuse_weights
 from .modules import find_module
 from .products import RoutedProducts
@@ -41,4 +41,5 @@ __all__ = [
     'scale_inputs',
     'scale_outputs',
     'scaled_inputs',
+    'scaled_outputs',
 ]

@@ -176,7 +176,11 @@ def scaled(kit, body, change=lambda net: None):
             for name, index in one.inputs.items():
                 scale_inputs(net.get_submodule(name), spread(s, index))
         after = flat(net(x))
-    return scalings, unscaled, float((after - before).norm() / before.norm())
+    return (
+        scalings,
+        unscaled,
+        float((after - before).norm() / (before.norm() + 1e-9)),
+    )
 
 
 def told(scalings):
@@ -195,6 +199,11 @@ def test_factors_change_nothing(kit, name):
 
 
 REFUSED = {
+    'nothing there': (
+        lambda n, x: n.flat(n.conv(x[:0]).flatten(1)),
+        'conv',
+        'flatten reads',
+    ),
     'sum': (lambda n, x: n.next(n.conv(x) + n.other(x)), 'conv', 'add reads'),
     'constant': (lambda n, x: n.next(n.conv(x) + 1), 'conv', 'add reads'),
     'relu6': (lambda n, x: n.next(F.relu6(n.conv(x))), 'conv', 'relu6 reads'),

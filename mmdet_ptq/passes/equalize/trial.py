@@ -14,7 +14,7 @@ from ...observers import search_weight_range
 from ...quantizers import BaseQuantizer, FitsTensor
 from ...registry import OBSERVERS, build_from
 from ...structures import Port, Scaling
-from ...surgery import scaled_inputs
+from ...surgery import scaled_inputs, scaled_outputs
 from .factors import spread
 from .seen import Call, Seen
 
@@ -42,6 +42,8 @@ class Trial:
     def error(self, scaling: Scaling, factors: Tensor) -> float:
         """Error of all quantized outputs of who reads the channels.
 
+        Weights that make them count too, where one scale serves all.
+
         Args:
             scaling (Scaling): What is scaled.
             factors (Tensor): (K, ).
@@ -56,7 +58,21 @@ class Trial:
             if name in self.seen.calls:
                 weight = self._weight(name, scaling, factors)
                 total += self._layer(name, divided, weight)
+        for name in scaling.outputs:
+            total += self._maker(name, scaling, factors)
         return total
+
+    def _maker(self, name: str, scaling: Scaling, factors: Tensor) -> float:
+        """Error of a weight that has one scale for all output channels."""
+        layer = self.layers.get(name)
+        quantizer = None if layer is None else layer.weight_quantizer
+        if quantizer is None or quantizer.granularity.kind != 'tensor':
+            return 0.0  # a scale for each channel has no part in it
+        own = spread(factors, scaling.outputs[name]).to(layer.weight)
+        weight = scaled_outputs(layer.weight, 1 / own, layer)
+        found = scaled_outputs(_quantized(quantizer, weight), own, layer)
+        wrong = (found - layer.weight).square().sum()
+        return float(wrong / layer.weight.square().sum().clamp(min=1e-30))
 
     def take(self, scaling: Scaling, factors: Tensor) -> None:
         """Notes factors that are taken."""
