@@ -28,16 +28,17 @@ def scale_outputs(module: nn.Module, factors: Tensor) -> None:
         module.bias.copy_(module.bias.double() * factors)
 
 
-def output_rows(layer: nn.Module) -> Tensor:
+def output_rows(layer: nn.Module, weight: Tensor | None = None) -> Tensor:
     """Weights by output channel.
 
     Args:
         layer (nn.Module): A Conv2d, ConvTranspose2d or Linear.
+        weight (Tensor, optional): In place of its weight.
 
     Returns:
         Tensor: (out_channels, n), all that makes an output channel.
     """
-    weight = layer.weight.detach()
+    weight = layer.weight.detach() if weight is None else weight
     if not is_transposed(layer):
         return weight.flatten(1)
     parted = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2)

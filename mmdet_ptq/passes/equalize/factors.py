@@ -98,6 +98,26 @@ def by_activations(
     )
 
 
+def read_squares(scaling: Scaling, layers: Mapping[str, nn.Module]) -> Tensor:
+    """Squares of the weights that read the channels, added up.
+
+    Args:
+        scaling (Scaling): Queries and keys have none: 1 each.
+        layers (Mapping[str, nn.Module]): By name.
+
+    Returns:
+        Tensor: (K + 1, ), float64; first the mean, of what is not scaled.
+    """
+    found = torch.zeros(scaling.count + 1, dtype=torch.float64)
+    for name, index in scaling.inputs.items():
+        squares = input_columns(layers[name]).square().sum(1)
+        found.index_add_(0, index.abs(), squares.double().cpu())
+    if not scaling.inputs:
+        found += 1
+    found[0] = found[1:].mean()
+    return found
+
+
 def _readers(scaling: Scaling, layers: Mapping[str, nn.Module]) -> Tensor:
     read = {n: input_columns(layers[n]).abs().amax(1) for n in scaling.inputs}
     return _largest(scaling.count, scaling.inputs, read)

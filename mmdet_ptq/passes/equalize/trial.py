@@ -14,8 +14,8 @@ from ...observers import search_weight_range
 from ...quantizers import BaseQuantizer, FitsTensor
 from ...registry import OBSERVERS, build_from
 from ...structures import Port, Scaling
-from ...surgery import scaled_inputs, scaled_outputs
-from .factors import spread
+from ...surgery import output_rows, scaled_inputs, scaled_outputs
+from .factors import read_squares, spread
 from .seen import Call, Seen
 
 
@@ -63,16 +63,24 @@ class Trial:
         return total
 
     def _maker(self, name: str, scaling: Scaling, factors: Tensor) -> float:
-        """Error of a weight that has one scale for all output channels."""
+        """Error of a weight that has one scale for all output channels.
+
+        Rows count by the square of the weights that read them.
+        """
         layer = self.layers.get(name)
         quantizer = None if layer is None else layer.weight_quantizer
         if quantizer is None or quantizer.granularity.kind != 'tensor':
             return 0.0  # a scale for each channel has no part in it
-        own = spread(factors, scaling.outputs[name]).to(layer.weight)
-        weight = scaled_outputs(layer.weight, 1 / own, layer)
-        found = scaled_outputs(_quantized(quantizer, weight), own, layer)
-        wrong = (found - layer.weight).square().sum()
-        return float(wrong / layer.weight.square().sum().clamp(min=1e-30))
+        index = scaling.outputs[name]
+        own = spread(factors, index).to(layer.weight)
+        weight = _quantized(
+            quantizer, scaled_outputs(layer.weight, 1 / own, layer)
+        )
+        wrong = scaled_outputs(weight, own, layer) - layer.weight
+        exact = output_rows(layer).square().sum(1)
+        counts = read_squares(scaling, self.layers)[index.abs()].to(exact)
+        error = output_rows(layer, wrong).square().sum(1)
+        return float(counts @ error / (counts @ exact).clamp(min=1e-30))
 
     def take(self, scaling: Scaling, factors: Tensor) -> None:
         """Notes factors that are taken."""
