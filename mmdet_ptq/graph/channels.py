@@ -65,6 +65,8 @@ class ChannelFlow:
         for value, labels in self.labels.items():
             if value in outputs:
                 self.found.pin(labels, 'it is an output of the detector')
+            elif value in self.walker.record.taken:
+                self.found.pin(labels, 'its numbers are read by Python')
             elif not self.walker.readers[value]:
                 self.found.pin(labels, 'nothing that is known reads it')
 
@@ -80,7 +82,13 @@ class ChannelFlow:
             self._made(op, -1 if isinstance(module, nn.LayerNorm) else 1)
 
     def _function(self, op: Op) -> None:
-        name = canonical(op.name)
+        name, why = canonical(op.name), ''
+        if op.module:
+            why = self._why_not(op.module)
+            home = type(self.modules[op.module]).__module__
+            # a class of another package may only be called the same
+            if home.partition('.')[0] not in ('torch', 'mmcv', 'mmengine'):
+                why = why or f'{op.module} is a {op.name} of {home}'
         ways = (
             (HOMOGENEOUS | IN_PLACE, self._keep),
             (SHAPE, self._move),
@@ -88,10 +96,10 @@ class ChannelFlow:
             (FACTORS, self._times),
         )
         for names, way in ways:
-            if name in names and way(op):
+            if name in names and not why and way(op):
                 return
         # the module's class, or the function
-        self._pin(op, f'{op.name} reads it')
+        self._pin(op, why or f'{op.name} reads it')
 
     # -- layers ---------------------------------------------------------
     def _layer(self, op: Op, layer: nn.Module) -> None:
@@ -244,7 +252,8 @@ class ChannelFlow:
             self._of(i).expand(self._shape(i)).float().clone()
             for i in op.inputs
         ]
-        found = repeat.moved(given, canonical(op.name) in MOVES)
+        sure = not op.module and canonical(op.name) in MOVES
+        found = repeat.moved(given, sure)
         if [tuple(t.shape) for t in found] != [
             self._shape(i) for i in op.outputs
         ] or not all(t.numel() for t in found):

@@ -42,6 +42,7 @@ class Trace:
         reads (dict[int, str]): Parameters that were read by anything but
             the module that owns them, by their id: name of the module in
             which that was.
+        taken (set[int]): Values whose numbers left torch (``tolist``).
         repeats (dict[int, Repeat]): What moves numbers, by index of the op.
     """
 
@@ -52,6 +53,7 @@ class Trace:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     products: dict[str, list[str]] = field(default_factory=dict)
     reads: dict[int, str] = field(default_factory=dict)
+    taken: set[int] = field(default_factory=set)
     repeats: dict[int, Repeat] = field(default_factory=dict)
 
     def keep(

@@ -15,7 +15,7 @@ from ..structures import Op, Value
 from .functions import extension_functions
 from .outside import Outside
 from .record import Span, Trace, tensors_in
-from .vocabulary import CONSTANT, canonical, torch_name
+from .vocabulary import CONSTANT, TAKES, canonical, torch_name
 
 #: tensor, its id if it has one, its version counter
 _Seen = tuple[Tensor, int | None, int]
@@ -138,6 +138,8 @@ class Recorder(TorchFunctionMode):
             if layer or id(t) not in given
         )
         if not fresh:
+            if canonical(name) in TAKES:
+                self.trace.taken.update(i for _, i, _ in seen if i is not None)
             return
         if not layer and (
             canonical(name) in CONSTANT
@@ -191,8 +193,7 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _look(self, name: str, given: Any, result: Any, product: bool) -> None:
-        frame = self._frames[-1]
-        caller = frame.module, frame.name
+        caller = self._frames[-1].module, self._frames[-1].name
         self._outside.note(name, given, result, caller, product)
 
     # -- modules --------------------------------------------------------

@@ -39,6 +39,8 @@ def canonical(name: str) -> str:
     return name.replace('_', '').lower()
 
 
+#: give numbers to Python, where they give no tensor
+TAKES = _words('item tolist numpy array bool float int index')
 #: take the shape or device of a tensor, not its numbers
 CONSTANT = _words(
     'zeroslike oneslike emptylike fulllike randlike randnlike newzeros '

@@ -10,6 +10,13 @@ from mmdet_ptq.passes.equalize.factors import spread
 from mmdet_ptq.surgery import fold_batch_norm, scale_inputs, scale_outputs
 
 
+class ReLU(nn.Module):
+    """Called like that of PyTorch."""
+
+    def forward(self, x):
+        return x.sigmoid()
+
+
 class Net(nn.Module):
     def __init__(self, body, matmul):
         super().__init__()
@@ -28,6 +35,7 @@ class Net(nn.Module):
         self.ln, self.gn = nn.LayerNorm(8), nn.GroupNorm(2, 8)
         self.prelu, self.drop = nn.PReLU(8), nn.Dropout()
         self.qk, self.pv = matmul(), matmul()
+        self.strange, self.relu = ReLU(), nn.ReLU()
         self.body = body
         for norm in (self.bn, self.bn2, self.ln, self.gn):
             nn.init.uniform_(norm.weight, 0.5, 2)
@@ -199,6 +207,18 @@ def test_factors_change_nothing(kit, name):
 
 
 REFUSED = {
+    'same name': (
+        lambda n, x: n.next(n.strange(n.conv(x))),
+        'conv',
+        'strange is a ReLU of',
+    ),
+    'numbers': (
+        lambda n, x: (lambda y: n.next(y) * sum(y.flatten().tolist()))(
+            n.conv(x)
+        ),
+        'conv',
+        'read by Python',
+    ),
     'nothing there': (
         lambda n, x: n.flat(n.conv(x[:0]).flatten(1)),
         'conv',
@@ -283,6 +303,10 @@ def hooked(net):
     net.next.register_forward_hook(lambda m, a, y: y.sigmoid())
 
 
+def hooked_between(net):
+    net.relu.register_forward_hook(lambda m, a, y: y.sigmoid())
+
+
 def replaced(net):
     forward = net.next.forward
     net.next.forward = lambda x: forward(x.sigmoid())
@@ -300,6 +324,7 @@ def shared_norm(net):
     'change, maker, why',
     [
         (hooked, 'conv', 'a hook runs at next'),
+        (hooked_between, 'conv', 'a hook runs at relu'),
         (replaced, 'conv', 'the forward of next was replaced'),
         (shared, 'conv', 'its weight is also that of other'),
         (shared_norm, 'gn', 'something else reads its bias'),
@@ -308,7 +333,7 @@ def shared_norm(net):
 def test_modules_that_are_more_than_they_seem(kit, change, maker, why):
     def body(n, x):
         y = n.conv(x)
-        return n.next(n.gn(y) if maker == 'gn' else y)
+        return n.next(n.gn(y) if maker == 'gn' else n.relu(y))
 
     scalings, unscaled, moved = scaled(kit, body, change)
     assert why in unscaled[maker]

@@ -115,11 +115,13 @@ class EqualizeChannels(BasePass):
         scalings, unscaled = session.graph.find_scalings()
         scalings = [s for s in scalings if self._wanted(s)]
         session.notes += self._refused(unscaled)
+        if not scalings:
+            session.notes.append(
+                'EqualizeChannels: this detector has no such channels to scale'
+            )
         with session.stage('equalization'):
             seen = Seen(session.layers, scalings)
-            if self.choose == 'error' or any(
-                s.kind != 'layer' for s in scalings
-            ):
+            if self._looks(scalings):
                 seen.watch(session, self.choose == 'error')
             trial = Trial(session.layers, seen, _observer(session))
             for i, scaling in enumerate(scalings):
@@ -135,6 +137,12 @@ class EqualizeChannels(BasePass):
                 for name in scaling.outputs
                 for pattern in self.only
             )
+        )
+
+    def _looks(self, scalings: list[Scaling]) -> bool:
+        """Whether calibration images are looked at."""
+        return bool(scalings) and (
+            self.choose == 'error' or any(s.kind != 'layer' for s in scalings)
         )
 
     def _refused(self, unscaled: dict[str, str]) -> list[str]:
