@@ -32,7 +32,11 @@ from ..version import __version__
 from .machine import gpu_memory, machine
 from .metrics import plain_metrics, row_of
 from .outputs import Outputs
-from .range_table import print_ranges, print_rounding
+from .range_table import (
+    print_equalization,
+    print_ranges,
+    print_rounding,
+)
 
 
 class Result:
@@ -181,6 +185,7 @@ class Result:
             for layer in found['layers']['float']:
                 left.add_row(layer['name'], layer['why'])
             console.print(left)
+        print_equalization(console, found['equalization'])
         print_ranges(console, found['ranges'])
         print_rounding(console, found['rounding'])
         notes = print_units(console, found['reconstruction'], found['notes'])
