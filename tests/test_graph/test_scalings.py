@@ -239,6 +239,11 @@ REFUSED = {
         'conv',
         'mul reads',
     ),
+    'slope of its own': (
+        lambda n, x: n.next(F.prelu(n.conv(x), n.fc(x.flatten()[:8]))),
+        'conv',
+        'prelu reads',
+    ),
     'rounded quotient': (
         lambda n, x: n.next(torch.div(n.conv(x), 2, rounding_mode='floor')),
         'conv',

@@ -218,6 +218,29 @@ def test_one_scale_of_a_weight_counts():
     assert record.after < 0.1 * record.before
 
 
+def test_one_reader_of_two_makers():
+    """The second is tried where the first has its factors."""
+
+    class Beside(BaseModel):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 1)
+            self.c = nn.Conv2d(12, 4, 3)
+            with torch.no_grad():
+                for one in (self.a, self.b):
+                    one.weight.mul_(torch.logspace(-1, 1, 6).view(-1, 1, 1, 1))
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            x = torch.stack(list(inputs)).float()
+            return self.c(torch.cat([self.a(x), self.b(x)], 1).relu())
+
+    first, second = run(before_passes(Beside(), batches()))
+    assert first.after < first.before
+    assert second.before == pytest.approx(first.after, rel=1e-3)
+    assert second.after < second.before
+
+
 def test_notes_say_what_was_not_scaled():
     session = before_passes(Attending(), batches(1))
     run(session)
