@@ -228,8 +228,10 @@ def test_one_reader_of_two_makers():
             self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 1)
             self.c = nn.Conv2d(12, 4, 3)
             with torch.no_grad():
-                for one in (self.a, self.b):
-                    one.weight.mul_(torch.logspace(-1, 1, 6).view(-1, 1, 1, 1))
+                uneven = torch.logspace(-1, 1, 6).view(-1, 1, 1, 1)
+                self.a.weight.mul_(uneven)
+                self.b.weight.mul_(uneven)
+                self.c.weight.div_(uneven.repeat(2, 1, 1, 1).view(1, -1, 1, 1))
 
         def forward(self, inputs, data_samples=None, mode='tensor'):
             x = torch.stack(list(inputs)).float()
