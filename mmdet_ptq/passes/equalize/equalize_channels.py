@@ -23,7 +23,7 @@ from .trial import Trial
 
 PAIRS = ('layer', 'norm', 'qk', 'pv')
 CHOICES = ('closed', 'error')
-#: what ``choose='error'`` tries beside no factors
+#: what ``choose='error'`` tries beside no factors and the given exponent
 ALPHAS = (0.25, 0.5, 0.75)
 
 
@@ -52,12 +52,13 @@ class EqualizeChannels(BasePass):
             of a few images. Defaults to ``'error'``.
         alpha (float): Of the closed form: 1 evens the channels out where
             they are made, 0 where they are read. Factors of pairs of layers
-            come from their weights, all others from activations. Defaults to
-            0.5.
+            come from their weights, all others from activations. Where the
+            error chooses, 0.25, 0.5 and 0.75 are tried too, and both for
+            pairs of layers. Defaults to 0.5.
         only (list[str], optional): Names or globs of the layers and norms
-            whose output channels are scaled. One that matches a layer whose
-            channels cannot be scaled is an error. Defaults to None: all that
-            can be.
+            whose output channels are scaled, with those that have to be
+            scaled alike. One that matches a layer whose channels cannot be
+            scaled is an error. Defaults to None: all that can be.
 
     Raises:
         ValueError: If an argument is not among the allowed values.
@@ -194,11 +195,12 @@ class EqualizeChannels(BasePass):
         if self.choose == 'closed':
             by = 'weights' if scaling.kind == 'layer' else 'activations'
             return [(by, self.alpha, closed_form(*ways[by](), self.alpha))]
+        alphas = sorted({*ALPHAS, self.alpha})
         found = [('', 0.0, torch.ones(scaling.count, dtype=torch.float64))]
         for by in ('activations', 'weights'):
             if by == 'activations' or scaling.kind == 'layer':
                 pair = ways[by]()
-                found += [(by, a, closed_form(*pair, a)) for a in ALPHAS]
+                found += [(by, a, closed_form(*pair, a)) for a in alphas]
         return found
 
 

@@ -8,6 +8,7 @@ from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
 from ...calibration import Session, observing
+from ...errors import NumericError
 from ...layers import QuantLayer, float_mode
 from ...structures import Port, Scaling
 
@@ -62,6 +63,9 @@ class Seen:
         Args:
             session (Session): The running quantization.
             keep (bool): Whether parts of tensors are kept.
+
+        Raises:
+            NumericError: If a layer takes or gives NaN or Inf.
         """
         self._step = max(1, session.feed.total // IMAGES) if keep else 0
         self._image = 0
@@ -77,6 +81,12 @@ class Seen:
         if get_world_size() > 1:
             for found in (*self.read.values(), *self.made.values()):
                 all_reduce(found, 'max')
+        for name, found in (*self.read.items(), *self.made.items()):
+            if not bool(torch.isfinite(found).all()):
+                raise NumericError(
+                    f'{name}: its input or output holds NaN or Inf on a '
+                    'calibration image'
+                )
 
     def _after(self, i: int) -> None:
         self._image = i + 1

@@ -12,7 +12,7 @@ from mmdet_ptq.apis import save_quantized
 from mmdet_ptq.calibration.feed import Batches
 from mmdet_ptq.engine.progress import restore, snapshot
 from mmdet_ptq.engine.quantize import prepare
-from mmdet_ptq.errors import QuantConfigError
+from mmdet_ptq.errors import NumericError, QuantConfigError
 from mmdet_ptq.layers import float_mode
 from mmdet_ptq.passes import EqualizeChannels, FoldBatchNorm
 from mmdet_ptq.quant_cfg import parse_quant_cfg
@@ -241,6 +241,28 @@ def test_one_reader_of_two_makers():
     assert first.after < first.before
     assert second.before == pytest.approx(first.after, rel=1e-3)
     assert second.after < second.before
+
+
+@pytest.mark.parametrize('choose', ['closed', 'error'])
+def test_nan_names_the_layer(choose):
+    data = batches()
+    session = before_passes(Attending(), data)
+    data[2]['inputs'][0][0, 0, 0] = float('nan')
+    with pytest.raises(NumericError, match=r'attn\.q_proj: its input'):
+        run(session, choose=choose)
+
+
+def test_the_given_exponent_is_tried_too():
+    (plain,) = run(before_passes(Attending(), batches()), only=['fc1'])
+    better = []
+    for alpha in (0.35, 0.4, 0.45, 0.55, 0.6, 0.65):
+        session = before_passes(Attending(), batches())
+        (record,) = run(session, only=['fc1'], alpha=alpha)
+        if record.alpha == alpha:
+            better.append(record.after)
+        else:
+            assert record == plain
+    assert better and max(better) < plain.after
 
 
 def test_notes_say_what_was_not_scaled():
