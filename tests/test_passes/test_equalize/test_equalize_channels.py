@@ -253,16 +253,16 @@ def test_nan_names_the_layer(choose):
 
 
 def test_the_given_exponent_is_tried_too():
-    (plain,) = run(before_passes(Attending(), batches()), only=['fc1'])
-    better = []
-    for alpha in (0.35, 0.4, 0.45, 0.55, 0.6, 0.65):
-        session = before_passes(Attending(), batches())
-        (record,) = run(session, only=['fc1'], alpha=alpha)
-        if record.alpha == alpha:
-            better.append(record.after)
-        else:
-            assert record == plain
-    assert better and max(better) < plain.after
+    """Weights have bits to spare, so activations should be quite even."""
+    found = []
+    for alpha in (0.5, 1.0):
+        model = Attending()
+        with torch.no_grad():
+            model.fc2.weight.copy_(model.fc2.weight.sign())
+        session = before_passes(model, batches(), bits='w8a4')
+        found += run(session, only=['fc1'], alpha=alpha)
+    assert [r.alpha for r in found] == [0.75, 1.0]
+    assert found[1].after < found[0].after
 
 
 def test_notes_say_what_was_not_scaled():
