@@ -126,14 +126,14 @@ class Seen:
 
 
 def _extend(found: Tensor, x: Tensor, axis: int) -> None:
-    others = [i for i in range(x.dim()) if i != axis % x.dim()]
-    torch.maximum(found, x.detach().abs().amax(others), out=found)
+    rows = x.detach().movedim(axis, -1).reshape(-1, len(found))
+    torch.maximum(found, rows.abs().amax(0), out=found)
 
 
 def _part(layer: nn.Module, x: Tensor) -> Tensor:
     """A part of an input that the layer can be called with."""
     if isinstance(layer, nn.Linear):
-        rows = x.flatten(0, -2)
+        rows = x.reshape(-1, x.shape[-1])
         return rows[:: -(-len(rows) // ROWS)].clone()
     if x.dim() == 4:
         x = x[:: -(-len(x) // ITEMS)]
