@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What passes report of what they did, in a form that goes into files."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +21,30 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """Its class and fields; :func:`record_of` reads it back."""
         return dict(type=type(self).__name__, **asdict(self))
+
+
+@dataclass(frozen=True)
+class EqualizationRecord(Record):
+    """Channels that could be scaled where they are made and read.
+
+    Attributes:
+        kind (str): ``'layer'``, ``'norm'``, ``'qk'`` or ``'pv'``.
+        by (str): What the factors come from: ``'weights'``,
+            ``'activations'``, or ``''`` if all are 1.
+        alpha (float): Exponent of the factors.
+        ratio (float): Largest factor over the smallest.
+        before (float, optional): Error of the quantized outputs of who
+            reads the channels, over the mean squares of these outputs, as
+            they were; None where it was not looked at.
+        after (float, optional): The same with the factors.
+    """
+
+    kind: str
+    by: str
+    alpha: float
+    ratio: float
+    before: float | None = None
+    after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,12 +100,15 @@ class ScalingRecord(Record):
         strength (float): How far the widths of channels were made equal, 0
             if the tensor kept one grid.
         shifted (bool): Whether channels were shifted too.
+        free (bool): Whether what makes the tensor was scaled, so that it
+            costs nothing.
     """
 
     layers: list[str]
     error: float
     strength: float
     shifted: bool
+    free: bool
 
 
 @dataclass(frozen=True)
@@ -107,6 +135,29 @@ class UnitRecord(Record):
     learned: list[str] = field(default_factory=list)
     seconds: float = 0.0
     correction: list[float] | None = None
+
+
+def reported(records: Iterable[Record]) -> dict[str, list[dict]]:
+    """Records as the result file has them.
+
+    Args:
+        records (Iterable[Record]): In the order in which they were made.
+
+    Returns:
+        dict[str, list[dict]]: Fields of those of each kind.
+    """
+    kinds = dict(
+        reconstruction=UnitRecord,
+        ranges=RangeRecord,
+        rounding=RoundingRecord,
+        equalization=EqualizationRecord,
+        scaling=ScalingRecord,
+    )
+    found = list(records)
+    return {
+        key: [asdict(one) for one in found if isinstance(one, kind)]
+        for key, kind in kinds.items()
+    }
 
 
 def record_of(found: dict[str, Any]) -> Record:

@@ -165,6 +165,37 @@ class NormLink:
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """Channels that K factors s > 0 scale without changing any output.
+
+    Indices say of each channel whether it is scaled: 0 is not, k by the
+    k-th factor, counted from 1, -k by its inverse.
+
+    Attributes:
+        kind (str): ``'layer'``: between layers; ``'norm'``: a norm makes
+            some; ``'pv'``: through the values of an attention; ``'qk'``:
+            queries and keys.
+        count (int): K.
+        outputs (dict[str, Tensor]): Layers and norms to the indices of
+            their output channels, which are divided.
+        inputs (dict[str, Tensor]): Layers to the indices of their input
+            channels, whose weights are multiplied.
+        ports (dict[Port, Tensor]): Inputs of products to the indices of
+            what arrives, broadcastable, which is divided.
+    """
+
+    kind: str
+    count: int
+    outputs: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    ports: dict[Port, Tensor]
+
+
+Scalings = tuple[list[Scaling], dict[str, str]]
+"""What can be scaled, and reasons of what cannot."""
+
+
+@dataclass(frozen=True)
 class Unit:
     """Layers that a reconstruction treats at once.
 
@@ -209,6 +240,9 @@ class LayerGraph:
             used all the same: a sentence for each.
         kept_norms (dict[str, str]): Batch norms that follow one layer and
             cannot be folded into it: name to reason.
+        find_scalings (Callable): Gives channels that can be scaled once
+            ``bn_folds`` are folded, and of layers and norms with output
+            channels that cannot, name to reason. It takes a while.
     """
 
     ops: list[Op]
@@ -229,6 +263,7 @@ class LayerGraph:
     products: dict[str, str] = field(default_factory=dict)
     borrowed: dict[str, str] = field(default_factory=dict)
     kept_norms: dict[str, str] = field(default_factory=dict)
+    find_scalings: Callable[[], Scalings] = lambda: ([], {})
 
 
 @dataclass

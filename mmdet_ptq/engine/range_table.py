@@ -69,3 +69,39 @@ def print_rounding(console: Console, records: list[dict]) -> None:
             f'{r["share"]:.0%}',
         )
     console.print(table)
+
+
+def print_equalization(console: Console, records: list[dict]) -> None:
+    """Prints a line for each scaling; nothing without records.
+
+    Args:
+        console (Console): Where to.
+        records (list[dict]): Fields of each ``EqualizationRecord``, as in
+            the result file.
+    """
+    if not records:
+        return
+    table = Table(
+        title='equalized channels',
+        caption=(
+            'ratio: largest factor over the smallest; mean squared error of '
+            "quantized outputs over the outputs' mean square"
+        ),
+        box=SIMPLE_HEAD,
+    )
+    table.add_column('made -> read', no_wrap=True)
+    table.add_column('kind')
+    table.add_column('by')
+    for column in ('alpha', 'ratio', 'before', 'after'):
+        table.add_column(column, justify='right', no_wrap=True)
+    for r in records:
+        errors = (r['before'], r['after'])
+        table.add_row(
+            r['unit'],
+            r['kind'],
+            r['by'] or 'left',
+            f'{r["alpha"]:g}' if r['by'] else '-',
+            f'{r["ratio"]:.3g}',
+            *('-' if e is None else f'{e:.3g}' for e in errors),
+        )
+    console.print(table)

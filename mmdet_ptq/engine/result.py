@@ -8,7 +8,6 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -27,19 +26,17 @@ from ..calibration import Session
 from ..cost import cost_of, storage_mb
 from ..errors import PTQError
 from ..quant_cfg import QuantConfig
-from ..records import (
-    RangeRecord,
-    Record,
-    RoundingRecord,
-    ScalingRecord,
-    UnitRecord,
-)
+from ..records import reported
 from ..structures import LayerGraph, QuantPlan
 from ..version import __version__
 from .machine import gpu_memory, machine
 from .metrics import plain_metrics, row_of
 from .outputs import Outputs
-from .range_table import print_ranges, print_rounding
+from .range_table import (
+    print_equalization,
+    print_ranges,
+    print_rounding,
+)
 
 
 class Result:
@@ -112,10 +109,7 @@ class Result:
             storage_mb=dict(float=round(full, 4), quantized=round(packed, 4)),
             cost=cost_of(session.model, session.graph, session.plan),
             notes=session.notes,
-            reconstruction=_records(session, UnitRecord),
-            ranges=_records(session, RangeRecord),
-            rounding=_records(session, RoundingRecord),
-            scaling=_records(session, ScalingRecord),
+            **reported(session.records),
         )
         self.seconds.update(session.seconds)
 
@@ -191,6 +185,7 @@ class Result:
             for layer in found['layers']['float']:
                 left.add_row(layer['name'], layer['why'])
             console.print(left)
+        print_equalization(console, found['equalization'])
         print_ranges(console, found['ranges'])
         print_rounding(console, found['rounding'])
         notes = print_units(console, found['reconstruction'], found['notes'])
@@ -229,10 +224,6 @@ def left_float(plan: QuantPlan, graph: LayerGraph) -> list[dict[str, str]]:
         found[name] = graph.borrowed.get(name, 'not called in the survey')
     found.update(plan.uncovered)
     return [dict(name=name, why=why) for name, why in found.items()]
-
-
-def _records(session: Session, kind: type[Record]) -> list[dict]:
-    return [asdict(r) for r in session.records if isinstance(r, kind)]
 
 
 def print_units(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import CalibrationError, PTQError
-from ..graph import Trace, assemble, trace
+from ..graph import Trace, assemble, finder, trace
 from ..layers import is_leaf, ports_of
 from ..structures import LayerGraph
 
@@ -52,9 +52,9 @@ def survey_detector(model: nn.Module, example: dict) -> LayerGraph:
         )
     # what a function reads in one mode holds in all
     reads = {k: v for one in records.values() for k, v in one.reads.items()}
+    records = {m: replace(one, reads=reads) for m, one in records.items()}
     graphs = {
-        mode: assemble(replace(one, reads=reads), is_leaf, ports_of)
-        for mode, one in records.items()
+        mode: assemble(one, is_leaf, ports_of) for mode, one in records.items()
     }
     useful = {mode: g for mode, g in graphs.items() if g.layers}
     if not useful:
@@ -63,7 +63,11 @@ def survey_detector(model: nn.Module, example: dict) -> LayerGraph:
             'a raw forward nor in a prediction of the first calibration '
             'image; register twins for its layers (mmdet_ptq.registry)'
         )
-    return _joined(useful)
+    graph = _joined(useful)
+    graph.find_scalings = finder(
+        records.values(), graph.bn_folds, is_leaf, ports_of
+    )
+    return graph
 
 
 def _trace(model: nn.Module, example: dict, mode: str) -> Trace:

@@ -3,5 +3,6 @@
 
 from .assemble import assemble, survey, trace
 from .record import Trace
+from .scalings import finder
 
-__all__ = ['Trace', 'assemble', 'survey', 'trace']
+__all__ = ['Trace', 'assemble', 'finder', 'survey', 'trace']

@@ -14,6 +14,7 @@ from .fold import find_bn_folds
 from .levels import find_levels
 from .links import norm_links, shared_ports
 from .record import Trace, tensors_in
+from .scalings import finder
 from .sharing import Sharing, find_sharing
 from .tracer import Recorder
 from .units import find_units
@@ -45,7 +46,10 @@ def survey(
     Returns:
         LayerGraph: The graph.
     """
-    return assemble(trace(model, forward, images, is_leaf), is_leaf, ports)
+    record = trace(model, forward, images, is_leaf)
+    graph = assemble(record, is_leaf, ports)
+    graph.find_scalings = finder([record], graph.bn_folds, is_leaf, ports)
+    return graph
 
 
 def assemble(
@@ -54,6 +58,8 @@ def assemble(
     ports: Callable[[nn.Module], tuple[str, ...]],
 ) -> LayerGraph:
     """Says how the layers of a recorded forward hang together.
+
+    What can be scaled is for :func:`finder` to find out, of all forwards.
 
     Args:
         record (Trace): From :func:`trace`.

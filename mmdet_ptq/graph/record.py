@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What a watched forward leaves on paper."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ..structures import Op, Value
+from .repeat import Repeat, repeat_of
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Trace:
         reads (dict[int, str]): Parameters that were read by anything but
             the module that owns them, by their id: name of the module in
             which that was.
+        taken (set[int]): Values whose numbers left torch (``tolist``).
+        repeats (dict[int, Repeat]): What moves numbers, by index of the op.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -50,6 +53,21 @@ class Trace:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     products: dict[str, list[str]] = field(default_factory=dict)
     reads: dict[int, str] = field(default_factory=dict)
+    taken: set[int] = field(default_factory=set)
+    repeats: dict[int, Repeat] = field(default_factory=dict)
+
+    def keep(
+        self,
+        index: int,
+        name: str,
+        function: Callable,
+        args: tuple,
+        kwargs: dict,
+    ) -> None:
+        """Keeps what is needed to run an op again, if it moves numbers."""
+        repeat = repeat_of(name, function, args, kwargs)
+        if repeat is not None:
+            self.repeats[index] = repeat
 
 
 def tensors_in(item: Any, depth: int = 0) -> Iterator[Tensor]:

@@ -20,11 +20,14 @@ class Sharing:
             very same weight, where all of them are quantizable alike.
         held (set[str]): Layers of ``why`` whose weight cannot be quantized:
             something reads it that is no such layer.
+        norms (dict[str, str]): The same as ``why``, for what is no layer
+            and has a weight or a bias.
     """
 
     why: dict[str, str] = field(default_factory=dict)
     tied: dict[str, tuple[str, ...]] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
+    norms: dict[str, str] = field(default_factory=dict)
 
 
 def find_sharing(walker: Walker) -> Sharing:
@@ -58,6 +61,14 @@ def find_sharing(walker: Walker) -> Sharing:
                 found.tied[name] = tuple(owner for owner, _ in others)
                 if not all(_alike(walker, name, o) for o, _ in others):
                     found.held.add(name)
+    for name, module in walker.record.modules.items():
+        if name not in walker.calls:
+            for kind, parameter in module._parameters.items():
+                if parameter is not None and (
+                    len(owners[id(parameter)]) > 1
+                    or id(parameter) in walker.record.reads
+                ):
+                    found.norms[name] = f'something else reads its {kind}'
     _spread(found)
     return found
 

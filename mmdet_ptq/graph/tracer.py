@@ -15,7 +15,7 @@ from ..structures import Op, Value
 from .functions import extension_functions
 from .outside import Outside
 from .record import Span, Trace, tensors_in
-from .vocabulary import CONSTANT, canonical, torch_name
+from .vocabulary import CONSTANT, TAKES, canonical, torch_name
 
 #: tensor, its id if it has one, its version counter
 _Seen = tuple[Tensor, int | None, int]
@@ -106,6 +106,7 @@ class Recorder(TorchFunctionMode):
         result: Any,
         module: str = '',
         layer: bool = False,
+        call: tuple[Callable, tuple, dict] | None = None,
     ) -> None:
         """Records an op after it ran.
 
@@ -118,6 +119,7 @@ class Recorder(TorchFunctionMode):
             result (Any): What it returned.
             module (str): Name of the module, if the op is one.
             layer (bool): Whether that is a quantizable layer.
+            call (tuple, optional): Function and arguments, to run it again.
         """
         given = {id(t): t for t, _, _ in seen}
         written = {id(t): t for t, _, v in seen if _version(t) != v}
@@ -136,6 +138,8 @@ class Recorder(TorchFunctionMode):
             if layer or id(t) not in given
         )
         if not fresh:
+            if canonical(name) in TAKES:
+                self.trace.taken.update(i for _, i, _ in seen if i is not None)
             return
         if not layer and (
             canonical(name) in CONSTANT
@@ -165,6 +169,8 @@ class Recorder(TorchFunctionMode):
                 outputs,
             )
         )
+        if call is not None:
+            self.trace.keep(index, name, *call)
 
     def __torch_function__(
         self,
@@ -182,13 +188,12 @@ class Recorder(TorchFunctionMode):
             seen = self.see(args, kwargs)
             result = func(*args, **kwargs)
             product = any(self._live(i) for _, i, _ in seen)
-            self.note(name, seen, result)
+            self.note(name, seen, result, call=(func, args, kwargs))
         self._look(name, (args, kwargs), result, product)
         return result
 
     def _look(self, name: str, given: Any, result: Any, product: bool) -> None:
-        frame = self._frames[-1]
-        caller = frame.module, frame.name
+        caller = self._frames[-1].module, self._frames[-1].name
         self._outside.note(name, given, result, caller, product)
 
     # -- modules --------------------------------------------------------
@@ -227,7 +232,8 @@ class Recorder(TorchFunctionMode):
         self._quiet += 1
         layer = self._is_leaf(module)
         seen = frame.seen + self.see(frame.nested)
-        self.note(type(module).__name__, seen, result, frame.name, layer)
+        name, call = type(module).__name__, (module.forward, args, kwargs)
+        self.note(name, seen, result, frame.name, layer, call)
         if layer:
             for outer in reversed(self._frames):
                 if outer.seen is not None:

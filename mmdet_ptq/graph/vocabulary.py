@@ -39,6 +39,8 @@ def canonical(name: str) -> str:
     return name.replace('_', '').lower()
 
 
+#: give numbers to Python, where they give no tensor
+TAKES = _words('item tolist numpy array bool float int index')
 #: take the shape or device of a tensor, not its numbers
 CONSTANT = _words(
     'zeroslike oneslike emptylike fulllike randlike randnlike newzeros '
@@ -58,6 +60,29 @@ SHAPE = _words(
     'reflectionpad2d replicationpad2d atleast1d atleast2d copy rearrange '
     'broadcastto hstack vstack dstack scatter indexput'
 )
+#: of those, make no number
+MOVES = _words(
+    'view reshape flatten unflatten permute transpose t mt h mh swapaxes '
+    'swapdims movedim moveaxis squeeze unsqueeze expand expandas repeat '
+    'repeatinterleave tile roll chunk split splitwithsizes tensorsplit unbind '
+    'stack cat concat concatenate getitem slice select narrow indexselect '
+    'gather viewas reshapeas pixelshuffle pixelunshuffle channelshuffle flip'
+)
+#: of those, leave every number at its place
+IN_PLACE = _words(
+    'contiguous clone detach to float type typeas half bfloat16 double cuda '
+    'cpu data alias identity dropout dropout1d dropout2d dropout3d '
+    'alphadropout featuredropout droppath'
+)
+#: f(s x) = s f(x) for s > 0, number by number
+HOMOGENEOUS = _words('relu leakyrelu prelu abs neg')
+#: the same on the maps of channels, each by itself
+HOMOGENEOUS_MAPS = _words(
+    'maxpool2d avgpool2d adaptivemaxpool2d adaptiveavgpool2d interpolate '
+    'upsample upsamplenearest2d upsamplebilinear2d'
+)
+#: times what is not scaled
+FACTORS = _words('mul multiply div divide truediv')
 #: of these only the first argument carries numbers into the result
 FIRST_ONLY = _words(
     'getitem gather indexselect takealongdim take expandas viewas reshapeas '

@@ -5,6 +5,7 @@ from .base import BasePass, checked
 from .choose_exponents import ChooseExponents
 from .compensate import CompensateRounding
 from .correct_bias import CorrectBias
+from .equalize import EqualizeChannels
 from .fold_bn import FoldBatchNorm
 from .lapq import LAPQ
 from .observe import Observe
@@ -18,6 +19,7 @@ __all__ = [
     'ChooseExponents',
     'CompensateRounding',
     'CorrectBias',
+    'EqualizeChannels',
     'FoldBatchNorm',
     'Observe',
     'Reconstruct',

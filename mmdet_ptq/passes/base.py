@@ -12,8 +12,12 @@ from ..errors import QuantConfigError
 #: activations (``'observers'``), the mean of each input channel
 #: (``'means'``), ranges of all quantizers (``'ranges'``), ranges chosen by
 #: the detector's outputs (``'chosen'``), corrected biases (``'corrected'``),
-#: and weights that are not rounded to the nearest value (``'learned'``).
+#: weights that are not rounded to the nearest value (``'learned'``), batch
+#: norms in the layers before them (``'folded'``) and channels that were
+#: scaled (``'equalized'``).
 GIVERS = dict(
+    folded='FoldBatchNorm',
+    equalized='EqualizeChannels',
     observers='Observe',
     means='Observe',
     ranges='SetRanges',

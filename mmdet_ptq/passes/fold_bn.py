@@ -20,8 +20,9 @@ class FoldBatchNorm(BasePass):
     may compute more than the norm.
     """
 
+    gives: ClassVar[frozenset[str]] = frozenset({'folded'})
     refuses: ClassVar[frozenset[str]] = frozenset(
-        {'observers', 'ranges', 'learned'}
+        {'equalized', 'observers', 'ranges', 'learned'}
     )
 
     def run(self, session: Session) -> None:

@@ -16,8 +16,8 @@ from .recipes import (
     checked_keys,
     joined,
     load_recipe,
-    pass_args,
     recipe_names,
+    with_passes,
 )
 from .rules import check_default_widths, check_rule
 
@@ -84,13 +84,14 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
 
     Rules and passes come from ``recipe`` if one is named; rules given
     beside it are added after the recipe's, passes given beside it replace
-    the recipe's, ``pass_args`` beside it changes single arguments of its
-    passes, and calibration keys are merged.
+    the recipe's, ``equalize`` beside it adds ``EqualizeChannels`` to its
+    passes or takes it out, ``pass_args`` changes single arguments of them,
+    and calibration keys are merged.
 
     Args:
         quant_cfg (dict): Keys ``recipe``, ``bits``, ``rules``, ``passes``,
-            ``pass_args``, ``calibration``, all optional as long as rules
-            result.
+            ``equalize``, ``pass_args``, ``calibration``, all optional as
+            long as rules result.
 
     Returns:
         QuantConfig: The spelled-out form.
@@ -102,12 +103,13 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
     recipe = cfg.pop('recipe', None)
     user_rules = len(cfg.get('rules', []))
     cfg = joined(load_recipe(recipe) if recipe is not None else {}, cfg)
+    cfg = with_passes(cfg)
     bits = cfg.get('bits')
     config = QuantConfig(
         recipe=Path(recipe).stem if recipe is not None else 'custom',
         bits=parse_bits(bits) if bits is not None else None,
         rules=cfg['rules'],
-        passes=pass_args(cfg.get('passes', []), cfg.get('pass_args', {})),
+        passes=cfg.get('passes', []),
         calibration=_calibration(cfg.get('calibration', {})),
         user_rules=user_rules,
     )

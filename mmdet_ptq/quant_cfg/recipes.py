@@ -11,7 +11,16 @@ from .plain import plain
 
 RECIPE_DIR = Path(__file__).parent.parent / 'recipes'
 #: keys of a recipe file and of ``quant_cfg``
-KEYS = ('recipe', 'bits', 'rules', 'passes', 'pass_args', 'calibration')
+KEYS = (
+    'recipe',
+    'bits',
+    'rules',
+    'passes',
+    'equalize',
+    'pass_args',
+    'calibration',
+)
+FOLD, EQUALIZE = 'FoldBatchNorm', 'EqualizeChannels'
 
 
 def recipe_names() -> list[str]:
@@ -33,8 +42,8 @@ def load_recipe(recipe: str, inside: tuple[Path, ...] = ()) -> dict:
             taken from the folder of the last.
 
     Returns:
-        dict: Its ``rules``, its ``passes`` with its ``pass_args`` put in
-        and, if set, ``bits`` and ``calibration``.
+        dict: Its ``rules``, its ``passes`` with its ``equalize`` and its
+        ``pass_args`` put in and, if set, ``bits`` and ``calibration``.
 
     Raises:
         QuantConfigError: If there is no such recipe, it cannot be read,
@@ -56,10 +65,7 @@ def load_recipe(recipe: str, inside: tuple[Path, ...] = ()) -> dict:
     base = found.pop('recipe', None)
     if base is not None:
         found = joined(load_recipe(base, (*inside, path)), found)
-    changes = found.pop('pass_args', {})
-    if changes:
-        found['passes'] = pass_args(found.get('passes', []), changes)
-    return found
+    return with_passes(found)
 
 
 def _path_of(recipe: str, inside: tuple[Path, ...]) -> Path:
@@ -100,7 +106,12 @@ def checked_keys(cfg: Any, where: str = 'quant_cfg') -> dict:
         )
     cfg = {k: v for k, v in plain(cfg).items() if v is not None}
     kinds = dict(
-        recipe=str, rules=list, passes=list, pass_args=dict, calibration=dict
+        recipe=str,
+        rules=list,
+        passes=list,
+        equalize=bool,
+        pass_args=dict,
+        calibration=dict,
     )
     for key, value in cfg.items():
         if key not in KEYS:
@@ -133,6 +144,54 @@ def joined(base: dict, cfg: dict) -> dict:
     if calibration:
         out['calibration'] = calibration
     return out
+
+
+def with_passes(cfg: dict) -> dict:
+    """Puts what is said of single passes into the passes.
+
+    Args:
+        cfg (dict): Checked keys.
+
+    Returns:
+        dict: Without ``equalize`` and ``pass_args``.
+
+    Raises:
+        QuantConfigError: If a pass that they speak of is not there.
+    """
+    out = {k: v for k, v in cfg.items() if k not in ('equalize', 'pass_args')}
+    passes = cfg.get('passes', [])
+    if 'equalize' in cfg:
+        passes = equalized(passes, cfg['equalize'])
+    passes = pass_args(passes, cfg.get('pass_args', {}))
+    return {**out, 'passes': passes} if passes else out
+
+
+def equalized(passes: list[dict], wanted: bool) -> list[dict]:
+    """Passes with or without the one that equalizes channels.
+
+    Args:
+        passes (list[dict]): Config of each pass.
+        wanted (bool): Whether it is to be there, behind ``FoldBatchNorm``.
+
+    Raises:
+        QuantConfigError: If there is no ``FoldBatchNorm`` before it.
+    """
+    kinds = [p.get('type') if isinstance(p, dict) else None for p in passes]
+    if not wanted:
+        return [
+            p
+            for p, kind in zip(passes, kinds, strict=True)
+            if kind != EQUALIZE
+        ]
+    if EQUALIZE in kinds:
+        return passes
+    if FOLD not in kinds:
+        raise QuantConfigError(
+            f'equalize: these passes have no {FOLD}, behind which '
+            f"{EQUALIZE} goes; add dict(type='{FOLD}')"
+        )
+    at = kinds.index(FOLD) + 1
+    return [*passes[:at], dict(type=EQUALIZE), *passes[at:]]
 
 
 def pass_args(passes: list[dict], changes: dict) -> list[dict]:

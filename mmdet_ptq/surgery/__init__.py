@@ -4,9 +4,17 @@
 from .attention import SplitMultiheadAttention, SplitWindowMSA
 from .decompose import Decomposable, decompose
 from .edits import AddedBias, Decomposed, Edit, FoldedNorm, edits_of
-from .fold import fold_batch_norm, out_channels
+from .fold import fold_batch_norm, out_channels, scaled_outputs
 from .fuse import FusedWeight, copy_model, fuse_weights
+from .modules import find_module
 from .products import RoutedProducts
+from .scale import (
+    input_columns,
+    output_rows,
+    scale_inputs,
+    scale_outputs,
+    scaled_inputs,
+)
 from .scaled_input import ScaledInput, can_shift
 from .standardized import PlainConvAWS2d, PlainConvWS2d
 
@@ -27,7 +35,14 @@ __all__ = [
     'copy_model',
     'decompose',
     'edits_of',
+    'find_module',
     'fold_batch_norm',
     'fuse_weights',
+    'input_columns',
     'out_channels',
+    'output_rows',
+    'scale_inputs',
+    'scale_outputs',
+    'scaled_inputs',
+    'scaled_outputs',
 ]

@@ -9,21 +9,22 @@ from ..errors import PTQError
 from .modules import find_module, places_of
 
 
-def _is_transposed(layer: nn.Module) -> bool:
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether it is a transposed convolution."""
     # deformable convs say `transposed = False` too
     return bool(getattr(layer, 'transposed', False))
 
 
 def out_channels(layer: nn.Module) -> int:
     """Number of output channels of a convolution or linear layer."""
-    if _is_transposed(layer):
+    if is_transposed(layer):
         return layer.weight.shape[1] * layer.groups
     return layer.weight.shape[0]
 
 
-def _scaled(weight: Tensor, scale: Tensor, layer: nn.Module) -> Tensor:
+def scaled_outputs(weight: Tensor, scale: Tensor, layer: nn.Module) -> Tensor:
     """W * s along the output channels; ``scale`` has shape (C_out, )."""
-    if not _is_transposed(layer):
+    if not is_transposed(layer):
         return weight * scale.view(-1, *[1] * (weight.dim() - 1))
     # shape (C_in, C_out / groups, ...): input channels are sorted by group
     groups = layer.groups
@@ -101,6 +102,6 @@ def fold_batch_norm(model: nn.Module, norm: str, layer: str) -> None:
     shift = (target.bias.double() - bn.running_mean.double()) * scale
     if bn.bias is not None:
         shift = shift + bn.bias.double()
-    target.weight.copy_(_scaled(target.weight.double(), scale, target))
+    target.weight.copy_(scaled_outputs(target.weight.double(), scale, target))
     target.bias.copy_(shift)
     remove_norm(model, bn)

@@ -11,6 +11,7 @@ from ..registry import EDITS
 from .edits import Edit
 from .fold import ensure_bias, out_channels
 from .modules import find_module
+from .scale import input_columns, scaled_inputs
 
 
 @EDITS.register_module()
@@ -63,9 +64,7 @@ class ScaledInput(Edit):
                 f'{self.layer!r} has {_channels(layer)} input channels, and '
                 'each needs a factor'
             )
-        axis = _input_axis(layer)
-        shape = [-1 if i == axis else 1 for i in range(layer.weight.dim())]
-        weight = layer.weight.double() * self.factors.double().view(shape)
+        weight = scaled_inputs(layer, self.factors)
         if self.shift is not None:
             ensure_bias(layer, out_channels(layer))
             taps = weight.flatten(2) if weight.dim() > 2 else weight[..., None]
@@ -108,12 +107,8 @@ class ScaledInput(Edit):
             layer.register_buffer('input_shift', shift.to(like).clone())
 
 
-def _input_axis(layer: nn.Module) -> int:
-    return 0 if isinstance(layer, nn.ConvTranspose2d) else 1
-
-
 def _channels(layer: nn.Module) -> int:
-    return int(layer.weight.shape[_input_axis(layer)])
+    return len(input_columns(layer))
 
 
 def can_shift(layer: nn.Module) -> bool:

@@ -6,13 +6,13 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from mmdet_ptq.engine.range_table import print_ranges
-from mmdet_ptq.records import RangeRecord
+from mmdet_ptq.engine.range_table import print_equalization, print_ranges
+from mmdet_ptq.records import EqualizationRecord, RangeRecord
 
 
-def printed(*records):
+def printed(*records, table=print_ranges):
     console = Console(file=io.StringIO(), width=79)
-    print_ranges(console, [asdict(r) for r in records])
+    table(console, [asdict(r) for r in records])
     return console.file.getvalue()
 
 
@@ -29,3 +29,18 @@ def test_a_line_for_each_record():
 
 def test_nothing_without_records():
     assert printed() == ''
+
+
+def test_a_line_for_each_scaling():
+    lines = printed(
+        EqualizationRecord('a -> b', 'layer', 'weights', 0.5, 3.25),
+        EqualizationRecord('q -> qk', 'qk', '', 0.0, 1.0, 0.125, 0.125),
+        table=print_equalization,
+    ).splitlines()
+    rows = [line.split() for line in lines]
+    made = ['a', '->', 'b', 'layer', 'weights', '0.5', '3.25', '-', '-']
+    assert made in rows
+    assert [
+        *('q', '->', 'qk', 'qk', 'left', '-', '1', '0.125', '0.125')
+    ] in rows
+    assert printed(table=print_equalization) == ''

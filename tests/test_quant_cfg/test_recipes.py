@@ -150,6 +150,60 @@ def test_pass_args_change_single_arguments():
     assert found.passes[4]['learn'] == whole.passes[4]['learn']
 
 
+def kinds(**quant_cfg):
+    found = parse_quant_cfg(dict(bits='w4a4', **quant_cfg))
+    return [p['type'] for p in found.passes]
+
+
+def test_equalize_adds_a_pass_behind_the_fold_or_takes_it_out(tmp_path):
+    plain = kinds(recipe='gptq')
+    found = kinds(recipe='gptq', equalize=True)
+    assert found == [plain[0], 'EqualizeChannels', *plain[1:]]
+    own = recipe_in(tmp_path, "recipe = 'gptq'\nequalize = True\n")
+    assert kinds(recipe=own) == found
+    assert kinds(recipe=own, equalize=True) == found
+    assert kinds(recipe=own, equalize=False) == plain
+    assert kinds(recipe='gptq', equalize=False) == plain
+
+
+def test_equalize_has_arguments():
+    found = parse_quant_cfg(
+        dict(
+            recipe='uniform',
+            bits='w4a4',
+            equalize=True,
+            pass_args=dict(EqualizeChannels=dict(choose='closed')),
+        )
+    )
+    assert found.passes[1] == dict(type='EqualizeChannels', choose='closed')
+
+
+@pytest.mark.parametrize(
+    ('quant_cfg', 'match'),
+    [
+        (dict(recipe='gptq', equalize=1), 'expected a bool, got 1'),
+        (
+            dict(
+                rules=[dict(match='*', act=dict(type='UniformQuantizer'))],
+                passes=[dict(type='Observe'), dict(type='SetRanges')],
+                equalize=True,
+            ),
+            'have no FoldBatchNorm',
+        ),
+        (
+            dict(
+                recipe='gptq',
+                pass_args=dict(EqualizeChannels=dict(alpha=1.0)),
+            ),
+            'EqualizeChannels',
+        ),
+    ],
+)
+def test_bad_equalize(quant_cfg, match):
+    with pytest.raises(QuantConfigError, match=match):
+        parse_quant_cfg(dict(bits='w4a4', **quant_cfg))
+
+
 @pytest.mark.parametrize(
     ('args', 'match'),
     [

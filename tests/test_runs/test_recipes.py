@@ -82,3 +82,19 @@ def test_a_recipe_is_no_quant_cfg(tmp_path):
         PTQRunner(cfg=cfg, work_dir=str(tmp_path))
     with pytest.raises(QuantConfigError, match=says):
         quantize_detector(nn.Conv2d(1, 1, 1), [], 'minmax')
+
+
+def test_equalized_channels_by_the_command(ptq):
+    run = ptq(
+        *('--recipe', 'minmax', '--bits', 'w4a4', '--calib-num', 2),
+        *('--no-float-eval', '--cfg-options', 'quant_cfg.equalize=True'),
+    )
+    assert run.code == 0, run.err
+    assert run.artefact.is_file() and run.result['quantized']
+    found = run.result['equalization']
+    assert any(r['by'] for r in found)
+    assert all(r['after'] <= r['before'] for r in found)
+    assert 'equalized channels' in run.out
+    assert any('not equalized, add reads it' in n for n in run.result['notes'])
+    kinds = [p['type'] for p in run.result['quant_cfg']['passes']]
+    assert kinds[:2] == ['FoldBatchNorm', 'EqualizeChannels']

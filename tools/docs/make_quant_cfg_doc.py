@@ -69,6 +69,22 @@ In a config that inherits a `quant_cfg` with rules, `rules=[...]` replaces
 them too, and a note says which are gone. Keep them with
 `rules=[*_base_.quant_cfg.rules, ...]`.
 
+## Equalized channels
+
+`equalize=True` puts the pass [EqualizeChannels](#equalizechannels) behind
+`FoldBatchNorm`, in any recipe that has it. Channels of the float model are
+then scaled where that changes no output, so that they quantize better.
+`equalize=False` takes the pass out again. Its arguments are changed like
+those of any other:
+
+```python
+quant_cfg = dict(
+    recipe='uniform',
+    bits='w4a8',
+    equalize=True,
+    pass_args=dict(EqualizeChannels=dict(choose='closed')))
+```
+
 ## Options of the command line
 
 On a command line `--recipe NAME` takes the place of the config's recipe. The

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The pass that adjusts a quantized detector, unit by unit."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -141,6 +142,16 @@ class Reconstruct(BasePass):
                 distribution_correction
             )
         check_settings(self)
+
+    def check(self, earlier: Sequence[BasePass]) -> None:
+        """See :meth:`BasePass.check`; a correction reads stored norms."""
+        super().check(earlier)
+        if self.correction and any('equalized' in p.gives for p in earlier):
+            raise QuantConfigError(
+                'Reconstruct.distribution_correction: it compares maps with '
+                'what batch norms have stored, and EqualizeChannels has '
+                'scaled the maps; leave one of them out (equalize=False)'
+            )
 
     def prepare(self, session: Session) -> None:
         """See :meth:`BasePass.prepare`; losses need outputs to compare."""

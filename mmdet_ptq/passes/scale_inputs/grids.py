@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...layers import QuantLayer
 from ...observers import search_weight_range
 from ...quantizers import BaseQuantizer, FitsTensor, UniformQuantizer
+from ...surgery import scaled_inputs
 
 #: samples of a channel, other than 0, at which its own range counts half
 HALF = 16
@@ -23,7 +24,7 @@ Levels = list[Tensor]
 
 
 @dataclass(frozen=True)
-class Scaling:
+class Channels:
     """``x' = x / factors - shift``.
 
     Attributes:
@@ -55,7 +56,7 @@ class ChannelRanges:
     high: Tensor
     width: Tensor
 
-    def scaling(self, strength: float, shifted: bool) -> Scaling:
+    def scaling(self, strength: float, shifted: bool) -> Channels:
         """Factors that bring widths together.
 
         Args:
@@ -63,7 +64,7 @@ class ChannelRanges:
             shifted (bool): Whether all ranges begin at 0 then.
         """
         factors = (self.width / self.width.median()) ** strength
-        return Scaling(factors, self.low / factors if shifted else None)
+        return Channels(factors, self.low / factors if shifted else None)
 
 
 def channel_ranges(
@@ -98,7 +99,7 @@ def output_error(
     act: BaseQuantizer,
     fit: Levels,
     held: Levels,
-    scaling: Scaling | None,
+    scaling: Channels | None,
     p: float,
 ) -> float:
     """Squared error of the layers' outputs on rows held out.
@@ -115,7 +116,7 @@ def output_error(
         act (BaseQuantizer): Of the tensor, one grid for all of it.
         fit (list[Tensor]): Rows that its range is made for.
         held (list[Tensor]): Rows that it is judged on.
-        scaling (Scaling, optional): Of the channels.
+        scaling (Channels, optional): Of the channels.
         p (float): Exponent of the range.
 
     Returns:
@@ -134,14 +135,13 @@ def output_error(
         power = power + q.mT @ q / len(x)
     total = 0.0
     for layer in layers:
-        weight = _columns(layer, layer.weight.detach())
+        weight = layer.weight.detach()
         if scaling is not None:
-            weight = weight * scaling.factors[:, None, None]
-        taps = weight.transpose(0, 2)  # [K, O, C]
-        total += float(((taps @ error) * taps).sum())
-        if layer.weight_quantizer is not None:
-            off = _weight_error(layer, weight).transpose(0, 2)
-            total += float(((off @ power) * off).sum())
+            weight = scaled_inputs(layer, scaling.factors).to(weight)
+        off = weight - _quantized(layer, weight)
+        for part, moment in ((weight, error), (off, power)):
+            taps = _columns(layer, part).transpose(0, 2)  # [K, O, C]
+            total += float(((taps @ moment) * taps).sum())
     return total
 
 
@@ -152,15 +152,13 @@ def _columns(layer: nn.Module, weight: Tensor) -> Tensor:
     return weight.reshape(*weight.shape[:2], -1)
 
 
-def _weight_error(layer: QuantLayer, weight: Tensor) -> Tensor:
-    """What quantizing a weight ``[C, O, taps]`` changes."""
-    shaped = weight
-    if not isinstance(layer, nn.ConvTranspose2d):
-        shaped = weight.transpose(0, 1)
-    shaped = shaped.reshape(layer.weight.shape)
+def _quantized(layer: QuantLayer, weight: Tensor) -> Tensor:
+    """A weight, nearest values of a grid of its own."""
+    if layer.weight_quantizer is None:
+        return weight
     grid = copy.deepcopy(layer.weight_quantizer)
     if isinstance(grid, FitsTensor):
-        grid.fit(shaped)
+        grid.fit(weight)
     else:
-        grid.set_range(*search_weight_range(shaped, grid, steps=STEPS))
-    return _columns(layer, shaped - grid(shaped))
+        grid.set_range(*search_weight_range(weight, grid, steps=STEPS))
+    return grid(weight)

@@ -15,10 +15,11 @@ from ...detectors import adapter_for
 from ...layers import QuantLayer, float_mode
 from ...records import ScalingRecord
 from ...registry import PASSES
-from ...structures import Port
+from ...structures import Port, Scaling
 from ...surgery import ScaledInput, can_shift
 from ..base import BasePass
-from .grids import Levels, Scaling, channel_ranges, output_error
+from ..equalize.factors import apply_factors
+from .grids import Channels, Levels, channel_ranges, output_error
 
 Rows = dict[int, dict[str, list[tuple[int, Tensor]]]]
 """Of each image and layer, pyramid level and rows of each call"""
@@ -31,9 +32,11 @@ class ScaleInputs(BasePass):
     A layer then takes ``x' = x / f - b`` instead of x, with a factor and a
     shift of each channel, and its weight and bias make up for it, so that
     the float layer gives the same as before. One grid for x' is a grid for
-    each channel of x. It costs one multiplication and addition an element
-    of the input (the scale reparametrization of RepQ-ViT, Li et al., 2023,
-    for any layer).
+    each channel of x (the scale reparametrization of RepQ-ViT, Li et al.,
+    2023, for any layer). Where the graph shows that what makes the tensor
+    can be divided by f instead, and that nothing else reads it, that is
+    done, and costs nothing. Elsewhere the layer divides and subtracts
+    itself, one multiplication and addition an element.
 
     Of each tensor, strengths are tried on rows of the calibration images:
     ranges are made for one half of the images and the error of the layers'
@@ -56,6 +59,8 @@ class ScaleInputs(BasePass):
         ValueError: If an argument is not among the allowed values.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset({'folded'})
+    gives: ClassVar[frozenset[str]] = frozenset({'equalized'})
     refuses: ClassVar[frozenset[str]] = frozenset(
         {'observers', 'ranges', 'learned'}
     )
@@ -77,19 +82,18 @@ class ScaleInputs(BasePass):
     @torch.no_grad()
     def run(self, session: Session) -> None:
         """See :meth:`BasePass.run`."""
-        made = {e.layer for e in session.edits if isinstance(e, ScaledInput)}
-        groups = [
-            group
-            for group in session.plan.groups
-            if self._may(session, group) and group[0][0] not in made
-        ]
+        groups = [g for g in session.plan.groups if self._may(session, g)]
         if not groups:
+            session.notes.append(
+                'ScaleInputs: no input has one grid for all channels'
+            )
             return
+        scalings, _ = session.graph.find_scalings()
         with session.stage('input channels'):
             seen = self._rows(session, {group[0][0] for group in groups})
             for i, group in enumerate(groups):
                 session.progress('input channels', group[0][0], i, len(groups))
-                self._group(session, group, seen)
+                self._group(session, group, seen, scalings)
 
     def _may(self, session: Session, group: list[Port]) -> bool:
         layers = [session.layers[name] for name, _ in group]
@@ -137,7 +141,13 @@ class ScaleInputs(BasePass):
         gathered = all_gather_object(found)
         return dict(sorted(chain(*(part.items() for part in gathered))))
 
-    def _group(self, session: Session, group: list[Port], seen: Rows) -> None:
+    def _group(
+        self,
+        session: Session,
+        group: list[Port],
+        seen: Rows,
+        scalings: list[Scaling],
+    ) -> None:
         """Decides on one tensor."""
         name, port = group[0]
         layers = [session.layers[n] for n, _ in group]
@@ -147,31 +157,39 @@ class ScaleInputs(BasePass):
             for half in (0, 1)
         ]
         if not halves[0] or len(halves[0]) != len(halves[1]):
+            session.notes.append(
+                f'{name}: its input keeps one grid, as half of the '
+                'calibration images do not reach it'
+            )
             return
-        shifts = (False, True)
-        if not (self.shift and all(map(can_shift, layers))):
-            shifts = (False,)
-        errors = self._errors(layers, halves, shifts)
+        free = _free(scalings, {n for n, _ in group})
+        shiftable = self.shift and not free and all(map(can_shift, layers))
+        errors = self._errors(layers, halves, (False, True)[: 1 + shiftable])
         best = min(errors, key=errors.__getitem__)
         if not errors[best] < (1 - self.gain) * errors[None]:
             best = None
-        before = errors[None] or 1.0
+        strength, shifted = best or (0.0, False)
         session.records.append(
             ScalingRecord(
                 name,
                 [n for n, _ in group],
-                errors[best] / before,
-                0.0 if best is None else best[0],
-                best is not None and best[1],
+                errors[best] / (errors[None] or 1.0),
+                strength,
+                shifted,
+                best is not None and free is not None,
             )
         )
         if best is None:
             return
-        strength, shifted = best
         everything = [torch.cat(p) for p in zip(*halves, strict=True)]
-        scaling = channel_ranges(
-            everything, act.bits, self.p, shifted
-        ).scaling(strength, shifted)
+        found = channel_ranges(everything, act.bits, self.p, shifted)
+        scaling = found.scaling(strength, shifted)
+        if free is not None:
+            index = free.inputs[name].to(scaling.factors.device) - 1
+            factors = torch.empty_like(scaling.factors, dtype=torch.float64)
+            factors[index] = scaling.factors.double()
+            apply_factors(session.model, free, factors)
+            return
         for n, _ in group:
             session.edit(ScaledInput.by(n, scaling.factors, scaling.shift))
 
@@ -185,7 +203,7 @@ class ScaleInputs(BasePass):
         act = layers[0].act_quantizers['input']
         found: dict[tuple[float, bool] | None, float] = {}
         for fit, held in (halves, halves[::-1]):
-            tried: dict[tuple[float, bool] | None, Scaling | None]
+            tried: dict[tuple[float, bool] | None, Channels | None]
             tried = {None: None}
             for shifted in shifts:
                 ranges = channel_ranges(fit, act.bits, self.p, shifted)
@@ -196,6 +214,20 @@ class ScaleInputs(BasePass):
                 error = output_error(layers, act, fit, held, scaling, self.p)
                 found[key] = found.get(key, 0.0) + error
         return found
+
+
+def _free(scalings: list[Scaling], names: set[str]) -> Scaling | None:
+    """What scales exactly the channels that these layers read, each apart."""
+    for one in scalings:
+        if set(one.inputs) != names or one.ports:
+            continue
+        first = next(iter(one.inputs.values()))
+        each = torch.arange(1, one.count + 1)
+        if torch.equal(first.cpu().sort().values, each) and all(
+            torch.equal(index, first) for index in one.inputs.values()
+        ):
+            return one
+    return None
 
 
 def _levels(

@@ -24,6 +24,7 @@ from mmdet_ptq.calibration.samples import size_of
 from mmdet_ptq.context import images
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.layers import float_mode
+from mmdet_ptq.passes import checked
 from mmdet_ptq.passes.reconstruct import correction as module
 from mmdet_ptq.passes.reconstruct.correction import (
     DistributionCorrection,
@@ -522,3 +523,13 @@ def test_recipe_has_it():
     changed = arguments(distribution_correction=dict(iters=7))
     assert changed == dict(iters=7, lr=1e-3, lambda_c=0.02)
     assert 'iters' not in arguments(distribution_correction=None)
+
+
+def test_scaled_maps_are_not_what_norms_have_stored():
+    found = parse_quant_cfg(
+        dict(recipe='pd_quant', bits='w4a4', equalize=True)
+    )
+    with pytest.raises(QuantConfigError, match='EqualizeChannels has scaled'):
+        checked(found.built_passes)
+    qdrop = dict(recipe='qdrop', bits='w4a4', equalize=True)
+    assert checked(parse_quant_cfg(qdrop).built_passes)
