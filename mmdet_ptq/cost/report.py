@@ -2,6 +2,7 @@
 """The cost of one surveyed forward, before and after quantization."""
 
 from collections import Counter
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -54,14 +55,17 @@ def cost_of(
         W) of the surveyed image batch and ``mode`` how it was run;
         ``macs``, ``parts`` (MACs of each part), ``bops`` (``float`` and
         ``quantized``), ``flops_eq`` (BOPs / 1024) and ``reg_ptq_flops`` are
-        sums over calls; ``layers`` has MACs, calls and operand bits of each
+        sums over calls; ``scaled_elements`` is how many numbers are
+        multiplied, in float, before they are quantized, which is part of the
+        quantized BOPs; ``layers`` has MACs, calls and operand bits of each
         layer; ``not_counted`` says how often other operations that multiply
         were called.
     """
     macs = count_macs(model, graph)
     bits = {name: operand_bits(plan.layers[name]) for name in macs}
     total = sum(map(sum, macs.values()))
-    quantized = bops(macs, bits)
+    scaled = scaled_elements(model, graph, plan)
+    quantized = bops(macs, bits) + scaled * FLOAT_BITS**2
     parts: Counter[str] = Counter()
     for name, calls in macs.items():
         parts[_part(graph.layers[name])] += sum(calls)
@@ -74,6 +78,7 @@ def cost_of(
         bops=dict(float=total * FLOAT_BITS**2, quantized=quantized),
         flops_eq=quantized / FLOAT_BITS**2,
         reg_ptq_flops=reg_ptq_flops(macs, bits),
+        scaled_elements=scaled,
         layers={
             name: dict(
                 macs=sum(calls), calls=len(calls), bits=list(bits[name])
@@ -82,6 +87,29 @@ def cost_of(
         },
         not_counted=_not_counted(graph, plan, macs),
     )
+
+
+def scaled_elements(
+    model: nn.Module, graph: LayerGraph, plan: QuantPlan
+) -> int:
+    """Elements of inputs that layers scale themselves, in all calls.
+
+    What layers read together, and quantize alike, is scaled once.
+
+    Args:
+        model (nn.Module): The quantized model.
+        graph (LayerGraph): Its survey.
+        plan (QuantPlan): Its groups of inputs.
+    """
+    modules = dict(model.named_modules())
+    shared = {port[0]: i for i, g in enumerate(plan.groups) for port in g}
+    seen = {
+        (shared.get(name, name), call.inputs[0])
+        for name, node in graph.layers.items()
+        if 'input_factors' in modules[name]._buffers
+        for call in node.calls
+    }
+    return sum(prod(graph.values[value].shape) for _, value in seen)
 
 
 def _part(node: LayerNode) -> str:

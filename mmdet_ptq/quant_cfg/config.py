@@ -84,14 +84,15 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
 
     Rules and passes come from ``recipe`` if one is named; rules given
     beside it are added after the recipe's, passes given beside it replace
-    the recipe's, ``equalize`` beside it adds ``EqualizeChannels`` to its
-    passes or takes it out, ``pass_args`` changes single arguments of them,
-    and calibration keys are merged.
+    the recipe's, ``equalize`` and ``scale_inputs`` beside it add
+    ``EqualizeChannels`` and ``ScaleInputs`` to its passes or take them out,
+    ``pass_args`` changes single arguments of them, and calibration keys are
+    merged.
 
     Args:
         quant_cfg (dict): Keys ``recipe``, ``bits``, ``rules``, ``passes``,
-            ``equalize``, ``pass_args``, ``calibration``, all optional as
-            long as rules result.
+            ``equalize``, ``scale_inputs``, ``pass_args``, ``calibration``,
+            all optional as long as rules result.
 
     Returns:
         QuantConfig: The spelled-out form.

@@ -17,10 +17,13 @@ KEYS = (
     'rules',
     'passes',
     'equalize',
+    'scale_inputs',
     'pass_args',
     'calibration',
 )
-FOLD, EQUALIZE = 'FoldBatchNorm', 'EqualizeChannels'
+FOLD = 'FoldBatchNorm'
+#: keys that put a pass behind it, or take it out; the first comes first
+SWITCHES = dict(equalize='EqualizeChannels', scale_inputs='ScaleInputs')
 
 
 def recipe_names() -> list[str]:
@@ -42,8 +45,9 @@ def load_recipe(recipe: str, inside: tuple[Path, ...] = ()) -> dict:
             taken from the folder of the last.
 
     Returns:
-        dict: Its ``rules``, its ``passes`` with its ``equalize`` and its
-        ``pass_args`` put in and, if set, ``bits`` and ``calibration``.
+        dict: Its ``rules``, its ``passes`` with its ``equalize``,
+        ``scale_inputs`` and ``pass_args`` put in and, if set, ``bits`` and
+        ``calibration``.
 
     Raises:
         QuantConfigError: If there is no such recipe, it cannot be read,
@@ -110,6 +114,7 @@ def checked_keys(cfg: Any, where: str = 'quant_cfg') -> dict:
         rules=list,
         passes=list,
         equalize=bool,
+        scale_inputs=bool,
         pass_args=dict,
         calibration=dict,
     )
@@ -153,45 +158,45 @@ def with_passes(cfg: dict) -> dict:
         cfg (dict): Checked keys.
 
     Returns:
-        dict: Without ``equalize`` and ``pass_args``.
+        dict: Without ``pass_args`` and the keys of :data:`SWITCHES`.
 
     Raises:
         QuantConfigError: If a pass that they speak of is not there.
     """
-    out = {k: v for k, v in cfg.items() if k not in ('equalize', 'pass_args')}
+    said = {'pass_args', *SWITCHES}
+    out = {k: v for k, v in cfg.items() if k not in said}
     passes = cfg.get('passes', [])
-    if 'equalize' in cfg:
-        passes = equalized(passes, cfg['equalize'])
+    for key in reversed(SWITCHES):
+        if key in cfg:
+            passes = switched(passes, key, cfg[key])
     passes = pass_args(passes, cfg.get('pass_args', {}))
     return {**out, 'passes': passes} if passes else out
 
 
-def equalized(passes: list[dict], wanted: bool) -> list[dict]:
-    """Passes with or without the one that equalizes channels.
+def switched(passes: list[dict], key: str, wanted: bool) -> list[dict]:
+    """Passes with or without one that changes the float detector.
 
     Args:
         passes (list[dict]): Config of each pass.
+        key (str): One of :data:`SWITCHES`.
         wanted (bool): Whether it is to be there, behind ``FoldBatchNorm``.
 
     Raises:
         QuantConfigError: If there is no ``FoldBatchNorm`` before it.
     """
+    kind = SWITCHES[key]
     kinds = [p.get('type') if isinstance(p, dict) else None for p in passes]
     if not wanted:
-        return [
-            p
-            for p, kind in zip(passes, kinds, strict=True)
-            if kind != EQUALIZE
-        ]
-    if EQUALIZE in kinds:
+        return [p for p, one in zip(passes, kinds, strict=True) if one != kind]
+    if kind in kinds:
         return passes
     if FOLD not in kinds:
         raise QuantConfigError(
-            f'equalize: these passes have no {FOLD}, behind which '
-            f"{EQUALIZE} goes; add dict(type='{FOLD}')"
+            f'{key}: these passes have no {FOLD}, behind which {kind} goes; '
+            f"add dict(type='{FOLD}')"
         )
     at = kinds.index(FOLD) + 1
-    return [*passes[:at], dict(type=EQUALIZE), *passes[at:]]
+    return [*passes[:at], dict(type=kind), *passes[at:]]
 
 
 def pass_args(passes: list[dict], changes: dict) -> list[dict]:

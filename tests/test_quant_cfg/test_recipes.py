@@ -166,6 +166,22 @@ def test_equalize_adds_a_pass_behind_the_fold_or_takes_it_out(tmp_path):
     assert kinds(recipe='gptq', equalize=False) == plain
 
 
+def test_both_switches_in_any_order():
+    plain = kinds(recipe='uniform')
+    expected = [plain[0], 'EqualizeChannels', 'ScaleInputs', *plain[1:]]
+    assert kinds(recipe='uniform', equalize=True, scale_inputs=True) == (
+        expected
+    )
+    assert kinds(recipe='uniform', scale_inputs=True, equalize=True) == (
+        expected
+    )
+    assert kinds(recipe='uniform', scale_inputs=True) == [
+        plain[0],
+        'ScaleInputs',
+        *plain[1:],
+    ]
+
+
 def test_equalize_has_arguments():
     found = parse_quant_cfg(
         dict(

@@ -85,6 +85,13 @@ quant_cfg = dict(
     pass_args=dict(EqualizeChannels=dict(choose='closed')))
 ```
 
+## A grid for each input channel
+
+`scale_inputs=True` puts the pass [ScaleInputs](#scaleinputs) there, and
+`scale_inputs=False` takes it out. Input channels of a layer are then brought
+to one scale, where images held out say that its output gains by it. The
+recipe `gptq` has it.
+
 ## Options of the command line
 
 On a command line `--recipe NAME` takes the place of the config's recipe. The

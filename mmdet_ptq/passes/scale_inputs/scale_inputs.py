@@ -13,7 +13,7 @@ from ...calibration import Images, Session, observing
 from ...checks import number, whole
 from ...detectors import adapter_for
 from ...layers import QuantLayer, float_mode
-from ...records import ScalingRecord
+from ...records import Record, ScalingRecord
 from ...registry import PASSES
 from ...structures import Port, Scaling
 from ...surgery import ScaledInput, can_shift
@@ -94,6 +94,7 @@ class ScaleInputs(BasePass):
             for i, group in enumerate(groups):
                 session.progress('input channels', group[0][0], i, len(groups))
                 self._group(session, group, seen, scalings)
+        session.notes.append(_summary(session.records))
 
     def _may(self, session: Session, group: list[Port]) -> bool:
         layers = [session.layers[name] for name, _ in group]
@@ -214,6 +215,16 @@ class ScaleInputs(BasePass):
                 error = output_error(layers, act, fit, held, scaling, self.p)
                 found[key] = found.get(key, 0.0) + error
         return found
+
+
+def _summary(records: list[Record]) -> str:
+    tried = [r for r in records if isinstance(r, ScalingRecord)]
+    scaled = [r for r in tried if r.strength or r.shifted]
+    free = sum(r.free for r in scaled)
+    return (
+        f'ScaleInputs: {len(scaled)} of {len(tried)} inputs have a grid for '
+        f'each channel, {free} of them at no cost'
+    )
 
 
 def _free(scalings: list[Scaling], names: set[str]) -> Scaling | None:

@@ -1,0 +1,177 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Input channels with grids of their own, in whole models."""
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+
+from mmdet_ptq import load_quantized, quantize_detector, save_quantized
+from mmdet_ptq.calibration import Batches
+from mmdet_ptq.cost import cost_of
+from mmdet_ptq.engine.quantize import prepare
+from mmdet_ptq.layers import float_mode
+from mmdet_ptq.passes import FoldBatchNorm, ScaleInputs
+from mmdet_ptq.quant_cfg import parse_quant_cfg
+from mmdet_ptq.surgery import ScaledInput
+
+pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
+PASSES = [
+    dict(type='FoldBatchNorm'),
+    dict(type='ScaleInputs'),
+    dict(type='Observe'),
+    dict(type='SetRanges'),
+    dict(type='CorrectBias'),
+]
+RULES = [
+    dict(match='*', weight=dict(granularity='channel'), act={}),
+    dict(match='first', act=dict(bits=8)),
+]
+
+
+class Net(BaseModel):
+    """Uneven channels behind SiLU, behind a sum, behind ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.one, self.two = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.padded = nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 4, 3, padding=1)
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        for layer in (self.first, self.one, self.padded):
+            layer.weight.data *= torch.logspace(-1, 1, 8).view(-1, 1, 1, 1)
+        for layer in (self.padded, self.last):
+            layer.weight.data *= torch.logspace(1, -1, 8).view(1, -1, 1, 1)
+        self.to(torch.get_default_device())
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = self.first(torch.stack(list(inputs)).float())
+        x = nn.functional.silu(x)
+        x = nn.functional.silu(self.one(x)) + self.two(x)
+        x = self.last(self.padded(x).relu())
+        return self.depthwise(x)
+
+
+def batches(count=16):
+    rng = torch.Generator().manual_seed(1)
+    return [
+        dict(
+            inputs=[torch.randn(3, 12, 16, generator=rng)],
+            data_samples=[None],
+        )
+        for _ in range(count)
+    ]
+
+
+def outputs(model):
+    with torch.no_grad():
+        return torch.cat([model(**b).flatten() for b in batches(4)])
+
+
+def before_passes(**calibration):
+    model = Net().eval()
+    config = parse_quant_cfg(
+        dict(bits='w8a4', rules=RULES, passes=PASSES, calibration=calibration)
+    )
+    data = batches()
+    session = prepare(model, config, data[0], Batches(model, data))
+    FoldBatchNorm().run(session)
+    return model, session
+
+
+def scaled(**args):
+    model, session = before_passes()
+    with float_mode(model):
+        before = outputs(model)
+    ScaleInputs(**args).run(session)
+    with float_mode(model):
+        torch.testing.assert_close(
+            outputs(model), before, rtol=1e-4, atol=1e-4
+        )
+    return model, session, {r.unit: r for r in session.records}
+
+
+def test_what_is_scaled_and_how():
+    model, session, records = scaled()
+    # first stays within 8 bits; a depthwise layer has groups
+    assert set(records) == {'first', 'one', 'padded', 'last'}
+    assert records['one'].layers == ['one', 'two']
+    assert records['one'].error < 0.9 and records['one'].strength > 0
+    # SiLU cannot be scaled: the layers divide themselves
+    edits = {e.layer: e for e in session.edits}
+    assert not records['one'].free and {'one', 'two'} <= set(edits)
+    assert torch.equal(model.one.input_factors, model.two.input_factors)
+    # zeros come in at the borders
+    assert not records['padded'].shifted and not edits['padded'].shifted
+    # one ReLU and one reader: what makes it is divided
+    assert records['last'].free and 'last' not in edits
+    assert records['last'].error < 0.9
+    assert not hasattr(model.last, 'input_factors')
+
+
+def test_what_it_costs():
+    model, session, records = scaled()
+    found = cost_of(model, session.graph, session.plan)
+    # a tensor that two layers read is scaled once; what is free is not
+    own = {e.layer for e in session.edits if isinstance(e, ScaledInput)}
+    assert {'one', 'two', 'padded'} <= own
+    expected = 12 * 16 * (8 + 8 + 3 * ('first' in own))
+    assert found['scaled_elements'] == expected
+    before = cost_of(Net(), session.graph, session.plan)
+    assert before['scaled_elements'] == 0
+    more = found['bops']['quantized'] - before['bops']['quantized']
+    assert more == expected * 32 * 32
+    free = sum(r.free for r in records.values())
+    assert session.notes[-1].endswith(f'{free} of them at no cost')
+
+
+def test_nothing_is_scaled_that_does_not_gain():
+    _, session, records = scaled(gain=0.999)
+    assert not session.edits
+    assert all(r.strength == 0 and r.error == 1 for r in records.values())
+
+
+def test_the_detector_loses_less():
+    errors = []
+    for passes in (PASSES, [p for p in PASSES if p['type'] != 'ScaleInputs']):
+        model = Net().eval()
+        quantize_detector(
+            model, batches(), dict(bits='w8a4', rules=RULES, passes=passes)
+        )
+        errors.append(float((outputs(model) - outputs(Net().eval())).norm()))
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_an_artefact_has_the_scales(tmp_path):
+    model = Net().eval()
+    session = quantize_detector(
+        model, batches(), dict(bits='w4a4', rules=RULES, passes=PASSES)
+    )
+    assert any(isinstance(e, ScaledInput) for e in session.edits)
+    save_quantized(session, tmp_path / 'quantized.pth')
+    other = Net().eval()
+    load_quantized(other, tmp_path / 'quantized.pth')
+    assert torch.equal(outputs(other), outputs(model))
+
+
+def test_what_has_no_half_of_the_images_keeps_its_grid():
+    model, session = before_passes()
+    session.feed = Batches(model, batches(1))
+    ScaleInputs().run(session)
+    assert not session.edits and not session.records
+    assert (
+        'half of the calibration images do not reach it' in (session.notes[-1])
+    )
+
+
+def test_arguments():
+    for bad in (
+        dict(rows=0),
+        dict(strengths=[1.5]),
+        dict(gain=2.0),
+        dict(p=0.0),
+    ):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            ScaleInputs(**bad)
