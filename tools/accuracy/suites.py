@@ -129,6 +129,8 @@ def _cells(detectors, methods, bits, seeds=(0,)) -> list[tuple]:
 
 
 TWO = ('retinanet', 'faster-rcnn')
+SIX = (*DETECTORS, 'cascade-mask-rcnn_swin')
+LEARNED = ('retinanet', 'faster-rcnn', 'detr')
 SEEDS = (0, 1, 2)
 SUITES = {
     # Reg-PTQ, Table 1: every method at every width
@@ -181,10 +183,17 @@ SUITES = {
         ),
         *_cells(DETECTORS[3:], ('attention_float', 'matmul_float'), BITS[2:3]),
     ],
-    # rounding that makes up for its errors, against the nearest values
+    # rounding that makes up for its errors, against learned rounding, and
+    # learned rounding that starts from it; what is asked first comes first
     'compensated': [
-        *_cells(DETECTORS, ('uniform', 'gptq'), BITS[:1:-1]),
-        *_cells((YOLOX,), ('uniform', 'gptq'), BITS[:1:-1]),
+        *_cells((*SIX, YOLOX), ('gptq', 'qdrop'), BITS[3:]),
+        *_cells(SIX, ('gptq',), BITS[2::-1]),
+        *_cells((YOLOX,), ('gptq',), ('w4a4', 'w6a6')),
+        *_cells(LEARNED, ('gptq_recon',), ('w3a3', 'w4a4')),
+        *_cells((*SIX, YOLOX), ('uniform',), BITS[:1:-1]),
+        *_cells((YOLOX,), ('uniform',), ('w6a6',)),
+        *_cells(SIX, ('uniform',), BITS[1::-1]),
+        *_cells((YOLOX,), ('gptq_recon',), ('w4a4',)),
     ],
     # a trained detector of depthwise convolutions on photographs
     'yolox': [
