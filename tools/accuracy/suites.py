@@ -106,6 +106,20 @@ VARIANTS = {
     'backbone_a8': dict(
         recipe='uniform', rules=[dict(match='@backbone', act=dict(bits=8))]
     ),
+    # compensated rounding, the inputs or the weights of one part in 8 bits
+    **{
+        f'gptq_{part}_{what}8': dict(
+            recipe='gptq',
+            rules=[dict(match=match, **{tensor: dict(bits=8)})],
+        )
+        for part, match in {
+            'backbone': '@backbone',
+            'neck': '@neck',
+            'heads': HEADS,
+            'attention': '@attention',
+        }.items()
+        for what, tensor in (('a', 'act'), ('w', 'weight'))
+    },
     # attention as tools leave it that replace Conv2d and Linear modules:
     # torch's MultiheadAttention uses its weights without calling a Linear
     **{
@@ -125,6 +139,18 @@ def _cells(detectors, methods, bits, seeds=(0,)) -> list[tuple]:
         for b in bits
         for d in detectors
         for m in methods
+    ]
+
+
+def _spared(*parts: str) -> list[str]:
+    """``gptq``, and with inputs or weights of one part in 8 bits."""
+    return [
+        'gptq',
+        *(
+            f'gptq_{part}_{what}8'
+            for part in (*parts, 'heads')
+            for what in 'aw'
+        ),
     ]
 
 
@@ -194,6 +220,12 @@ SUITES = {
         *_cells((YOLOX,), ('uniform',), ('w6a6',)),
         *_cells(SIX, ('uniform',), BITS[1::-1]),
         *_cells((YOLOX,), ('gptq_recon',), ('w4a4',)),
+    ],
+    # what holds the loss that compensated rounding leaves
+    'holds': [
+        *_cells(('retinanet', YOLOX), _spared('backbone', 'neck'), ('w4a4',)),
+        *_cells(('detr',), _spared('attention', 'backbone'), ('w4a4',)),
+        *_cells(('retinanet',), _spared('backbone'), ('w3a3',)),
     ],
     # a trained detector of depthwise convolutions on photographs
     'yolox': [

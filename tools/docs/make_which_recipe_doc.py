@@ -50,6 +50,20 @@ TAIL = """
   ([table2](results/table2.md)), so treat recipes within 0.005 of one another
   as equal. [table1](results/table1.md) has all numbers.
 
+## How many minutes you have
+
+{minutes}
+
+* *Minutes* are those of a whole run on two cores of the CPU that
+  [compensated](results/compensated.md) was measured on, while two runs shared
+  it: float test left out, quantized test included; the median over the
+  detectors of the row. Columns are as above. Recipes that learn took 200
+  steps a unit.
+* `gptq` rounds the columns of a weight one after the other, so that each
+  makes up for the errors of those before, and gives the channels of inputs
+  grids of their own where images held out gain by it. It learns nothing.
+* `gptq_recon` learns on from there, as `qdrop` does.
+
 ## How long it takes on your detector
 
 Calibration alone takes about as long as predicting the calibration images
@@ -69,10 +83,6 @@ python tools/ptq.py CONFIG CHECKPOINT --recipe {best} --bits w4a4 --iters 200
   reference to beat, and gives nothing that `uniform` does not.
 * `q_yolo`, `lapq` and `det_ptq` search ranges in other ways and learn
   nothing.
-* `gptq` learns nothing either. It rounds the columns of a weight one after
-  the other, so that each makes up for the errors of those before. It takes a
-  part of a forward of each calibration image for each unit. It is new here
-  and not in the table yet.
 * `adaround`, `adaquant`, `brecq`, `qdrop`, `pd_quant` and `subsetq` are the
   methods that `reg_ptq` is compared with in its paper.
   [Accuracy](accuracy.md) says how they compare here.
@@ -112,6 +122,47 @@ def losses(cells: Iterable[dict]) -> dict[tuple[str, str], dict]:
             ),
         )
     return out
+
+
+def minutes(cells: Iterable[dict]) -> list[str]:
+    """A row for each width and recipe, the quickest first.
+
+    Args:
+        cells (Iterable[dict]): As for :func:`losses`, of one run.
+
+    Returns:
+        list[str]: Of a table; at each width all recipes are compared on the
+        detectors that all of them were run on.
+    """
+    found: dict[str, dict[str, dict[str, dict]]] = {}
+    for c in cells:
+        recipes = found.setdefault(c['bits'], {})
+        recipes.setdefault(c['recipe'], {})[c['detector']] = c
+    lines = [
+        '| bits | minutes | recipe | loss of AP | DETR: loss of AP | of |',
+        '|---|---|---|---|---|---|',
+    ]
+    for bits, recipes in found.items():
+        common = set.intersection(*(set(one) for one in recipes.values()))
+        others = sorted(common - {TRANSFORMER, 'yolox-nano'})
+        if not others:
+            continue
+        rows = []
+        for recipe, one in recipes.items():
+            lost = {d: one[d]['float'] - one[d]['quantized'] for d in common}
+            spent = median(one[d]['seconds'] for d in common) / 60
+            detr = lost.get(TRANSFORMER)
+            rows.append(
+                (
+                    spent,
+                    f'| {bits} | {spent:.1f} | `{recipe}` '
+                    f'| {mean(lost[d] for d in others):.3f} '
+                    f'| {"" if detr is None else f"{detr:.3f}"} '
+                    f'| {", ".join(others)} |',
+                )
+            )
+        lines += [row for _, row in sorted(rows)]
+    return lines
 
 
 def best_recipe(found: dict[tuple[str, str], dict]) -> str:
@@ -165,6 +216,7 @@ def document() -> str:
     """The page."""
     found = losses(json.loads((RESULTS / 'table1.json').read_text()))
     zoo = json.loads((RESULTS / 'zoo.json').read_text())['cells']
+    compensated = json.loads((RESULTS / 'compensated.json').read_text())
     convolutional = ', '.join(CONVOLUTIONAL[:-1])
     return (
         HEAD.format(best=best_recipe(found))
@@ -173,6 +225,7 @@ def document() -> str:
         + TAIL.format(
             convolutional=f'{convolutional} and {CONVOLUTIONAL[-1]}',
             best=best_recipe(found),
+            minutes='\n'.join(minutes(compensated)),
         )
     )
 

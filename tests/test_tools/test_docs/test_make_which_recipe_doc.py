@@ -11,6 +11,7 @@ from tools.docs.make_which_recipe_doc import (
     best_recipe,
     document,
     losses,
+    minutes,
     table,
 )
 
@@ -53,6 +54,24 @@ def test_losses_by_hand():
     assert found['w4a4', 'qdrop'] == pytest.approx(
         dict(loss=0.05, detr=0.3, times=7)
     )
+
+
+def test_minutes_by_hand():
+    cells = [
+        *cells_of('w4a4', 'gptq', (0.1, 0.3, 0.2, 0.2, 0.5), 60),
+        *cells_of('w4a4', 'uniform', (0.2, 0.2, 0.2, 0.6, 0.5), 6),
+        *cells_of('w4a4', 'recon', (0.0, 0.1, 0.0, 0.0, 0.4), 600)[::4],
+        *cells_of('w2a4', 'gptq', (0.1, 0.1, 0.2, 0.2, 0.5), 60)[:2],
+    ]
+    head, _, *rows = minutes(cells)
+    assert head.count('|') == 7
+    # on the first detector and the transformer, as one has no others
+    assert rows == [
+        '| w4a4 | 0.3 | `uniform` | 0.200 | 0.500 | retinanet |',
+        '| w4a4 | 3.0 | `gptq` | 0.100 | 0.500 | retinanet |',
+        '| w4a4 | 30.0 | `recon` | 0.000 | 0.400 | retinanet |',
+        '| w2a4 | 1.5 | `gptq` | 0.100 |  | retinanet, yolof |',
+    ]
 
 
 def test_the_best_counts_all_detectors():
