@@ -163,7 +163,7 @@ class ScaleInputs(BasePass):
                 'calibration images do not reach it'
             )
             return
-        free = _free(scalings, {n for n, _ in group})
+        free = _free(session.layers, scalings, {n for n, _ in group})
         shiftable = self.shift and not free and all(map(can_shift, layers))
         errors = self._errors(layers, halves, (False, True)[: 1 + shiftable])
         best = min(errors, key=errors.__getitem__)
@@ -227,10 +227,23 @@ def _summary(records: list[Record]) -> str:
     )
 
 
-def _free(scalings: list[Scaling], names: set[str]) -> Scaling | None:
-    """What scales exactly the channels that these layers read, each apart."""
+def _free(
+    layers: dict[str, QuantLayer], scalings: list[Scaling], names: set[str]
+) -> Scaling | None:
+    """What scales exactly the channels that these layers read, each apart.
+
+    Weights that make them must have a step for each channel, or the factors
+    would spoil their one grid.
+    """
     for one in scalings:
         if set(one.inputs) != names or one.ports:
+            continue
+        makers = [
+            layers[n].weight_quantizer for n in one.outputs if n in layers
+        ]
+        if any(
+            q is not None and q.granularity.kind == 'tensor' for q in makers
+        ):
             continue
         first = next(iter(one.inputs.values()))
         each = torch.arange(1, one.count + 1)

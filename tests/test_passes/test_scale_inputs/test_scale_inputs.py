@@ -70,7 +70,7 @@ def outputs(model):
         return torch.cat([model(**b).flatten() for b in batches(4)])
 
 
-def before_passes(**calibration):
+def before_passes(rules=RULES):
     model = Net().eval()
     config = parse_quant_cfg(
         dict(bits='w8a4', rules=RULES, passes=PASSES, calibration=calibration)
@@ -109,6 +109,15 @@ def test_what_is_scaled_and_how():
     assert records['last'].free and 'last' not in edits
     assert records['last'].error < 0.9
     assert not hasattr(model.last, 'input_factors')
+
+
+def test_one_grid_of_a_weight_is_not_spoilt():
+    """What makes the tensor is divided by factors, channel by channel."""
+    rules = [dict(match='*', weight=dict(granularity='tensor'), act={})]
+    _, session = before_passes(rules=rules)
+    ScaleInputs().run(session)
+    assert any(r.strength for r in session.records)
+    assert not any(r.free for r in session.records)
 
 
 def test_what_it_costs():
