@@ -72,9 +72,7 @@ def outputs(model):
 
 def before_passes(rules=RULES):
     model = Net().eval()
-    config = parse_quant_cfg(
-        dict(bits='w8a4', rules=RULES, passes=PASSES, calibration=calibration)
-    )
+    config = parse_quant_cfg(dict(bits='w8a4', rules=rules, passes=PASSES))
     data = batches()
     session = prepare(model, config, data[0], Batches(model, data))
     FoldBatchNorm().run(session)
