@@ -60,9 +60,9 @@ class ScaleInputs(BasePass):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({'folded'})
-    gives: ClassVar[frozenset[str]] = frozenset({'equalized'})
+    gives: ClassVar[frozenset[str]] = frozenset({'equalized', 'scaled'})
     refuses: ClassVar[frozenset[str]] = frozenset(
-        {'observers', 'ranges', 'learned'}
+        {'scaled', 'observers', 'ranges', 'learned'}
     )
 
     def __init__(
