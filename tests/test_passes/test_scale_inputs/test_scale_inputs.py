@@ -10,7 +10,7 @@ from mmdet_ptq import load_quantized, quantize_detector, save_quantized
 from mmdet_ptq.calibration import Batches
 from mmdet_ptq.cost import cost_of
 from mmdet_ptq.engine.quantize import prepare
-from mmdet_ptq.errors import QuantConfigError
+from mmdet_ptq.errors import NumericError, QuantConfigError
 from mmdet_ptq.layers import float_mode
 from mmdet_ptq.passes import FoldBatchNorm, ScaleInputs
 from mmdet_ptq.quant_cfg import parse_quant_cfg
@@ -191,3 +191,11 @@ def test_what_layers_scale_themselves_is_not_scaled_again(later):
     quant_cfg = dict(bits='w4a4', rules=RULES, passes=passes)
     with pytest.raises(QuantConfigError, match='ScaleInputs'):
         quantize_detector(Net().eval(), batches(1), quant_cfg)
+
+
+def test_nan_names_the_layer():
+    data = batches(4)
+    data[1]['inputs'][0].fill_(float('nan'))
+    quant_cfg = dict(bits='w4a4', rules=RULES, passes=PASSES)
+    with pytest.raises(NumericError, match='^first: NaN or Inf in its input'):
+        quantize_detector(Net().eval(), data, quant_cfg)
