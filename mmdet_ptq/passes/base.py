@@ -13,11 +13,12 @@ from ..errors import QuantConfigError
 #: (``'means'``), ranges of all quantizers (``'ranges'``), ranges chosen by
 #: the detector's outputs (``'chosen'``), corrected biases (``'corrected'``),
 #: weights that are not rounded to the nearest value (``'learned'``), batch
-#: norms in the layers before them (``'folded'``) and channels that were
-#: scaled (``'equalized'``).
+#: norms in the layers before them (``'folded'``), channels that were scaled
+#: (``'equalized'``) and layers that scale their inputs (``'scaled'``).
 GIVERS = dict(
     folded='FoldBatchNorm',
     equalized='EqualizeChannels',
+    scaled='ScaleInputs',
     observers='Observe',
     means='Observe',
     ranges='SetRanges',

@@ -179,7 +179,8 @@ def switched(passes: list[dict], key: str, wanted: bool) -> list[dict]:
     Args:
         passes (list[dict]): Config of each pass.
         key (str): One of :data:`SWITCHES`.
-        wanted (bool): Whether it is to be there, behind ``FoldBatchNorm``.
+        wanted (bool): Whether it is to be there: behind ``FoldBatchNorm``,
+            and behind the passes of the switches before it.
 
     Raises:
         QuantConfigError: If there is no ``FoldBatchNorm`` before it.
@@ -195,7 +196,8 @@ def switched(passes: list[dict], key: str, wanted: bool) -> list[dict]:
             f'{key}: these passes have no {FOLD}, behind which {kind} goes; '
             f"add dict(type='{FOLD}')"
         )
-    at = kinds.index(FOLD) + 1
+    first = [FOLD, *list(SWITCHES.values())[: list(SWITCHES).index(key)]]
+    at = max(kinds.index(one) for one in first if one in kinds) + 1
     return [*passes[:at], dict(type=kind), *passes[at:]]
 
 

@@ -182,6 +182,14 @@ def test_both_switches_in_any_order():
     ]
 
 
+def test_the_second_switch_goes_behind_the_first_of_another_file(tmp_path):
+    own = recipe_in(tmp_path, "recipe = 'uniform'\nequalize = True\n")
+    found = kinds(recipe=own, scale_inputs=True)
+    assert found[1:3] == ['EqualizeChannels', 'ScaleInputs']
+    own = recipe_in(tmp_path, "recipe = 'uniform'\nscale_inputs = True\n")
+    assert kinds(recipe=own, equalize=True) == found
+
+
 def test_equalize_has_arguments():
     found = parse_quant_cfg(
         dict(

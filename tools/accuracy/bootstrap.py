@@ -43,7 +43,7 @@ class PerImage:
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(annotations))
             found = json.loads(predictions.read_text())
-            self._eval = COCOeval(truth, truth.loadRes(found), 'bbox')
+            self._eval = COCOeval(truth, _results(truth, found), 'bbox')
             self._eval.evaluate()
         params = self._eval.params
         self.images = len(params.imgIds)
@@ -106,6 +106,16 @@ class PerImage:
                 inside = where < len(row)
                 found.append(row[where[inside]].sum() / len(where))
         return float(np.mean(found)) if found else float('nan')
+
+
+def _results(truth: COCO, found: list[dict]) -> COCO:
+    if found:
+        return truth.loadRes(found)
+    # which cannot read that nothing was detected
+    nothing = COCO()
+    nothing.dataset = {**truth.dataset, 'annotations': []}
+    nothing.createIndex()
+    return nothing
 
 
 def interval(

@@ -69,8 +69,9 @@ class EqualizeChannels(BasePass):
 
     needs: ClassVar[frozenset[str]] = frozenset({'folded'})
     gives: ClassVar[frozenset[str]] = frozenset({'equalized'})
+    # a layer that shifts its inputs itself has no homogeneous input
     refuses: ClassVar[frozenset[str]] = frozenset(
-        {'observers', 'ranges', 'learned'}
+        {'scaled', 'observers', 'ranges', 'learned'}
     )
 
     def __init__(

@@ -146,11 +146,13 @@ class Reconstruct(BasePass):
     def check(self, earlier: Sequence[BasePass]) -> None:
         """See :meth:`BasePass.check`; a correction reads stored norms."""
         super().check(earlier)
-        if self.correction and any('equalized' in p.gives for p in earlier):
+        scaling = [p for p in earlier if 'equalized' in p.gives]
+        if self.correction and scaling:
             raise QuantConfigError(
                 'Reconstruct.distribution_correction: it compares maps with '
-                'what batch norms have stored, and EqualizeChannels has '
-                'scaled the maps; leave one of them out (equalize=False)'
+                'what batch norms have stored, and '
+                f'{type(scaling[0]).__name__} has scaled the maps; leave one '
+                'of them out (equalize=False, scale_inputs=False)'
             )
 
     def prepare(self, session: Session) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...calibration import Images, Session, observing
 from ...checks import number, whole
 from ...detectors import adapter_for
+from ...errors import NumericError
 from ...layers import QuantLayer, float_mode
 from ...records import Record, ScalingRecord
 from ...registry import PASSES
@@ -60,9 +61,9 @@ class ScaleInputs(BasePass):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({'folded'})
-    gives: ClassVar[frozenset[str]] = frozenset({'equalized'})
+    gives: ClassVar[frozenset[str]] = frozenset({'equalized', 'scaled'})
     refuses: ClassVar[frozenset[str]] = frozenset(
-        {'observers', 'ranges', 'learned'}
+        {'scaled', 'observers', 'ranges', 'learned'}
     )
 
     def __init__(
@@ -163,6 +164,11 @@ class ScaleInputs(BasePass):
                 'calibration images do not reach it'
             )
             return
+        if not all(bool(part.isfinite().all()) for h in halves for part in h):
+            raise NumericError(
+                f'{name}: NaN or Inf in its input during calibration; the '
+                'float model overflows on an image'
+            )
         free = _free(session.layers, scalings, {n for n, _ in group})
         shiftable = self.shift and not free and all(map(can_shift, layers))
         errors = self._errors(layers, halves, (False, True)[: 1 + shiftable])

@@ -10,6 +10,7 @@ from mmdet_ptq import load_quantized, quantize_detector, save_quantized
 from mmdet_ptq.calibration import Batches
 from mmdet_ptq.cost import cost_of
 from mmdet_ptq.engine.quantize import prepare
+from mmdet_ptq.errors import NumericError, QuantConfigError
 from mmdet_ptq.layers import float_mode
 from mmdet_ptq.passes import FoldBatchNorm, ScaleInputs
 from mmdet_ptq.quant_cfg import parse_quant_cfg
@@ -181,3 +182,20 @@ def test_arguments():
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             ScaleInputs(**bad)
+
+
+@pytest.mark.parametrize('later', ['EqualizeChannels', 'ScaleInputs'])
+def test_what_layers_scale_themselves_is_not_scaled_again(later):
+    """Beside a shift, factors would change the float detector."""
+    passes = [*PASSES[:2], dict(type=later), *PASSES[2:]]
+    quant_cfg = dict(bits='w4a4', rules=RULES, passes=passes)
+    with pytest.raises(QuantConfigError, match='ScaleInputs'):
+        quantize_detector(Net().eval(), batches(1), quant_cfg)
+
+
+def test_nan_names_the_layer():
+    data = batches(4)
+    data[1]['inputs'][0].fill_(float('nan'))
+    quant_cfg = dict(bits='w4a4', rules=RULES, passes=PASSES)
+    with pytest.raises(NumericError, match=r'^first: NaN or Inf in'):
+        quantize_detector(Net().eval(), data, quant_cfg)

@@ -135,3 +135,11 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bootstrap, 'folder_of', lambda *_: tmp_path / 'none')
     with pytest.raises(SystemExit):
         bootstrap.main(words)
+
+
+def test_a_detector_that_finds_nothing(tmp_path):
+    nothing = PerImage(*written(tmp_path, 'nothing', keep=0))
+    counts = np.ones(IMAGES)
+    assert nothing.images == IMAGES and nothing.ap(counts) == 0
+    other = PerImage(*written(tmp_path, 'other'))
+    assert interval(other, nothing, 5, 0)[0] == other.ap(counts) > 0
