@@ -14,7 +14,7 @@ from ..errors import QuantConfigError
 #: the detector's outputs (``'chosen'``), corrected biases (``'corrected'``),
 #: weights that are not rounded to the nearest value (``'learned'``), batch
 #: norms in the layers before them (``'folded'``) and channels that were
-#: scaled (``'equalized'``).
+#: scaled (``'equalized'``, by ``ScaleInputs`` too).
 GIVERS = dict(
     folded='FoldBatchNorm',
     equalized='EqualizeChannels',

@@ -146,11 +146,13 @@ class Reconstruct(BasePass):
     def check(self, earlier: Sequence[BasePass]) -> None:
         """See :meth:`BasePass.check`; a correction reads stored norms."""
         super().check(earlier)
-        if self.correction and any('equalized' in p.gives for p in earlier):
+        scaled = [p for p in earlier if 'equalized' in p.gives]
+        if self.correction and scaled:
+            kind = type(scaled[0]).__name__
             raise QuantConfigError(
                 'Reconstruct.distribution_correction: it compares maps with '
-                'what batch norms have stored, and EqualizeChannels has '
-                'scaled the maps; leave one of them out (equalize=False)'
+                f'what batch norms have stored, and {kind} has scaled the '
+                f'maps; leave {kind} or the correction out'
             )
 
     def prepare(self, session: Session) -> None:

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import torch
 from mmengine.dist import all_gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...calibration import Images, Session, observing
 from ...checks import number, whole
 from ...detectors import adapter_for
 from ...layers import QuantLayer, float_mode
-from ...records import Record, ScalingRecord
+from ...records import Record, ScaledInputsRecord
 from ...registry import PASSES
 from ...structures import Port, Scaling
 from ...surgery import ScaledInput, can_shift
@@ -171,7 +171,7 @@ class ScaleInputs(BasePass):
             best = None
         strength, shifted = best or (0.0, False)
         session.records.append(
-            ScalingRecord(
+            ScaledInputsRecord(
                 name,
                 [n for n, _ in group],
                 errors[best] / (errors[None] or 1.0),
@@ -184,15 +184,12 @@ class ScaleInputs(BasePass):
             return
         everything = [torch.cat(p) for p in zip(*halves, strict=True)]
         found = channel_ranges(everything, act.bits, self.p, shifted)
-        scaling = found.scaling(strength, shifted)
+        channels = found.scaling(strength, shifted)
         if free is not None:
-            index = free.inputs[name].to(scaling.factors.device) - 1
-            factors = torch.empty_like(scaling.factors, dtype=torch.float64)
-            factors[index] = scaling.factors.double()
-            apply_factors(session.model, free, factors)
+            _divide_maker(session.model, free, name, channels.factors)
             return
         for n, _ in group:
-            session.edit(ScaledInput.by(n, scaling.factors, scaling.shift))
+            session.edit(ScaledInput.by(n, channels.factors, channels.shift))
 
     def _errors(
         self,
@@ -218,7 +215,7 @@ class ScaleInputs(BasePass):
 
 
 def _summary(records: list[Record]) -> str:
-    tried = [r for r in records if isinstance(r, ScalingRecord)]
+    tried = [r for r in records if isinstance(r, ScaledInputsRecord)]
     scaled = [r for r in tried if r.strength or r.shifted]
     free = sum(r.free for r in scaled)
     return (
@@ -239,6 +236,23 @@ def _free(scalings: list[Scaling], names: set[str]) -> Scaling | None:
         ):
             return one
     return None
+
+
+def _divide_maker(
+    model: nn.Module, free: Scaling, reader: str, factors: Tensor
+) -> None:
+    """Has what makes a tensor give it divided, and its readers make up.
+
+    Args:
+        model (nn.Module): Changed in place.
+        free (Scaling): From :func:`_free`.
+        reader (str): A layer that reads the tensor.
+        factors (Tensor): ``[C]``, of its input channels.
+    """
+    index = free.inputs[reader].to(factors.device) - 1
+    ordered = torch.empty_like(factors, dtype=torch.float64)
+    ordered[index] = factors.double()
+    apply_factors(model, free, ordered)
 
 
 def _levels(

@@ -525,11 +525,15 @@ def test_recipe_has_it():
     assert 'iters' not in arguments(distribution_correction=None)
 
 
-def test_scaled_maps_are_not_what_norms_have_stored():
+@pytest.mark.parametrize(
+    ('key', 'kind'),
+    [('equalize', 'EqualizeChannels'), ('scale_inputs', 'ScaleInputs')],
+)
+def test_scaled_maps_are_not_what_norms_have_stored(key, kind):
     found = parse_quant_cfg(
-        dict(recipe='pd_quant', bits='w4a4', equalize=True)
+        dict(recipe='pd_quant', bits='w4a4', **{key: True})
     )
-    with pytest.raises(QuantConfigError, match='EqualizeChannels has scaled'):
+    with pytest.raises(QuantConfigError, match=f'{kind} has scaled'):
         checked(found.built_passes)
     qdrop = dict(recipe='qdrop', bits='w4a4', equalize=True)
     assert checked(parse_quant_cfg(qdrop).built_passes)
