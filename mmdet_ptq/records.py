@@ -90,7 +90,7 @@ class RoundingRecord(Record):
 
 
 @dataclass(frozen=True)
-class ScalingRecord(Record):
+class ScaledInputsRecord(Record):
     """Whether the channels of an input got grids of their own.
 
     Attributes:
@@ -151,7 +151,7 @@ def reported(records: Iterable[Record]) -> dict[str, list[dict]]:
         ranges=RangeRecord,
         rounding=RoundingRecord,
         equalization=EqualizationRecord,
-        scaling=ScalingRecord,
+        scaling=ScaledInputsRecord,
     )
     found = list(records)
     return {

@@ -19,7 +19,6 @@ from .samples import (
     own_quantizers,
     size_of,
 )
-from .second_moments import SecondMoments, moment_size, split_by_memory
 from .session import Progress, Session, timed
 from .sources import from_config
 from .statistics import Statistics
@@ -39,7 +38,6 @@ __all__ = [
     'Replay',
     'ResumeStore',
     'Sample',
-    'SecondMoments',
     'Session',
     'Statistics',
     'UnitView',
@@ -49,7 +47,6 @@ __all__ = [
     'frozen',
     'gradients',
     'mix',
-    'moment_size',
     'notes_on',
     'observing',
     'own_quantizers',
@@ -57,7 +54,6 @@ __all__ = [
     'sample_rows',
     'share_of_rank',
     'size_of',
-    'split_by_memory',
     'steering',
     'timed',
     'weight_matrix',

@@ -1,5 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""Tables of chosen ranges and of compensated rounding."""
+"""Tables of equalized channels, chosen ranges and compensated rounding."""
+
+from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,29 +16,24 @@ def print_ranges(console: Console, records: list[dict]) -> None:
         records (list[dict]): Fields of each ``RangeRecord``, as in the
             result file.
     """
-    if not records:
-        return
-    table = Table(
-        title='chosen ranges',
-        caption=(
-            "loss of the detector's outputs; after: of all ranges jointly; "
-            'evaluations of it'
-        ),
-        box=SIMPLE_HEAD,
+    _print(
+        console,
+        'chosen ranges',
+        "loss of the detector's outputs; after: of all ranges jointly; "
+        'evaluations of it',
+        ('unit',),
+        ('exponent', 'loss', 'after', 'evaluations'),
+        [
+            (
+                r['unit'],
+                f'{r["exponent"]:.3g}',
+                f'{r["loss"]:.4g}',
+                _or_dash(r['after'], '.4g'),
+                str(r['evaluations']),
+            )
+            for r in records
+        ],
     )
-    table.add_column('unit', no_wrap=True)
-    for column in ('exponent', 'loss', 'after', 'evaluations'):
-        table.add_column(column, justify='right', no_wrap=True)
-    for r in records:
-        after = '-' if r['after'] is None else f'{r["after"]:.4g}'
-        table.add_row(
-            r['unit'],
-            f'{r["exponent"]:.3g}',
-            f'{r["loss"]:.4g}',
-            after,
-            str(r['evaluations']),
-        )
-    console.print(table)
 
 
 def print_rounding(console: Console, records: list[dict]) -> None:
@@ -47,28 +44,24 @@ def print_rounding(console: Console, records: list[dict]) -> None:
         records (list[dict]): Fields of each ``RoundingRecord``, as in the
             result file.
     """
-    if not records:
-        return
-    table = Table(
-        title='compensated rounding',
-        caption=(
-            "mean squared error of a layer's output over that output's mean "
-            'square: weights rounded to the nearest values, and rounded here; '
-            'correction: share towards the float output'
-        ),
-        box=SIMPLE_HEAD,
+    _print(
+        console,
+        'compensated rounding',
+        "mean squared error of a layer's output over that output's mean "
+        'square: weights rounded to the nearest values, and rounded here; '
+        'correction: share towards the float output',
+        ('layer',),
+        ('nearest', 'here', 'correction'),
+        [
+            (
+                r['unit'],
+                f'{r["before"]:.3g}',
+                f'{r["after"]:.3g}',
+                f'{r["share"]:.0%}',
+            )
+            for r in records
+        ],
     )
-    table.add_column('layer', no_wrap=True)
-    for column in ('nearest', 'here', 'correction'):
-        table.add_column(column, justify='right', no_wrap=True)
-    for r in records:
-        table.add_row(
-            r['unit'],
-            f'{r["before"]:.3g}',
-            f'{r["after"]:.3g}',
-            f'{r["share"]:.0%}',
-        )
-    console.print(table)
 
 
 def print_equalization(console: Console, records: list[dict]) -> None:
@@ -79,29 +72,47 @@ def print_equalization(console: Console, records: list[dict]) -> None:
         records (list[dict]): Fields of each ``EqualizationRecord``, as in
             the result file.
     """
-    if not records:
-        return
-    table = Table(
-        title='equalized channels',
-        caption=(
-            'ratio: largest factor over the smallest; mean squared error of '
-            "quantized outputs over the outputs' mean square"
-        ),
-        box=SIMPLE_HEAD,
+    _print(
+        console,
+        'equalized channels',
+        'ratio: largest factor over the smallest; mean squared error of '
+        "quantized outputs over the outputs' mean square",
+        ('made -> read', 'kind', 'by'),
+        ('alpha', 'ratio', 'before', 'after'),
+        [
+            (
+                r['unit'],
+                r['kind'],
+                r['by'] or 'left',
+                f'{r["alpha"]:g}' if r['by'] else '-',
+                f'{r["ratio"]:.3g}',
+                _or_dash(r['before'], '.3g'),
+                _or_dash(r['after'], '.3g'),
+            )
+            for r in records
+        ],
     )
-    table.add_column('made -> read', no_wrap=True)
-    table.add_column('kind')
-    table.add_column('by')
-    for column in ('alpha', 'ratio', 'before', 'after'):
+
+
+def _print(
+    console: Console,
+    title: str,
+    caption: str,
+    words: Sequence[str],
+    numbers: Sequence[str],
+    rows: Iterable[tuple[str, ...]],
+) -> None:
+    """A table of columns of words, then of numbers, if it has a row."""
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD)
+    for i, column in enumerate(words):
+        table.add_column(column, no_wrap=i == 0)
+    for column in numbers:
         table.add_column(column, justify='right', no_wrap=True)
-    for r in records:
-        errors = (r['before'], r['after'])
-        table.add_row(
-            r['unit'],
-            r['kind'],
-            r['by'] or 'left',
-            f'{r["alpha"]:g}' if r['by'] else '-',
-            f'{r["ratio"]:.3g}',
-            *('-' if e is None else f'{e:.3g}' for e in errors),
-        )
-    console.print(table)
+    for row in rows:
+        table.add_row(*row)
+    if table.row_count:
+        console.print(table)
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return '-' if value is None else f'{value:{form}}'

@@ -31,12 +31,13 @@ def in_bfloat16(
     """
     kind = device.type
     before = torch.get_autocast_dtype(kind)
+    enabled = torch.is_autocast_enabled(kind)
 
     def enter(_: QuantLayer, __: tuple) -> None:
         torch.set_autocast_enabled(kind, True)
 
     def leave(_: QuantLayer, __: tuple, output: Any) -> Tensor:
-        torch.set_autocast_enabled(kind, False)
+        torch.set_autocast_enabled(kind, enabled)
         return output.float()
 
     hooks = []
@@ -49,7 +50,7 @@ def in_bfloat16(
     try:
         yield
     finally:
-        torch.set_autocast_enabled(kind, False)
+        torch.set_autocast_enabled(kind, enabled)
         torch.set_autocast_dtype(kind, before)
         for hook in hooks:
             hook.remove()

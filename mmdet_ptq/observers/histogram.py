@@ -7,7 +7,7 @@ from torch import Tensor
 from .base import BaseObserver, State, on_cpu
 from .bins import MIN_EXPONENT, coarsen, exponents
 from .counting import Sample, count, grow, in_parts
-from .sampling import sample_rows
+from .sampling import sample_elements
 
 MOST_BINS, FEWEST_BINS, ALL_BINS = 1 << 14, 1 << 10, 1 << 19
 
@@ -48,7 +48,7 @@ class HistogramObserver(BaseObserver):
         return self.counts.shape[-1] // 2
 
     def _keep(self, x: Tensor) -> tuple[Tensor, int]:
-        sample, weight = sample_rows(x, self.granularity)
+        sample, weight = sample_elements(x, self.granularity)
         # a copy: what follows may work in place on what was observed
         return sample.to(torch.float32, copy=weight == 1), weight
 

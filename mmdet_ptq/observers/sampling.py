@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..checks import whole
+from ..quantizers.fake_quantize import memory_order
 from ..quantizers.granularity import Granularity
-from ..quantizers.kernels import memory_order
 
 #: most elements sampled from a tensor by one call
 SAMPLE = 1 << 16
@@ -43,7 +43,7 @@ def row_extremes(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
     return low.reshape(rows, -1).amin(1), high.reshape(rows, -1).amax(1)
 
 
-def sample_rows(x: Tensor, granularity: Granularity) -> tuple[Tensor, int]:
+def sample_elements(x: Tensor, granularity: Granularity) -> tuple[Tensor, int]:
     """Draws the same share of elements from every row.
 
     Which elements are drawn depends on the shape of ``x`` and on nothing

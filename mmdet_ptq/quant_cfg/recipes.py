@@ -10,19 +10,22 @@ from ..errors import RENAMED, QuantConfigError, unknown
 from .plain import plain
 
 RECIPE_DIR = Path(__file__).parent.parent / 'recipes'
-#: keys of a recipe file and of ``quant_cfg``
-KEYS = (
-    'recipe',
-    'bits',
-    'rules',
-    'passes',
-    'equalize',
-    'scale_inputs',
-    'pass_args',
-    'calibration',
+#: keys of a recipe file and of ``quant_cfg``, with their types; what bits
+#: may be is checked where they are read
+KINDS = dict(
+    recipe=str,
+    bits=object,
+    rules=list,
+    passes=list,
+    equalize=bool,
+    scale_inputs=bool,
+    pass_args=dict,
+    calibration=dict,
 )
+KEYS = tuple(KINDS)
 FOLD = 'FoldBatchNorm'
-#: keys that put a pass behind it, or take it out; the first comes first
+#: keys that put a pass right behind ``FOLD``, or take it out; where both
+#: are set, the first one's pass comes first
 SWITCHES = dict(equalize='EqualizeChannels', scale_inputs='ScaleInputs')
 
 
@@ -109,21 +112,12 @@ def checked_keys(cfg: Any, where: str = 'quant_cfg') -> dict:
             f"dict(recipe={example!r}, bits='w8a8')"
         )
     cfg = {k: v for k, v in plain(cfg).items() if v is not None}
-    kinds = dict(
-        recipe=str,
-        rules=list,
-        passes=list,
-        equalize=bool,
-        scale_inputs=bool,
-        pass_args=dict,
-        calibration=dict,
-    )
     for key, value in cfg.items():
         if key not in KEYS:
             raise QuantConfigError(f'{where}: ' + unknown('key', key, KEYS))
-        if not isinstance(value, kinds.get(key, object)):
+        if not isinstance(value, KINDS[key]):
             raise QuantConfigError(
-                f'{where}.{key}: expected a {kinds[key].__name__}, '
+                f'{where}.{key}: expected a {KINDS[key].__name__}, '
                 f'got {value!r}'
             )
     return cfg

@@ -13,13 +13,14 @@ from .capabilities import (
     Searchable,
     SoftRounding,
 )
-from .encoding import Encoding, TableEncoding, UniformEncoding
+from .encoding import Encoding, UniformEncoding
 from .export_ops import export_mode
 from .granularity import Granularity
 from .llaq import LLAQuantizer, ShiftForm, lut, shift_form
 from .packing import pack, unpack
 from .subset import SubsetQuantizer
 from .table import TableQuantizer
+from .table_encoding import TableEncoding
 from .uniform import UniformQuantizer
 
 __all__ = [

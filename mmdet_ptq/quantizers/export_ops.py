@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .encoding import TableEncoding
 from .granularity import Granularity
 from .kernels import quantize_dequantize, to_dtype
+from .table_encoding import TableEncoding
 
 _EXPORTING: ContextVar[bool] = ContextVar('export_mode', default=False)
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .base import BaseQuantizer
 from .capabilities import SoftRounding
-from .encoding import TableEncoding, count, look_up
 from .export_ops import fields, table_lookup_op
+from .table_encoding import TableEncoding, count, look_up
 
 
 class TableQuantizer(BaseQuantizer, SoftRounding):

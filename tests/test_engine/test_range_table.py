@@ -6,8 +6,12 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from mmdet_ptq.engine.range_table import print_equalization, print_ranges
-from mmdet_ptq.records import EqualizationRecord, RangeRecord
+from mmdet_ptq.engine.range_table import (
+    print_equalization,
+    print_ranges,
+    print_rounding,
+)
+from mmdet_ptq.records import EqualizationRecord, RangeRecord, RoundingRecord
 
 
 def printed(*records, table=print_ranges):
@@ -44,3 +48,14 @@ def test_a_line_for_each_scaling():
         *('q', '->', 'qk', 'qk', 'left', '-', '1', '0.125', '0.125')
     ] in rows
     assert printed(table=print_equalization) == ''
+
+
+def test_a_line_for_each_rounded_layer():
+    lines = printed(
+        RoundingRecord('head.cls', 0.25, 0.125, 0.01, 0.5, 64, 0),
+        table=print_rounding,
+    ).splitlines()
+    rows = [line.split() for line in lines]
+    assert ['layer', 'nearest', 'here', 'correction'] in rows
+    assert ['head.cls', '0.25', '0.125', '50%'] in rows
+    assert printed(table=print_rounding) == ''

@@ -59,5 +59,10 @@ def test_nothing_stays_behind_after_an_error():
     with pytest.raises(RuntimeError), in_bfloat16({'0': layer}, x.device):
         layer(x[:, :3])
     assert not torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, torch.bfloat16):
+        with in_bfloat16({'0': layer}, x.device):
+            layer(x)
+            assert torch.is_autocast_enabled(kind)
+        assert torch.is_autocast_enabled(kind)
     assert torch.get_autocast_dtype(kind) == dtype
     assert not layer._forward_hooks and not layer._forward_pre_hooks

@@ -14,7 +14,7 @@ from mmdet_ptq.observers.sampling import (
     SAMPLE,
     jittered_index,
     row_extremes,
-    sample_rows,
+    sample_elements,
 )
 from mmdet_ptq.quantizers import Granularity
 
@@ -83,13 +83,13 @@ def layouts(x):
 )
 def test_strides_change_nothing(grain):
     x = torch.randn(2, 8, 160, 170)
-    want, weight = sample_rows(x, grain)
+    want, weight = sample_elements(x, grain)
     rows = grain.rows(x)
     assert want.shape[1] * weight <= rows.shape[1]
     assert weight == 1 or want.numel() <= 1 << 18
     for y in layouts(x):
         assert torch.equal(y, x)
-        got, same = sample_rows(y, grain)
+        got, same = sample_elements(y, grain)
         assert torch.equal(got, want) and same == weight
         low, high = row_extremes(y, grain)
         assert torch.equal(low, rows.amin(1))

@@ -143,6 +143,66 @@ def interval(
     return one.ap(everything) - other.ap(everything), low, high
 
 
+def compared(args: argparse.Namespace) -> list[str]:
+    """A line of the table for each detector, printed when it is known.
+
+    Args:
+        args (argparse.Namespace): Of :func:`main`.
+
+    Returns:
+        list[str]: Of the detectors that have predictions of both methods.
+    """
+    work = Path(args.work_dir) / args.suite
+    rows = []
+    for name in dict.fromkeys(c[0] for c in SUITES[args.suite]):
+        both = []
+        for method in (args.method, args.other):
+            folder = folder_of((name, method, args.bits, 0), work)
+            if not (folder / PREDICTIONS).is_file():
+                break
+            both.append(PerImage(files_of(name)['val'], folder / PREDICTIONS))
+        if len(both) < 2:
+            print(f'{name}: no predictions of {method} in {work}')
+            continue
+        found = interval(*both, args.drawings, args.seed)
+        one, other = (x.ap(np.ones(x.images)) for x in both)
+        rows.append(
+            f'| {name} | {one:.3f} | {other:.3f} | {found[0]:+.3f} '
+            f'| {found[1]:+.3f} to {found[2]:+.3f} |'
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def write_page(args: argparse.Namespace, rows: list[str]) -> None:
+    """Writes the table, and the command that made it.
+
+    Args:
+        args (argparse.Namespace): Of :func:`main`.
+        rows (list[str]): From :func:`compared`.
+    """
+    lines = [
+        f'| detector | {args.method} | {args.other} | difference | 95 % |',
+        '|---|---|---|---|---|',
+        *rows,
+    ]
+    path = Path(args.out) / (
+        f'{args.suite}_{args.bits}_{args.method}_{args.other}.md'
+    )
+    command = (
+        f'python -m tools.accuracy.bootstrap {args.suite} {args.method} '
+        f'{args.other} --bits {args.bits}'
+    )
+    path.write_text(
+        f'# {args.method} against {args.other} at {args.bits}\n\n'
+        'Box AP (0.50:0.95) on the validation images, and in which interval '
+        f'95 % of the differences lie if images are drawn {args.drawings} '
+        f'times with replacement. Made by `{command}`.\n\n'
+        + '\n'.join(lines)
+        + '\n'
+    )
+
+
 def main(words: list[str] | None = None) -> int:
     """Command line of the tool."""
     parser = argparse.ArgumentParser(
@@ -160,46 +220,10 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument('--out', default=str(ROOT / 'docs' / 'results'))
     args = parser.parse_args(words)
-    work = Path(args.work_dir) / args.suite
-    names = list(dict.fromkeys(c[0] for c in SUITES[args.suite]))
-    lines = [
-        f'| detector | {args.method} | {args.other} | difference | 95 % |',
-        '|---|---|---|---|---|',
-    ]
-    for name in names:
-        both = []
-        for method in (args.method, args.other):
-            folder = folder_of((name, method, args.bits, 0), work)
-            if not (folder / PREDICTIONS).is_file():
-                break
-            both.append(PerImage(files_of(name)['val'], folder / PREDICTIONS))
-        if len(both) < 2:
-            print(f'{name}: no predictions of {method} in {work}')
-            continue
-        found = interval(*both, args.drawings, args.seed)
-        one, other = (x.ap(np.ones(x.images)) for x in both)
-        lines.append(
-            f'| {name} | {one:.3f} | {other:.3f} | {found[0]:+.3f} '
-            f'| {found[1]:+.3f} to {found[2]:+.3f} |'
-        )
-        print(lines[-1], flush=True)
-    if len(lines) == 2:
+    rows = compared(args)
+    if not rows:
         parser.error('nothing to compare: run benchmark_accuracy first')
-    path = Path(args.out) / (
-        f'{args.suite}_{args.bits}_{args.method}_{args.other}.md'
-    )
-    command = (
-        f'python -m tools.accuracy.bootstrap {args.suite} {args.method} '
-        f'{args.other} --bits {args.bits}'
-    )
-    path.write_text(
-        f'# {args.method} against {args.other} at {args.bits}\n\n'
-        'Box AP (0.50:0.95) on the validation images, and in which interval '
-        f'95 % of the differences lie if images are drawn {args.drawings} '
-        f'times with replacement. Made by `{command}`.\n\n'
-        + '\n'.join(lines)
-        + '\n'
-    )
+    write_page(args, rows)
     return 0
 
 

@@ -87,10 +87,11 @@ quant_cfg = dict(
 
 ## A grid for each input channel
 
-`scale_inputs=True` puts the pass [ScaleInputs](#scaleinputs) there, and
-`scale_inputs=False` takes it out. Input channels of a layer are then brought
-to one scale, where images held out say that its output gains by it. The
-recipe `gptq` has it.
+`scale_inputs=True` puts the pass [ScaleInputs](#scaleinputs) behind
+`FoldBatchNorm`, and behind `EqualizeChannels` where there is one.
+`scale_inputs=False` takes it out. The input channels of a layer are then
+brought to one scale, where the layer's outputs on images held out become
+more exact by it. The recipe `gptq` has it.
 
 ## Options of the command line
 

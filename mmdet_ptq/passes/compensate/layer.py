@@ -129,7 +129,7 @@ def _rounded(
 ) -> tuple[Tensor, tuple[Tensor, Tensor], float]:
     """Compensated values, errors of the nearest and of these, the damping.
 
-    A row in which the nearest values are no worse keeps them.
+    An output channel whose nearest values are no worse keeps them.
     """
     # the largest inputs first: their errors are the dearest
     diagonal = system.second.diagonal(dim1=1, dim2=2)

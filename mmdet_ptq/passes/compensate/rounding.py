@@ -72,7 +72,8 @@ def compensate(target: Tensor, root: Tensor, nearest: Round) -> Tensor:
     step 3).
 
     Args:
-        target (Tensor): ``[G, R, N]``: R rows in each of G groups.
+        target (Tensor): ``[G, R, N]``: R output channels in each
+            of G groups, N columns.
         root (Tensor): ``[G, N, N]``, from :func:`inverse_root`.
         nearest (Callable): Rounds one column.
 
@@ -134,7 +135,7 @@ def descend(
 
 
 def squared_error(found: Tensor, target: Tensor, moments: Tensor) -> Tensor:
-    """``(t - w) H (t - w)ᵀ`` of each row.
+    """``(t - w) H (t - w)ᵀ`` of each output channel.
 
     Args:
         found (Tensor): ``[G, R, N]``.

@@ -73,7 +73,7 @@ class Trial:
             return 0.0  # a scale for each channel has no part in it
         index = scaling.outputs[name]
         own = spread(factors, index).to(layer.weight)
-        weight = _quantized(
+        weight = on_own_grid(
             quantizer, scaled_outputs(layer.weight, 1 / own, layer)
         )
         wrong = scaled_outputs(weight, own, layer) - layer.weight
@@ -111,7 +111,7 @@ class Trial:
             own = spread(factors, scaling.inputs[name])
             weight = scaled_inputs(layer, own).to(weight.dtype)
         if layer.weight_quantizer is not None:
-            weight = _quantized(layer.weight_quantizer, weight)
+            weight = on_own_grid(layer.weight_quantizer, weight)
         return dict(weight=weight)
 
     def _layer(
@@ -167,10 +167,21 @@ def _over(
     ]
 
 
-def _quantized(quantizer: BaseQuantizer, weight: Tensor) -> Tensor:
+def on_own_grid(
+    quantizer: BaseQuantizer, weight: Tensor, steps: int | None = None
+) -> Tensor:
+    """A weight on the grid that the quantizer would get for it.
+
+    Args:
+        quantizer (BaseQuantizer): Of the weight; stays as it is.
+        weight (Tensor): Float.
+        steps (int, optional): Resolution of the search of its range.
+            Defaults to None: that of ``search_weight_range``.
+    """
     quantizer = copy.deepcopy(quantizer)
+    given = {} if steps is None else dict(steps=steps)
     if isinstance(quantizer, FitsTensor):
         quantizer.fit(weight)
     else:
-        quantizer.set_range(*search_weight_range(weight, quantizer))
+        quantizer.set_range(*search_weight_range(weight, quantizer, **given))
     return quantizer(weight)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ...layers import QuantLayer
 from ...observers import search_weight_range
-from ...quantizers import BaseQuantizer, FitsTensor, UniformQuantizer
+from ...quantizers import BaseQuantizer, UniformQuantizer
 from ...surgery import scaled_inputs
+from ..equalize.trial import on_own_grid
 
 #: samples of a channel, other than 0, at which its own range counts half
 HALF = 16
@@ -138,7 +139,10 @@ def output_error(
         weight = layer.weight.detach()
         if scaling is not None:
             weight = scaled_inputs(layer, scaling.factors).to(weight)
-        off = weight - _quantized(layer, weight)
+        rounded = weight
+        if layer.weight_quantizer is not None:
+            rounded = on_own_grid(layer.weight_quantizer, weight, STEPS)
+        off = weight - rounded
         for part, moment in ((weight, error), (off, power)):
             taps = _columns(layer, part).transpose(0, 2)  # [K, O, C]
             total += float(((taps @ moment) * taps).sum())
@@ -150,15 +154,3 @@ def _columns(layer: nn.Module, weight: Tensor) -> Tensor:
     if not isinstance(layer, nn.ConvTranspose2d):
         weight = weight.transpose(0, 1)
     return weight.reshape(*weight.shape[:2], -1)
-
-
-def _quantized(layer: QuantLayer, weight: Tensor) -> Tensor:
-    """A weight, nearest values of a grid of its own."""
-    if layer.weight_quantizer is None:
-        return weight
-    grid = copy.deepcopy(layer.weight_quantizer)
-    if isinstance(grid, FitsTensor):
-        grid.fit(weight)
-    else:
-        grid.set_range(*search_weight_range(weight, grid, steps=STEPS))
-    return grid(weight)

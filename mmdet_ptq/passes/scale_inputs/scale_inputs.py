@@ -7,14 +7,14 @@ from typing import ClassVar
 
 import torch
 from mmengine.dist import all_gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...calibration import Images, Session, observing
 from ...checks import number, whole
 from ...detectors import adapter_for
 from ...errors import NumericError
 from ...layers import QuantLayer, float_mode
-from ...records import Record, ScalingRecord
+from ...records import Record, ScaledInputsRecord
 from ...registry import PASSES
 from ...structures import Port, Scaling
 from ...surgery import ScaledInput, can_shift
@@ -177,7 +177,7 @@ class ScaleInputs(BasePass):
             best = None
         strength, shifted = best or (0.0, False)
         session.records.append(
-            ScalingRecord(
+            ScaledInputsRecord(
                 name,
                 [n for n, _ in group],
                 errors[best] / (errors[None] or 1.0),
@@ -190,15 +190,12 @@ class ScaleInputs(BasePass):
             return
         everything = [torch.cat(p) for p in zip(*halves, strict=True)]
         found = channel_ranges(everything, act.bits, self.p, shifted)
-        scaling = found.scaling(strength, shifted)
+        channels = found.scaling(strength, shifted)
         if free is not None:
-            index = free.inputs[name].to(scaling.factors.device) - 1
-            factors = torch.empty_like(scaling.factors, dtype=torch.float64)
-            factors[index] = scaling.factors.double()
-            apply_factors(session.model, free, factors)
+            _divide_maker(session.model, free, name, channels.factors)
             return
         for n, _ in group:
-            session.edit(ScaledInput.by(n, scaling.factors, scaling.shift))
+            session.edit(ScaledInput.by(n, channels.factors, channels.shift))
 
     def _errors(
         self,
@@ -224,7 +221,7 @@ class ScaleInputs(BasePass):
 
 
 def _summary(records: list[Record]) -> str:
-    tried = [r for r in records if isinstance(r, ScalingRecord)]
+    tried = [r for r in records if isinstance(r, ScaledInputsRecord)]
     scaled = [r for r in tried if r.strength or r.shifted]
     free = sum(r.free for r in scaled)
     return (
@@ -258,6 +255,23 @@ def _free(
         ):
             return one
     return None
+
+
+def _divide_maker(
+    model: nn.Module, free: Scaling, reader: str, factors: Tensor
+) -> None:
+    """Has what makes a tensor give it divided, and its readers make up.
+
+    Args:
+        model (nn.Module): Changed in place.
+        free (Scaling): From :func:`_free`.
+        reader (str): A layer that reads the tensor.
+        factors (Tensor): ``[C]``, of its input channels.
+    """
+    index = free.inputs[reader].to(factors.device) - 1
+    ordered = torch.empty_like(factors, dtype=torch.float64)
+    ordered[index] = factors.double()
+    apply_factors(model, free, ordered)
 
 
 def _levels(

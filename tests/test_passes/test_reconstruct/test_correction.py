@@ -526,7 +526,7 @@ def test_recipe_has_it():
 
 
 @pytest.mark.parametrize(
-    'key, kind',
+    ('key', 'kind'),
     [('equalize', 'EqualizeChannels'), ('scale_inputs', 'ScaleInputs')],
 )
 def test_scaled_maps_are_not_what_norms_have_stored(key, kind):
