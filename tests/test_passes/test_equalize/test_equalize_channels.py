@@ -300,6 +300,8 @@ def test_what_is_asked_for_has_to_be_exact(only, match):
     [
         (dict(pairs=['conv']), "pairs 'conv'"),
         (dict(pairs='layer'), 'pairs'),
+        (dict(pairs=[]), 'pairs is empty'),
+        (dict(only=[]), 'only is empty'),
         (dict(choose='best'), "choose 'best'"),
         (dict(alpha=1.5), 'alpha must be a number from 0 to 1'),
         (dict(only='fc1'), 'only must be a list of strings'),

@@ -179,6 +179,7 @@ def test_arguments():
     for bad in (
         dict(rows=0),
         dict(strengths=[1.5]),
+        dict(strengths=[]),
         dict(gain=2.0),
         dict(p=0.0),
     ):
