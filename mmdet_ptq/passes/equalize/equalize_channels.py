@@ -229,9 +229,9 @@ def _name(scaling: Scaling) -> str:
 
 
 def _added(errors: list[float]) -> list[float]:
-    """Errors of all ranks."""
+    """Mean errors over all ranks."""
     if get_world_size() == 1:
         return errors
     total = torch.tensor(errors, dtype=torch.float64)
     all_reduce(total)
-    return total.tolist()
+    return (total / get_world_size()).tolist()
