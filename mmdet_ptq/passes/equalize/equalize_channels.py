@@ -84,6 +84,9 @@ class EqualizeChannels(BasePass):
         self.pairs = PAIRS if pairs is None else tuple(pairs)
         for pair in self.pairs:
             one_of('pairs', pair, PAIRS)
+        for key, value in (('pairs', pairs), ('only', only)):
+            if value is not None and not value:
+                raise ValueError(f'{key} is empty: nothing would be scaled')
         self.choose = one_of('choose', choose, CHOICES)
         self.alpha = number('alpha', alpha, 0, 1)
         self.only = only
@@ -226,9 +229,9 @@ def _name(scaling: Scaling) -> str:
 
 
 def _added(errors: list[float]) -> list[float]:
-    """Errors of all ranks."""
+    """Mean errors over all ranks."""
     if get_world_size() == 1:
         return errors
     total = torch.tensor(errors, dtype=torch.float64)
     all_reduce(total)
-    return total.tolist()
+    return (total / get_world_size()).tolist()

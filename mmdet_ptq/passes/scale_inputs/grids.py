@@ -136,7 +136,7 @@ def output_error(
         power = power + q.mT @ q / len(x)
     total = 0.0
     for layer in layers:
-        weight = layer.weight.detach()
+        weight = layer.weight.detach().float()
         if scaling is not None:
             weight = scaled_inputs(layer, scaling.factors).to(weight)
         rounded = weight

@@ -76,6 +76,8 @@ class ScaleInputs(BasePass):
     ) -> None:
         self.rows = whole('rows', rows, 1)
         self.strengths = [number('strengths', s, 0, 1) for s in strengths]
+        if not self.strengths:
+            raise ValueError('strengths is empty: nothing would be tried')
         self.shift = shift
         self.gain = number('gain', gain, 0, 1)
         self.p = number('p', p, above=True)

@@ -4,6 +4,7 @@
 import pytest
 import torch
 from mmengine.model import BaseModel
+from rank_kit import on_ranks
 from torch import nn
 from two_levels import MINMAX, RULES, Tiny, batches
 
@@ -17,6 +18,7 @@ from mmdet_ptq.layers import float_mode
 from mmdet_ptq.passes import EqualizeChannels, FoldBatchNorm
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 from mmdet_ptq.quantizers import UniformQuantizer
+from mmdet_ptq.records import EqualizationRecord
 from mmdet_ptq.surgery import SplitMultiheadAttention
 from mmdet_ptq.testing import noise_batches, random_detector
 
@@ -300,6 +302,8 @@ def test_what_is_asked_for_has_to_be_exact(only, match):
     [
         (dict(pairs=['conv']), "pairs 'conv'"),
         (dict(pairs='layer'), 'pairs'),
+        (dict(pairs=[]), 'pairs is empty'),
+        (dict(only=[]), 'only is empty'),
         (dict(choose='best'), "choose 'best'"),
         (dict(alpha=1.5), 'alpha must be a number from 0 to 1'),
         (dict(only='fc1'), 'only must be a list of strings'),
@@ -348,3 +352,18 @@ def test_resume_after_it():
     found = again.model.state_dict()
     for name, tensor in session.model.state_dict().items():
         assert torch.equal(tensor, found[name]), name
+
+
+def test_errors_of_ranks_are_of_the_size_of_one(tmp_path):
+    def errors(_):
+        session = before_passes(Attending(), batches(2))
+        EqualizeChannels().run(session)
+        found = [
+            r for r in session.records if isinstance(r, EqualizationRecord)
+        ]
+        return [(r.before, r.after) for r in found]
+
+    one = errors(0)
+    assert one and all(before > 0 for before, _ in one)
+    # both have the same images
+    assert on_ranks(errors, 2, tmp_path) == [one, one]

@@ -14,6 +14,7 @@ from mmdet_ptq.errors import NumericError, QuantConfigError
 from mmdet_ptq.layers import float_mode
 from mmdet_ptq.passes import FoldBatchNorm, ScaleInputs
 from mmdet_ptq.quant_cfg import parse_quant_cfg
+from mmdet_ptq.records import ScalingRecord
 from mmdet_ptq.surgery import ScaledInput
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
@@ -33,9 +34,10 @@ RULES = [
 class Net(BaseModel):
     """Uneven channels behind SiLU, behind a sum, behind ReLU."""
 
-    def __init__(self):
+    def __init__(self, dtype=torch.float32):
         super().__init__()
         torch.manual_seed(0)
+        self.dtype = dtype
         self.first = nn.Conv2d(3, 8, 3, padding=1)
         self.one, self.two = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
         self.padded = nn.Conv2d(8, 8, 3, padding=1)
@@ -48,7 +50,7 @@ class Net(BaseModel):
         self.to(torch.get_default_device())
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
-        x = self.first(torch.stack(list(inputs)).float())
+        x = self.first(torch.stack(list(inputs)).to(self.dtype))
         x = nn.functional.silu(x)
         x = nn.functional.silu(self.one(x)) + self.two(x)
         x = self.last(self.padded(x).relu())
@@ -177,6 +179,7 @@ def test_arguments():
     for bad in (
         dict(rows=0),
         dict(strengths=[1.5]),
+        dict(strengths=[]),
         dict(gain=2.0),
         dict(p=0.0),
     ):
@@ -199,3 +202,23 @@ def test_nan_names_the_layer():
     quant_cfg = dict(bits='w4a4', rules=RULES, passes=PASSES)
     with pytest.raises(NumericError, match=r'^first: NaN or Inf in'):
         quantize_detector(Net().eval(), data, quant_cfg)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_a_model_of_half_precision(dtype):
+    """It is scaled as the float32 one of the same numbers is."""
+
+    def records(model, cast):
+        data = batches(6)
+        for batch in data:
+            batch['inputs'] = [x.to(dtype) for x in batch['inputs']]
+        quant_cfg = dict(bits='w8a4', rules=RULES, passes=PASSES)
+        session = quantize_detector(cast(model), data, quant_cfg)
+        assert outputs(model).isfinite().all()
+        return [r for r in session.records if isinstance(r, ScalingRecord)]
+
+    half = records(Net(dtype).eval(), lambda m: m.to(dtype))
+    full = records(Net().eval(), lambda m: m.to(dtype).float())
+    for one, other in zip(half, full, strict=True):
+        assert one.layers == other.layers and one.shifted == other.shifted
+        assert one.error == pytest.approx(other.error, rel=0.2)

@@ -91,7 +91,7 @@ class AdaRound(Learner):
             logit = -torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1)
             soft = nn.Parameter(logit)
             self._parts.append((layer, lower, soft))
-            layer.learn_weight(self._source(quantizer, lower, soft))
+            layer.learn_weight(self._source(layer, lower, soft))
             if layer.rounded is None:
                 # the soft weight is the float one: nothing is to correct
                 layer.shift_bias(None)
@@ -99,8 +99,11 @@ class AdaRound(Learner):
         return [dict(params=[soft for *_, soft in self._parts], lr=lr)]
 
     def _source(
-        self, quantizer: Any, lower: Tensor, soft: nn.Parameter
+        self, layer: QuantLayer, lower: Tensor, soft: nn.Parameter
     ) -> Any:
+        # values are float32, whatever the layer computes in
+        quantizer: Any = layer.weight_quantizer
+        dtype = layer.weight.dtype
         low, high = quantizer.values(lower), quantizer.values(lower + 1)
         # asked of the parameters: passes run without gradients, only their
         # steps with
@@ -110,12 +113,14 @@ class AdaRound(Learner):
             def weight() -> Tensor:
                 low = quantizer.values(lower)
                 high = quantizer.values(lower + 1)
-                return torch.lerp(low, high, rectified_sigmoid(soft))
+                found = torch.lerp(low, high, rectified_sigmoid(soft))
+                return found.to(dtype)
 
         else:
 
             def weight() -> Tensor:
-                return torch.lerp(low, high, rectified_sigmoid(soft))
+                found = torch.lerp(low, high, rectified_sigmoid(soft))
+                return found.to(dtype)
 
         return weight
 
@@ -145,7 +150,7 @@ class AdaRound(Learner):
         for layer, lower, soft in self._parts:
             codes = lower + (soft >= 0).to(lower.dtype)
             values = layer.weight_quantizer.values(codes)
-            layer.fix_weight(values.detach())
+            layer.fix_weight(values.detach().to(layer.weight.dtype))
         self._parts = []
 
 

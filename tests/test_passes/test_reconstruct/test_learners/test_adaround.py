@@ -173,3 +173,20 @@ def test_rate_of_rounding(iters, lr):
     layer = layer_with(QUANTIZERS['uniform'](), torch.randn(2, 3))
     (group,) = AdaRound().start({'0': layer}, [], iters)
     assert group['lr'] == pytest.approx(lr)
+
+
+@pytest.mark.parametrize('name', QUANTIZERS)
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_a_layer_of_half_precision(name, dtype):
+    torch.manual_seed(0)
+    layer = layer_with(QUANTIZERS[name](), torch.randn(6, 40).to(dtype))
+    layer.to(dtype)
+    learner = AdaRound()
+    (group,) = learner.start({'0': layer}, [], 200)
+    layer(torch.randn(4, 40).to(dtype)).sum().backward()
+    (soft,) = group['params']
+    assert bool(soft.grad.any())
+    learner.harden()
+    assert layer.rounded.dtype == dtype
+    values = layer.weight_quantizer(layer.rounded.float())
+    assert torch.equal(layer.rounded, values.to(dtype))
