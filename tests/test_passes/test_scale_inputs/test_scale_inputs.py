@@ -14,7 +14,7 @@ from mmdet_ptq.errors import NumericError, QuantConfigError
 from mmdet_ptq.layers import float_mode
 from mmdet_ptq.passes import FoldBatchNorm, ScaleInputs
 from mmdet_ptq.quant_cfg import parse_quant_cfg
-from mmdet_ptq.records import ScalingRecord
+from mmdet_ptq.records import ScaledInputsRecord
 from mmdet_ptq.surgery import ScaledInput
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
@@ -215,7 +215,9 @@ def test_a_model_of_half_precision(dtype):
         quant_cfg = dict(bits='w8a4', rules=RULES, passes=PASSES)
         session = quantize_detector(cast(model), data, quant_cfg)
         assert outputs(model).isfinite().all()
-        return [r for r in session.records if isinstance(r, ScalingRecord)]
+        return [
+            r for r in session.records if isinstance(r, ScaledInputsRecord)
+        ]
 
     half = records(Net(dtype).eval(), lambda m: m.to(dtype))
     full = records(Net().eval(), lambda m: m.to(dtype).float())
