@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmdet_ptq.quantizers import UniformQuantizer
-from mmdet_ptq.quantizers import kernels as kernels_module
+from mmdet_ptq.quantizers import fake_quantize as chain
 from mmdet_ptq.quantizers.base import to_dtype
 
 
@@ -62,7 +62,7 @@ def onnx_qdq(y, s, z, qmin, qmax):
 @pytest.mark.parametrize('bits', [2, 3, 8])
 @pytest.mark.parametrize('block', [8, 64, 1 << 17])
 def test_arithmetic_is_that_of_onnx(symmetric, bits, block, monkeypatch):
-    monkeypatch.setattr(kernels_module, 'BLOCK', block)
+    monkeypatch.setattr(chain, 'BLOCK', block)
     torch.manual_seed(0)
     for kind, k in (('tensor', 1), ('channel', 6), ('group', 3)):
         q = UniformQuantizer(

@@ -136,9 +136,9 @@ def test_what_is_won_is_that_of_the_output():
     exact, _ = data(layer, 100)
     # four fifths of the signal: what the weight can make up for
     noisy = [0.8 * x for x in exact]
-    layer.quantize_weight = False
+    layer.switch(weight=False, act=True)
     wanted = torch.cat([layer(x) for x in exact]).flatten(0, 1)
-    layer.quantize_weight = True
+    layer.switch(weight=True, act=True)
     plain = torch.cat([layer(x) for x in noisy]).flatten(0, 1)
     found = round_layer(layer, gathered(layer, exact, noisy), 0.0, True, 1)
     ours = torch.cat([layer(x) for x in noisy]).flatten(0, 1)
