@@ -17,14 +17,15 @@ HEAD = """# Which recipe?
 
 Made by `python -m tools.docs.make_which_recipe_doc` from `docs/results`.
 
-Take `uniform` if you need 8 bits, or 4-bit weights with 8-bit activations. It
-learns nothing and is done in seconds. With fewer bits take `{best}`, which
-learns rounding, step sizes and the values of weights, and is done in minutes
-on a small detector. DETR, whose head is a transformer, loses much with 4-bit
-activations, whatever the recipe.
+Take `uniform` if you need 8 bits. It learns nothing and is done in seconds.
+With 4-bit weights and 8-bit activations take `gptq`, which learns nothing
+either and is done in minutes. With fewer bits take `{best}`, which learns
+rounding, step sizes and the values of weights, and takes longer. DETR, whose
+head is a transformer, loses much with 4-bit activations, whatever the recipe.
 
 ```bash
-python tools/ptq.py CONFIG CHECKPOINT --recipe uniform --bits w4a8
+python tools/ptq.py CONFIG CHECKPOINT --recipe uniform --bits w8a8
+python tools/ptq.py CONFIG CHECKPOINT --recipe gptq --bits w4a8
 python tools/ptq.py CONFIG CHECKPOINT --recipe {best} --bits w4a4
 ```
 
@@ -58,7 +59,8 @@ TAIL = """
   [compensated](results/compensated.md) was measured on, while two runs shared
   it: float test left out, quantized test included; the median over the
   detectors of the row. Columns are as above. Recipes that learn took 200
-  steps a unit.
+  steps a unit. [Here](results/compensated_w4a8_gptq_qdrop.md) is how much of
+  the differences at w4a8 the choice of images explains.
 * `gptq` rounds the columns of a weight one after the other, so that each
   makes up for the errors of those before, and gives the channels of inputs
   grids of their own where images held out gain by it. It learns nothing.
