@@ -23,6 +23,7 @@ from .session import Progress, Session, timed
 from .sources import from_config
 from .statistics import Statistics
 from .store import ResumeStore
+from .sweep import Sweep
 from .units import Call, UnitView, frozen, mix
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     'Sample',
     'Session',
     'Statistics',
+    'Sweep',
     'UnitView',
     'collect',
     'collect_float',

@@ -111,7 +111,7 @@ class CompensateRounding(BasePass):
         ):
             adapter = adapter_for(session.model, session.graph, False)
             images = Images(session, cache, adapter, [])
-            forwards = Forwards(session, images, self.rows)
+            forwards = Forwards(session, images, units, self.rows)
             if self.towards_float:
                 self._keep_exact(session, forwards, units[done:])
             with forwards.watching():

@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Rows of the inputs of layers, at the same positions in every forward."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 from ...calibration import (
     Images,
-    Prefix,
     Session,
+    Sweep,
     UnitView,
     observing,
-    room_for_outputs,
     sample_rows,
     steering,
 )
 from ...layers import QuantLayer, float_mode
+from ...structures import Unit
 from .moments import Product
 
 Rows = dict[str, list[Tensor]]
@@ -70,15 +70,22 @@ class Forwards:
     Args:
         session (Session): The running quantization.
         images (Images): The images.
+        units (Sequence[Unit]): All units, in the order they are visited.
         count (int): Most rows of a call.
     """
 
-    def __init__(self, session: Session, images: Images, count: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        images: Images,
+        units: Sequence[Unit],
+        count: int,
+    ) -> None:
         self.session = session
         self.images = images
         self.count = count
         self._exact: dict[int, dict[str, Any]] = {}
-        self._prefix: Prefix | None = None
+        self._sweep = Sweep(session.model, units, images.cache)
 
     def keep_exact(
         self,
@@ -109,14 +116,11 @@ class Forwards:
 
     def watching(self) -> AbstractContextManager[None]:
         """Inside, what did not change is not computed again."""
-        cache, session = self.images.cache, self.session
-        room = room_for_outputs(cache.limit - cache.in_memory, session.device)
-        self._prefix = Prefix(session.layers, room)
-        return self._prefix.watching()
+        return self._sweep.watching()
 
     def change(self, names: Collection[str]) -> None:
         """Says which layers may give something else from now on."""
-        self._prefix.change(names)
+        self._sweep.change(names)
 
     def rows(
         self, layers: Mapping[str, QuantLayer], view: UnitView
@@ -140,7 +144,7 @@ class Forwards:
                     self.images.run(j)
 
             with tapping(self.session, layers, j, self.count, True) as found:
-                self._prefix.run(j, forward)
+                self._sweep.run(j, forward, view.layers)
             held = self._exact.get(j, {})
             for name, calls in found.items():
                 kept = held.pop(name, [])
