@@ -134,6 +134,7 @@ def run_cell(cell: tuple, budget: dict, work: Path, threads: int) -> dict:
         metric='coco/bbox_mAP',
         quantized=found['quantized']['coco/bbox_mAP'],
         seconds=round(sum(found['seconds'].values()), 1),
+        evaluation_seconds=round(found['seconds']['quantized evaluation'], 1),
         peak_rss_mb=found['peak_rss_mb'],
         machine=found['machine'],
         settings=dict(
