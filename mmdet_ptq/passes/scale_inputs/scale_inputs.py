@@ -94,9 +94,16 @@ class ScaleInputs(BasePass):
         scalings, _ = session.graph.find_scalings()
         with session.stage('input channels'):
             seen = self._rows(session, {group[0][0] for group in groups})
+            unreached = []
             for i, group in enumerate(groups):
                 session.progress('input channels', group[0][0], i, len(groups))
-                self._group(session, group, seen, scalings)
+                if not self._group(session, group, seen, scalings):
+                    unreached.append(group[0][0])
+        if unreached:
+            session.notes.append(
+                'ScaleInputs: inputs keep one grid, as half of the '
+                'calibration images do not reach them: ' + ', '.join(unreached)
+            )
         session.notes.append(_summary(session.records))
 
     def _may(self, session: Session, group: list[Port]) -> bool:
@@ -151,8 +158,8 @@ class ScaleInputs(BasePass):
         group: list[Port],
         seen: Rows,
         scalings: list[Scaling],
-    ) -> None:
-        """Decides on one tensor."""
+    ) -> bool:
+        """Decides on one tensor; whether there were rows of both halves."""
         name, port = group[0]
         layers = [session.layers[n] for n, _ in group]
         act = layers[0].act_quantizers[port]
@@ -161,11 +168,7 @@ class ScaleInputs(BasePass):
             for half in (0, 1)
         ]
         if not halves[0] or len(halves[0]) != len(halves[1]):
-            session.notes.append(
-                f'{name}: its input keeps one grid, as half of the '
-                'calibration images do not reach it'
-            )
-            return
+            return False
         if not all(bool(part.isfinite().all()) for h in halves for part in h):
             raise NumericError(
                 f'{name}: NaN or Inf in its input during calibration; the '
@@ -189,15 +192,16 @@ class ScaleInputs(BasePass):
             )
         )
         if best is None:
-            return
+            return True
         everything = [torch.cat(p) for p in zip(*halves, strict=True)]
         found = channel_ranges(everything, act.bits, self.p, shifted)
         channels = found.scaling(strength, shifted)
         if free is not None:
             _divide_maker(session.model, free, name, channels.factors)
-            return
+            return True
         for n, _ in group:
             session.edit(ScaledInput.by(n, channels.factors, channels.shift))
+        return True
 
     def _errors(
         self,
