@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 from mmengine.model import BaseModel
-from seeded import seeded
+from seeded import drawn
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
@@ -36,12 +36,13 @@ class Net(BaseModel):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.backbone = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Block(), Block()
-        )
-        self.neck = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(2))
-        self.tower = nn.Conv2d(8, 8, 3, padding=1)
-        self.out = nn.Conv2d(8, 4, 1)
+        with torch.device('cpu'):  # the same numbers on every device
+            self.backbone = nn.Sequential(
+                nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Block(), Block()
+            )
+            self.neck = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(2))
+            self.tower = nn.Conv2d(8, 8, 3, padding=1)
+            self.out = nn.Conv2d(8, 4, 1)
         # which tells the preprocessor
         self.to(torch.get_default_device())
 
@@ -53,10 +54,14 @@ class Net(BaseModel):
 
 
 def batches(count=16):
-    generator = seeded(1)
+    generator = torch.Generator().manual_seed(1)
+
+    def image(i):
+        return torch.randn(3, 12, 12 + 4 * (i % 2), generator=generator)
+
     return [
         dict(
-            inputs=[torch.randn(3, 12, 12 + 4 * (i % 2), generator=generator)],
+            inputs=[drawn(lambda i=i: image(i))],
             data_samples=[None],
         )
         for i in range(count)

@@ -4,7 +4,7 @@
 import math
 
 import torch
-from seeded import seeded
+from seeded import drawn
 
 from mmdet_ptq.quantizers import SubsetQuantizer
 
@@ -27,10 +27,14 @@ def fitted(weight, bits, **kwargs):
 
 
 def samples(shape, kind, seed):
-    generator = seeded(seed)
-    w = torch.randn(shape, generator=generator)
-    if kind == 'peaked':
-        w = w * w.abs() * 1e-3
-    elif kind == 'sparse':
-        w = w * (torch.rand(shape, generator=generator) < 0.3)
-    return w
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw():
+        w = torch.randn(shape, generator=generator)
+        if kind == 'peaked':
+            w = w * w.abs() * 1e-3
+        elif kind == 'sparse':
+            w = w * (torch.rand(shape, generator=generator) < 0.3)
+        return w
+
+    return drawn(draw)

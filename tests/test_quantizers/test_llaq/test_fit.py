@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from llaq_kit import error, fitted, laplace, laplace_error, made
+from seeded import drawn
 
 from mmdet_ptq.quantizers import UniformQuantizer
 from mmdet_ptq.quantizers.llaq.codebook import Grid, half, rounded_k
@@ -130,7 +131,7 @@ def test_side_means():
 
 def test_search_takes_the_best(monkeypatch):
     torch.manual_seed(0)
-    rows = torch.randn(5, 90) * torch.rand(5, 1)
+    rows = drawn(lambda: torch.randn(5, 90) * torch.rand(5, 1))
     for bits in (2, 4):
         grid = Grid(bits, bits == 4)
         k, a = fit_rows(grid, rows, False)
@@ -158,7 +159,7 @@ def test_search_takes_the_best(monkeypatch):
 
 def test_one_k_for_a_layer():
     torch.manual_seed(0)
-    w = torch.randn(6, 50) ** 3
+    w = drawn(lambda: torch.randn(6, 50) ** 3)
     one, many = fitted(w, k_granularity='layer'), fitted(w)
     assert one.log_k.shape == (1, 1) and many.log_k.shape == (6, 2)
     assert one.a.shape == many.a.shape == (6, 2)
@@ -177,7 +178,7 @@ def test_one_k_for_a_layer():
 
 def test_degenerate_channels():
     torch.manual_seed(0)
-    w = torch.distributions.Laplace(0.0, 0.02).sample((4, 2000))
+    w = drawn(lambda: torch.distributions.Laplace(0.0, 0.02).sample((4, 2000)))
     w[1] = 0
     w[2] = w[2].abs()
     w[3] = -w[3].abs()
@@ -194,7 +195,7 @@ def test_degenerate_channels():
 
 def test_median():
     torch.manual_seed(0)
-    w = torch.distributions.Laplace(0.0, 0.1).sample((3, 4001))
+    w = drawn(lambda: torch.distributions.Laplace(0.0, 0.1).sample((3, 4001)))
     w += torch.tensor([1.0, 0.0, -0.05])[:, None]
     q = fitted(w, 3, mu='median')
     middle = w.median(1).values

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from llaq_kit import fitted, made
+from seeded import drawn
 
 
 @pytest.mark.parametrize('bits', [2, 3, 4, 8])
@@ -13,7 +14,7 @@ from llaq_kit import fitted, made
 @pytest.mark.parametrize('shared', ['side', 'layer'])
 def test_codebook_gradient(bits, zero, shared):
     torch.manual_seed(0)
-    w = torch.randn(3, 40)
+    w = drawn(lambda: torch.randn(3, 40))
     q = fitted(w + 0.2, bits, zero=zero, k_granularity=shared, mu='median')
     # away from the bound, which has no differences beyond it
     q.log_k.clamp_(max=3.5)
