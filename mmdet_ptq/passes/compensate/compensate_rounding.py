@@ -40,8 +40,8 @@ class CompensateRounding(BasePass):
     the output is pushed into the columns to come. The bias then takes what
     is left of the mean. Every layer ends at least as near to its aim as with
     the nearest values. Nothing is learned: each unit takes a part of one
-    forward of each image, and what the layers before it give is kept, as far
-    as ``calibration.cache`` has room.
+    forward of each image, and what the modules before it give is kept: within
+    ``calibration.cache`` in memory, beyond it on disk.
 
     Weights need a quantizer with a grid, of any kind; layers that share a
     weight or a bias keep the nearest values.
