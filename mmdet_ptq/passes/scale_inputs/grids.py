@@ -123,7 +123,7 @@ def output_error(
     Returns:
         float: Sum over layers, mean over rows, sum over pyramid levels.
     """
-    error = power = 0.0
+    errors, powers = [], []
     for ours, theirs in zip(fit, held, strict=True):
         grid = copy.deepcopy(act)
         shown = ours if scaling is None else scaling(ours)
@@ -131,9 +131,8 @@ def output_error(
         grid.set_range(*search_weight_range(few, grid, p, STEPS))
         x = theirs if scaling is None else scaling(theirs)
         q = grid(x)
-        e = x - q
-        error = error + e.mT @ e / len(x)
-        power = power + q.mT @ q / len(x)
+        errors.append(x - q)
+        powers.append(q)
     total = 0.0
     for layer in layers:
         weight = layer.weight.detach().float()
@@ -142,11 +141,26 @@ def output_error(
         rounded = weight
         if layer.weight_quantizer is not None:
             rounded = on_own_grid(layer.weight_quantizer, weight, STEPS)
-        off = weight - rounded
-        for part, moment in ((weight, error), (off, power)):
-            taps = _columns(layer, part).transpose(0, 2)  # [K, O, C]
-            total += float(((taps @ moment) * taps).sum())
+        for part, inputs in ((weight, errors), (weight - rounded, powers)):
+            taps = _columns(layer, part).flatten(1).T
+            total += sum(_energy(rows, taps) for rows in inputs)
     return total
+
+
+def _energy(rows: Tensor, taps: Tensor) -> float:
+    """Sum of squares of what taps make of rows, the mean over rows.
+
+    Args:
+        rows (Tensor): ``[T, C]``.
+        taps (Tensor): ``[M, C]``.
+    """
+    (count, channels), many = rows.shape, len(taps)
+    # the product itself, or second moments of the rows: what is cheaper
+    if count * many < channels * (count + many):
+        found = (rows @ taps.T).square().sum()
+    else:
+        found = ((taps @ (rows.T @ rows)) * taps).sum()
+    return float(found) / count
 
 
 def _columns(layer: nn.Module, weight: Tensor) -> Tensor:

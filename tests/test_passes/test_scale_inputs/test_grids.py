@@ -110,3 +110,16 @@ def test_narrow_channels_with_large_weights_gain():
         for s in (None, ranges.scaling(1.0, True))
     )
     assert scaled < 0.2 * plain
+
+
+@torch.no_grad()
+def test_few_rows_and_the_same_many_times():
+    """Products of few rows, second moments of many: the mean is the same."""
+    layer, fit = layer_of([1.0, 100.0, 1.0, 1.0]), rows()
+    act = layer.act_quantizers['input']
+    held = rows(2, seed=1)
+    few, many = (
+        output_error([layer], act, [fit], [x], None, 2.4)
+        for x in (held, held.repeat(2000, 1))
+    )
+    assert few == pytest.approx(many, rel=1e-4)
