@@ -23,7 +23,12 @@ from ..quant_cfg import QuantConfig
 from ..surgery import copy_model, decompose, fuse_weights
 from .arguments import check_model
 from .progress import restore, saved_progress, snapshot, without_twice
-from .survey import quantizable_names, survey_detector, uncovered_modules
+from .survey import (
+    quantizable_names,
+    run_forward,
+    survey_detector,
+    uncovered_modules,
+)
 
 
 def run_quantization(
@@ -98,6 +103,12 @@ def prepare(
     _check_finite(model)
     fused, computed = fuse_weights(model)
     taken, refused = decompose(model)
+    edits = [*fused, *taken]
+    for one in passes:
+        found = one.restructure(model, partial(run_forward, model, example))
+        for edit in found:
+            edit.apply(model)
+        edits += found
     check_globs(config, quantizable_names(model))
     seconds: dict[str, float] = {}
     with timed(seconds, 'survey'):
@@ -116,7 +127,7 @@ def prepare(
         feed,
         progress,
         Path(work_dir),
-        [*fused, *taken],
+        edits,
         notes=[*unmatched_rules(config, graph), *plan.notes],
         seconds=seconds,
     )

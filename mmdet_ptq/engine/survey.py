@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The survey of a detector, and what of it no twin covers."""
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -68,6 +69,21 @@ def survey_detector(model: nn.Module, example: dict) -> LayerGraph:
         records.values(), graph.bn_folds, is_leaf, ports_of
     )
     return graph
+
+
+def run_forward(model: nn.Module, example: dict) -> None:
+    """Runs the forwards that :func:`survey_detector` runs.
+
+    One that fails is passed over, as the survey says what is wrong.
+
+    Args:
+        model (nn.Module): A detector in eval mode.
+        example (dict): One batch.
+    """
+    data = model.data_preprocessor(_shallow(example), False)
+    for mode in MODES:
+        with torch.no_grad(), suppress(Exception):
+            _forward(model, data, mode)
 
 
 def _trace(model: nn.Module, example: dict, mode: str) -> Trace:

@@ -123,6 +123,7 @@ def _layers(
         # predictions first
         'offset': roles.offset(walker) - prediction,
         'attention': roles.attention(walker, ports),
+        'position': roles.position(walker),
     }
     arriving = roles.port_roles(walker, ports)
     nodes = {}

@@ -6,6 +6,7 @@ Module names decide nothing but the component: ``backbone``, ``neck``,
 detectors are built, hence part of its interface.
 """
 
+from ..layers import PositionLinear
 from ..structures import Op, Port
 from .vocabulary import GELU, PRODUCTS, RANKING, SOFTMAX, canonical
 from .walk import Walker
@@ -103,6 +104,12 @@ def offset(walker: Walker) -> set[str]:
         elif name == 'gridsample' or 'deform' in name:
             places += op.inputs[1:]
     return _names(walker.back(places, _CARRY), walker)
+
+
+def position(walker: Walker) -> set[str]:
+    """Layers that project positional encodings and nothing else."""
+    modules = walker.record.modules
+    return {n for n in walker.calls if isinstance(modules[n], PositionLinear)}
 
 
 def _made_by(walker: Walker, value: int, words: frozenset[str]) -> bool:

@@ -6,11 +6,13 @@ from .base import QuantLayer, quant_layers
 from .convert import convert
 from .matmul import MatMul
 from .modes import float_mode, quantizing
+from .position import PositionLinear
 from .state import named_tensors, non_finite, restore_tensors
 from .twins import is_leaf, ports_of, twin_class
 
 __all__ = [
     'MatMul',
+    'PositionLinear',
     'QuantLayer',
     'convert',
     'float_mode',

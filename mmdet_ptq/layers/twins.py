@@ -5,11 +5,16 @@ from typing import Any
 
 import mmcv.ops
 from mmcv.cnn.bricks import wrappers
-from torch import nn
+from torch import Tensor, nn
 
+from ..context import current
 from ..registry import QUANT_LAYERS
 from .base import QuantLayer
 from .matmul import MatMul
+from .position import PositionLinear
+
+#: what rows are divided by at least
+TINY = 1e-12
 
 
 @QUANT_LAYERS.implements(nn.Conv2d)
@@ -49,6 +54,13 @@ class QuantLinear(QuantLayer, nn.Linear):
     act_axis = -1
 
 
+@QUANT_LAYERS.implements(PositionLinear)
+class QuantPositionLinear(QuantLayer, PositionLinear):
+    """Linear on positional encodings."""
+
+    act_axis = -1
+
+
 @QUANT_LAYERS.implements(wrappers.Linear)
 class QuantMMCVLinear(QuantLayer, wrappers.Linear):
     """MMCV's Linear, which also takes empty batches."""
@@ -62,11 +74,38 @@ class QuantMatMul(QuantLayer, MatMul):
 
     Its channels are the heads: each is a product of its own, so its scales
     need not be those of the others.
+
+    Attributes:
+        numerator (str): ``''``, or by what the product is divided whose
+            first operand is scaled so that the maximum of each row is 1: of
+            a softmax, that is its numerator. ``'float'``: what undoes the
+            scaling; ``'quantized'``: what gives the row, once quantized, the
+            sum that it had.
     """
 
     ports = ('a', 'b')
     weight_axis = None
     act_axis = 1
+    numerator = ''
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Returns the product, of shape (..., n, m)."""
+        if not self.numerator:
+            return super().forward(a, b)
+        # a row of zeros alone stays one
+        peak = a.amax(-1, keepdim=True).clamp(min=TINY)
+        rows = a / peak
+        product = super().forward(rows, b) * peak
+        quantizer = self._modules['act_quantizers']._modules.get('a')
+        if (
+            self.numerator == 'float'
+            or quantizer is None
+            or not self.quantize_act
+        ):
+            return product
+        level = current().last_level(self.call_key, self.levels)
+        total = quantizer(rows, level).sum(-1, keepdim=True)
+        return product * (rows.sum(-1, keepdim=True) / total.clamp(min=TINY))
 
 
 @QUANT_LAYERS.implements(mmcv.ops.DeformConv2d)

@@ -9,9 +9,11 @@ from .equalize import EqualizeChannels
 from .fold_bn import FoldBatchNorm
 from .lapq import LAPQ
 from .observe import Observe
+from .quantize_numerator import QuantizeNumerator
 from .reconstruct import Reconstruct
 from .scale_inputs import ScaleInputs
 from .set_ranges import SetRanges
+from .split_positions import SplitPositions
 
 __all__ = [
     'LAPQ',
@@ -22,8 +24,10 @@ __all__ = [
     'EqualizeChannels',
     'FoldBatchNorm',
     'Observe',
+    'QuantizeNumerator',
     'Reconstruct',
     'ScaleInputs',
     'SetRanges',
+    'SplitPositions',
     'checked',
 ]

@@ -2,11 +2,14 @@
 """What every pass promises to the engine."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from torch import nn
 
 from ..calibration import Session
 from ..errors import QuantConfigError
+from ..surgery import Edit
 
 #: What passes give to later ones, and the pass that gives it: statistics of
 #: activations (``'observers'``), the mean of each input channel
@@ -14,7 +17,9 @@ from ..errors import QuantConfigError
 #: the detector's outputs (``'chosen'``), corrected biases (``'corrected'``),
 #: weights that are not rounded to the nearest value (``'learned'``), batch
 #: norms in the layers before them (``'folded'``), channels that were scaled
-#: (``'equalized'``) and layers that scale their inputs (``'scaled'``).
+#: (``'equalized'``), layers that scale their inputs (``'scaled'``), softmaxes
+#: whose numerator is quantized (``'numerators'``) and positional encodings
+#: that are projected apart (``'positions'``).
 GIVERS = dict(
     folded='FoldBatchNorm',
     equalized='EqualizeChannels',
@@ -25,6 +30,8 @@ GIVERS = dict(
     chosen='LAPQ',
     corrected='CorrectBias',
     learned='Reconstruct',
+    numerators='QuantizeNumerator',
+    positions='SplitPositions',
 )
 
 
@@ -73,6 +80,22 @@ class BasePass(ABC):
                     f'passes: {name} comes after {type(one).__name__} and '
                     'would undo its work; put it before'
                 )
+
+    def restructure(
+        self, model: nn.Module, forward: Callable[[], Any]
+    ) -> list[Edit]:
+        """Finds what of the float model has to be built in another way.
+
+        Args:
+            model (nn.Module): Before it is surveyed; its products of
+                activations are layers already. Not to be changed here.
+            forward (Callable): Runs it on one batch of images.
+
+        Returns:
+            list[Edit]: Changes that leave its outputs as they are; none by
+            default. They are made before the survey.
+        """
+        return []
 
     def prepare(self, session: Session) -> None:  # noqa: B027
         """Finds what does not fit this model, before any pass has run.

@@ -18,6 +18,7 @@ ROLES = {
     'prediction': 'last layers, which give classes, boxes or masks',
     'attention': 'projections and products of an attention',
     'matmul': 'products of two activations',
+    'position': 'projections of positional encodings, after `SplitPositions`',
     'grouped': 'convolutions with groups, depthwise ones included',
     'offset': 'layers that say where a deformable layer samples',
     'softmax': 'inputs that come from a softmax',

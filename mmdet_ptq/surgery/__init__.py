@@ -7,6 +7,8 @@ from .edits import AddedBias, Decomposed, Edit, FoldedNorm, edits_of
 from .fold import fold_batch_norm, out_channels, scaled_outputs
 from .fuse import FusedWeight, copy_model, fuse_weights
 from .modules import find_module
+from .numerator import DIVISORS, SoftmaxNumerator
+from .positions import PositionsSplit, positions_used
 from .products import RoutedProducts
 from .scale import (
     input_columns,
@@ -19,6 +21,7 @@ from .scaled_input import ScaledInput, can_shift
 from .standardized import PlainConvAWS2d, PlainConvWS2d
 
 __all__ = [
+    'DIVISORS',
     'AddedBias',
     'Decomposable',
     'Decomposed',
@@ -27,8 +30,10 @@ __all__ = [
     'FusedWeight',
     'PlainConvAWS2d',
     'PlainConvWS2d',
+    'PositionsSplit',
     'RoutedProducts',
     'ScaledInput',
+    'SoftmaxNumerator',
     'SplitMultiheadAttention',
     'SplitWindowMSA',
     'can_shift',
@@ -41,6 +46,7 @@ __all__ = [
     'input_columns',
     'out_channels',
     'output_rows',
+    'positions_used',
     'scale_inputs',
     'scale_outputs',
     'scaled_inputs',

@@ -131,6 +131,8 @@ class SplitMultiheadAttention(Decomposable, nn.MultiheadAttention):
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
+        query_pos: Tensor | None = None,
+        key_pos: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attends as ``nn.MultiheadAttention`` does.
 
@@ -147,6 +149,9 @@ class SplitMultiheadAttention(Decomposable, nn.MultiheadAttention):
             average_attn_weights (bool): Average weights over heads.
             is_causal (bool): A hint that ``attn_mask`` is causal; the mask
                 itself is what counts.
+            query_pos (Tensor, optional): Like ``query``, what would be added
+                to it; for ``q_pos``, see :class:`PositionsSplit`.
+            key_pos (Tensor, optional): Like ``key``, for ``k_pos``.
 
         Returns:
             tuple[Tensor, Tensor | None]: The output, of the shape of
@@ -158,12 +163,16 @@ class SplitMultiheadAttention(Decomposable, nn.MultiheadAttention):
             if key_padding_mask is not None:
                 key_padding_mask = key_padding_mask.unsqueeze(0)
         elif not self.batch_first:
-            query, key, value = (
-                x.transpose(0, 1) for x in (query, key, value)
+            query, key, value, query_pos, key_pos = (
+                None if x is None else x.transpose(0, 1)
+                for x in (query, key, value, query_pos, key_pos)
             )
-        q = self._heads(self.q_proj(query))
-        k = self._heads(self.k_proj(key))
-        v = self._heads(self.v_proj(value))
+        q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        if query_pos is not None:
+            q = q + self.q_pos(query_pos)
+        if key_pos is not None:
+            k = k + self.k_pos(key_pos)
+        q, k, v = map(self._heads, (q, k, v))
         weights = self._weights(q, k, attn_mask, key_padding_mask)
         out = self.matmul_pv(weights, v).transpose(1, 2).flatten(2)
         out = self.out_proj(out)

@@ -1,5 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""Uniform everywhere; the stem in 8 bits, predictions and offsets float.
+"""Uniform; stem and positions in 8 bits, predictions and offsets float.
 
 The last two rules are what recipes with other quantizers keep.
 """
@@ -12,6 +12,6 @@ rules = [
     ),
     dict(match='@grouped', act=dict(granularity='group')),
     dict(match='@matmul', act=dict(granularity='channel')),
-    dict(match='@stem', weight=dict(bits=8), act=dict(bits=8)),
+    dict(match=['@stem', '@position'], weight=dict(bits=8), act=dict(bits=8)),
     dict(match=['@prediction', '@offset'], skip=True),
 ]
