@@ -7,7 +7,9 @@ from .edits import AddedBias, Decomposed, Edit, FoldedNorm, edits_of
 from .fold import fold_batch_norm, out_channels, scaled_outputs
 from .fuse import FusedWeight, copy_model, fuse_weights
 from .modules import find_module
+from .padding import PaddedShiftWindowMSA, PadsWithValue, can_pad
 from .products import RoutedProducts
+from .reparametrized_norm import ReparametrizedNorm
 from .scale import (
     input_columns,
     output_rows,
@@ -25,12 +27,16 @@ __all__ = [
     'Edit',
     'FoldedNorm',
     'FusedWeight',
+    'PaddedShiftWindowMSA',
+    'PadsWithValue',
     'PlainConvAWS2d',
     'PlainConvWS2d',
+    'ReparametrizedNorm',
     'RoutedProducts',
     'ScaledInput',
     'SplitMultiheadAttention',
     'SplitWindowMSA',
+    'can_pad',
     'can_shift',
     'copy_model',
     'decompose',
