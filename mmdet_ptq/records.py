@@ -65,6 +65,23 @@ class RangeRecord(Record):
 
 
 @dataclass(frozen=True)
+class ReparametrizationRecord(Record):
+    """Input channels behind a norm that were brought to one grid.
+
+    Attributes:
+        norm (str): Name of the norm.
+        layers (list[str]): That make up for it.
+        ratio (float): Largest scale of a channel over the smallest.
+        free (bool): Whether the norm gives the channels so, at no cost.
+    """
+
+    norm: str
+    layers: list[str]
+    ratio: float
+    free: bool
+
+
+@dataclass(frozen=True)
 class RoundingRecord(Record):
     """Compensated rounding of one layer.
 
@@ -152,6 +169,7 @@ def reported(records: Iterable[Record]) -> dict[str, list[dict]]:
         rounding=RoundingRecord,
         equalization=EqualizationRecord,
         scaling=ScaledInputsRecord,
+        reparametrization=ReparametrizationRecord,
     )
     found = list(records)
     return {

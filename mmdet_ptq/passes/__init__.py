@@ -10,6 +10,7 @@ from .fold_bn import FoldBatchNorm
 from .lapq import LAPQ
 from .observe import Observe
 from .reconstruct import Reconstruct
+from .reparametrize_norm import ReparametrizeNorm
 from .scale_inputs import ScaleInputs
 from .set_ranges import SetRanges
 
@@ -23,6 +24,7 @@ __all__ = [
     'FoldBatchNorm',
     'Observe',
     'Reconstruct',
+    'ReparametrizeNorm',
     'ScaleInputs',
     'SetRanges',
     'checked',
