@@ -13,6 +13,7 @@ from .reconstruct import Reconstruct
 from .reparametrize_norm import ReparametrizeNorm
 from .scale_inputs import ScaleInputs
 from .set_ranges import SetRanges
+from .shift_gelu import ShiftGelu
 
 __all__ = [
     'LAPQ',
@@ -27,5 +28,6 @@ __all__ = [
     'ReparametrizeNorm',
     'ScaleInputs',
     'SetRanges',
+    'ShiftGelu',
     'checked',
 ]

@@ -14,17 +14,21 @@ from ..errors import QuantConfigError
 #: the detector's outputs (``'chosen'``), corrected biases (``'corrected'``),
 #: weights that are not rounded to the nearest value (``'learned'``), batch
 #: norms in the layers before them (``'folded'``), channels that were scaled
-#: (``'equalized'``) and layers that scale their inputs (``'scaled'``).
+#: (``'equalized'``), layers that scale or shift their inputs (``'scaled'``),
+#: what GELUs give shifted (``'shifted'``) and inputs with noise
+#: (``'noisy'``).
 GIVERS = dict(
     folded='FoldBatchNorm',
     equalized='EqualizeChannels',
     scaled='ScaleInputs',
+    shifted='ShiftGelu',
     observers='Observe',
     means='Observe',
     ranges='SetRanges',
     chosen='LAPQ',
     corrected='CorrectBias',
     learned='Reconstruct',
+    noisy='AddNoise',
 )
 
 
