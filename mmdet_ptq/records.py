@@ -48,6 +48,23 @@ class EqualizationRecord(Record):
 
 
 @dataclass(frozen=True)
+class NoiseRecord(Record):
+    """Whether the channels of an input got fixed noise.
+
+    Attributes:
+        layers (list[str]): That read the tensor.
+        amplitude (float): Largest noise in steps of the quantizer, 0 if
+            there is none.
+        error (float): Squared error of their outputs on images held out,
+            over that without noise.
+    """
+
+    layers: list[str]
+    amplitude: float
+    error: float
+
+
+@dataclass(frozen=True)
 class RangeRecord(Record):
     """Ranges that were chosen by the detector's outputs.
 
@@ -170,6 +187,7 @@ def reported(records: Iterable[Record]) -> dict[str, list[dict]]:
         equalization=EqualizationRecord,
         scaling=ScaledInputsRecord,
         reparametrization=ReparametrizationRecord,
+        noise=NoiseRecord,
     )
     found = list(records)
     return {

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Passes: in order, how the numbers of a quantization are found."""
 
+from .add_noise import AddNoise
 from .base import BasePass, checked
 from .choose_exponents import ChooseExponents
 from .compensate import CompensateRounding
@@ -17,6 +18,7 @@ from .shift_gelu import ShiftGelu
 
 __all__ = [
     'LAPQ',
+    'AddNoise',
     'BasePass',
     'ChooseExponents',
     'CompensateRounding',

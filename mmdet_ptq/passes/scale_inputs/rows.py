@@ -109,15 +109,27 @@ def levels_of(
     Raises:
         NumericError: If there is NaN or Inf.
     """
+    parts = list(by_level(seen, name, half, apart, device).values())
+    return parts if all(len(part) for part in parts) else []
+
+
+def by_level(
+    seen: Rows,
+    name: str,
+    half: int | None,
+    apart: bool,
+    device: torch.device,
+) -> dict[int, Tensor]:
+    """As :func:`levels_of`, by number of the pyramid level, 0 for all."""
     found: dict[int, list[Tensor]] = {}
     for j, calls in seen.items():
         if half is None or j % 2 == half:
             for level, rows in calls.get(name, []):
                 found.setdefault(level if apart else 0, []).append(rows)
-    parts = [torch.cat(found[level]).to(device) for level in sorted(found)]
-    if not all(bool(part.isfinite().all()) for part in parts):
+    parts = {k: torch.cat(found[k]).to(device) for k in sorted(found)}
+    if not all(bool(part.isfinite().all()) for part in parts.values()):
         raise NumericError(
             f'{name}: NaN or Inf in its input during calibration; the '
             'float model overflows on an image'
         )
-    return parts if all(len(part) for part in parts) else []
+    return parts
