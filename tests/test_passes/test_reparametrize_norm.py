@@ -10,6 +10,7 @@ from mmdet.models.layers import (
     DetrTransformerEncoder,
 )
 from mmengine.model import BaseModel
+from resume_kit import stopped_and_resumed
 from torch import nn
 
 from mmdet_ptq import load_quantized, quantize_detector, save_quantized
@@ -378,3 +379,14 @@ def test_arguments():
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             ReparametrizeNorm(**bad)
+
+
+def test_it_is_resumed(tmp_path):
+    quant_cfg = dict(bits='w4a4', rules=RULES, passes=PASSES)
+    path = tmp_path / 'resume.pth'
+    resumed, whole = stopped_and_resumed(
+        Swin, batches(), quant_cfg, 'ReparametrizeNorm', path
+    )
+    assert resumed[1:] == whole[1:] and whole[2]
+    assert resumed[0].keys() == whole[0].keys()
+    assert all(torch.equal(resumed[0][n], t) for n, t in whole[0].items())

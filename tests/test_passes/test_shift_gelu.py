@@ -4,6 +4,7 @@
 import pytest
 import torch
 from mmengine.model import BaseModel
+from resume_kit import stopped_and_resumed
 from torch import nn
 
 from mmdet_ptq import load_quantized, quantize_detector, save_quantized
@@ -144,3 +145,14 @@ def test_its_place(passes):
     quant_cfg = dict(bits='w4a4', rules=RULES, passes=passes)
     with pytest.raises(QuantConfigError, match='ShiftGelu'):
         quantize_detector(Net(), batches(1), quant_cfg)
+
+
+def test_it_is_resumed(tmp_path):
+    quant_cfg = dict(bits='w4a4', rules=RULES, passes=PASSES)
+    path = tmp_path / 'resume.pth'
+    resumed, whole = stopped_and_resumed(
+        Net, batches(), quant_cfg, 'ShiftGelu', path
+    )
+    assert resumed[1:] == whole[1:] and whole[2]
+    assert resumed[0].keys() == whole[0].keys()
+    assert all(torch.equal(resumed[0][n], t) for n, t in whole[0].items())
