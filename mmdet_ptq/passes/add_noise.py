@@ -35,7 +35,7 @@ class AddNoise(BasePass):
 
     Of each channel a number is drawn once, uniformly between -n and n, and
     is added to the input before it is quantized; the bias takes it away
-    again, ``bias' = bias - Wq N`` (Liu et al., 2023, section 3.2). Values
+    again, ``bias' = bias - Wq N`` (Liu et al., 2023). Values
     that lie in the middle between two steps, many at once as they often do,
     are then rounded both ways. The float model stays the same. It costs an
     addition an element.

@@ -26,7 +26,7 @@ class ShiftGelu(BasePass):
 
     A layer behind a GELU takes ``x + c`` instead of x, with c = 0.16997, and
     its bias makes up for it: ``bias' = bias - W c`` (bias reparametrization
-    of AdaLog, Wu et al., 2024, section 3.2). The float model stays the same.
+    of AdaLog, Wu et al., 2024). The float model stays the same.
     Quantizers without negative values, as logarithmic ones are, fit then.
     An affine uniform grid only gets another zero point. The addition is one
     of a constant to what the GELU gives.

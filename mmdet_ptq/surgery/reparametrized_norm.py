@@ -22,7 +22,7 @@ from .scaled_input import can_shift, make_up
 class ReparametrizedNorm(Edit):
     """A norm that gives ``y / f - b``, and layers that make up for it.
 
-    Scale reparametrization of RepQ-ViT (Li et al., 2023, equations 6 to 8):
+    Scale reparametrization of RepQ-ViT (Li et al., 2023):
     ``gamma' = gamma / f``, ``beta' = beta / f - b``; of each layer ``W' = W
     diag(f)``, ``bias' = bias + W' b``. What is padded between is ``-b``
     where it was 0.
