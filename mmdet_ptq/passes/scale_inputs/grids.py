@@ -73,8 +73,9 @@ class ChannelRanges:
         """Brings the grids of all channels to their mean (RepQ-ViT).
 
         With scales s and zero points z of the channels, and their means s~
-        and z~, ``r = s / s~`` and ``b = (z~ - z) s~`` (Li et al., 2023). The mean zero point is rounded and is a code, so that 0
-        is among the values.
+        and z~, ``r = s / s~`` and ``b = (z~ - z) s~`` (Li et al., 2023).
+        The mean zero point is rounded and is a code, so that 0 is among the
+        values.
 
         Args:
             bits (int): Width of the grid.
