@@ -105,11 +105,10 @@ class ReparametrizeNorm(BasePass):
 
     def prepare(self, session: Session) -> None:
         """See :meth:`BasePass.prepare`."""
-        behind = [
-            g
-            for link in session.graph.norm_links
-            for g in _groups(session, link)
-        ]
+        behind = []
+        for link in session.graph.norm_links:
+            found = _groups(session, link)
+            behind += [g for g in found if g not in behind]
         if behind and not any(_usable(session, g) for g in behind):
             raise QuantConfigError(
                 f'ReparametrizeNorm: of {len(behind)} inputs behind norms '
