@@ -112,9 +112,9 @@ class ReparametrizeNorm(BasePass):
         if behind and not any(_usable(session, g) for g in behind):
             raise QuantConfigError(
                 f'ReparametrizeNorm: of {len(behind)} inputs behind norms '
-                'none has one range for all channels, which is what it gives '
-                "up grids of channels for; set act=dict(granularity='tensor') "
-                'for them, or leave the pass out'
+                'none has one range for all channels, and it is channels of '
+                'one range that the pass brings to one grid; set '
+                "act=dict(granularity='tensor') for them, or leave it out"
             )
 
     @torch.no_grad()
