@@ -48,6 +48,23 @@ class EqualizationRecord(Record):
 
 
 @dataclass(frozen=True)
+class NoiseRecord(Record):
+    """Whether the channels of an input got fixed noise.
+
+    Attributes:
+        layers (list[str]): That read the tensor.
+        amplitude (float): Largest noise in steps of the quantizer, 0 if
+            there is none.
+        error (float): Squared error of their outputs on images held out,
+            over that without noise.
+    """
+
+    layers: list[str]
+    amplitude: float
+    error: float
+
+
+@dataclass(frozen=True)
 class RangeRecord(Record):
     """Ranges that were chosen by the detector's outputs.
 
@@ -62,6 +79,23 @@ class RangeRecord(Record):
     loss: float
     after: float | None = None
     evaluations: int = 0
+
+
+@dataclass(frozen=True)
+class ReparametrizationRecord(Record):
+    """Input channels behind a norm that were brought to one grid.
+
+    Attributes:
+        norm (str): Name of the norm.
+        layers (list[str]): That make up for it.
+        ratio (float): Largest scale of a channel over the smallest.
+        free (bool): Whether the norm gives the channels so, at no cost.
+    """
+
+    norm: str
+    layers: list[str]
+    ratio: float
+    free: bool
 
 
 @dataclass(frozen=True)
@@ -152,6 +186,8 @@ def reported(records: Iterable[Record]) -> dict[str, list[dict]]:
         rounding=RoundingRecord,
         equalization=EqualizationRecord,
         scaling=ScaledInputsRecord,
+        reparametrization=ReparametrizationRecord,
+        noise=NoiseRecord,
     )
     found = list(records)
     return {

@@ -208,3 +208,6 @@ class TwinRegistry:
 QUANT_LAYERS = TwinRegistry('quantized layer')
 #: float modules whose inner products become leaf layers of their own
 DECOMPOSED = TwinRegistry('decomposed module')
+#: float modules that pad what they are given, by classes that can pad with a
+#: value for each channel
+PADDED = TwinRegistry('padding module')

@@ -156,12 +156,18 @@ class NormLink:
             ``'reshape'``, ``'roll'`` ...).
         exclusive (bool): True if nothing but these layers reads the
             norm's output, so that an affine change can be folded.
+        sums (tuple[str, ...]): Quantizable layers that read it added to
+            something else, a positional encoding as a rule.
+        pads (tuple[str, ...]): Modules in which it is padded on the way,
+            or parted in windows, for which some images are padded.
     """
 
     norm: str
     layers: tuple[str, ...]
     via: tuple[str, ...]
     exclusive: bool
+    sums: tuple[str, ...] = ()
+    pads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,18 @@ class ChannelMeans:
         for name, total in state['sums'].items():
             self._add(name, total, state['counts'][name])
 
+    def shift(self, name: str, by: Tensor) -> None:
+        """Renews the mean of a layer that has something added to its input.
+
+        Args:
+            name (str): Name of the layer; one that has no mean stays so.
+            by (Tensor): ``[C]``, what is added.
+        """
+        self.end_batch()
+        if name in self.sums:
+            total = by.cpu().double() * self.counts[name] * _UNIT
+            self.sums[name] = self.sums[name] + total.round().long()
+
     @torch.no_grad()
     def correct(self, names: Collection[str] | None = None) -> None:
         """Has each bias take the mean output error away.

@@ -3,8 +3,8 @@
 
 from torch import nn
 
-from ..structures import NormLink, Port
-from .vocabulary import canonical
+from ..structures import NormLink, Op, Port
+from .vocabulary import ADD, canonical
 from .walk import Walker
 
 #: shape ops that put other tensors beside the one followed
@@ -79,44 +79,98 @@ def norm_links(
             norms.setdefault(op.module, []).extend(op.outputs)
     links = []
     for norm, outputs in norms.items():
-        layers, via, fed, exclusive = _follow(walker, ports, outputs)
-        exclusive = exclusive and all(
-            len(walker.calls[name]) == fed[name] for name in layers
-        )
-        if layers:
-            links.append(NormLink(norm, tuple(layers), tuple(via), exclusive))
+        link = _Way(walker, ports).follow(norm, outputs)
+        if link.layers or link.sums:
+            links.append(link)
     return links
 
 
-def _follow(
-    walker: Walker, ports: dict[str, tuple[str, ...]], starts: list[int]
-) -> tuple[list[str], list[str], dict, bool]:
-    """Layers ahead, ops between, arrivals at each layer, and no others."""
-    via: dict[str, None] = {}
-    fed: dict[str, int] = {}
-    exclusive = True
-    todo, seen = list(starts), set(starts)
-    while todo:
-        number = todo.pop(0)
-        if number in walker.record.outputs:
-            exclusive = False
-        for op, place in walker.readers[number]:
-            if (
-                walker.kind(op) == 'layer'
-                and place == 0
-                and len(ports[op.module]) == 1
-            ):
-                fed[op.module] = fed.get(op.module, 0) + 1
-            elif (
-                walker.kind(op) == 'shape'
-                and place == 0
-                and canonical(op.name) not in _JOINS
-            ):
-                via[op.name] = None
-                new = [v for v in op.outputs if v not in seen]
-                seen.update(new)
-                todo += new
-            else:
-                exclusive = False
-    layers = [name for name in walker.calls if name in fed]
-    return layers, list(via), fed, exclusive
+class _Way:
+    """From a norm to the layers that read it.
+
+    Args:
+        walker (Walker): The trace.
+        ports (dict[str, tuple[str, ...]]): Ports of each layer.
+    """
+
+    def __init__(
+        self, walker: Walker, ports: dict[str, tuple[str, ...]]
+    ) -> None:
+        self.walker = walker
+        self.ports = ports
+        self.via: dict[str, None] = {}
+        self.pads: dict[str, None] = {}
+        self.fed: dict[str, int] = {}
+        self.sums: set[str] = set()
+        self.exclusive = True
+
+    def follow(self, norm: str, starts: list[int]) -> NormLink:
+        """Goes ahead through ops that move numbers, and through sums."""
+        added: list[int] = []
+        todo, seen = list(starts), set(starts)
+        while todo:
+            number = todo.pop(0)
+            if number in self.walker.record.outputs:
+                self.exclusive = False
+            for op, place in self.walker.readers[number]:
+                if self._reads(op, place):
+                    self.fed[op.module] = self.fed.get(op.module, 0) + 1
+                elif self._moves(op, place):
+                    self._passed(op, number)
+                    new = [v for v in op.outputs if v not in seen]
+                    seen.update(new)
+                    todo += new
+                else:
+                    self.exclusive = False
+                    added += op.outputs if canonical(op.name) in ADD else []
+        self._behind_sums(added, seen)
+        calls = self.walker.calls
+        return NormLink(
+            norm,
+            tuple(name for name in calls if name in self.fed),
+            tuple(self.via),
+            self.exclusive
+            and all(len(calls[name]) == n for name, n in self.fed.items()),
+            tuple(name for name in calls if name in self.sums),
+            tuple(self.pads),
+        )
+
+    def _reads(self, op: Op, place: int) -> bool:
+        return (
+            self.walker.kind(op) == 'layer'
+            and place == 0
+            and len(self.ports[op.module]) == 1
+        )
+
+    def _moves(self, op: Op, place: int) -> bool:
+        return (
+            self.walker.kind(op) == 'shape'
+            and place == 0
+            and canonical(op.name) not in _JOINS
+        )
+
+    def _passed(self, op: Op, given: int) -> None:
+        """Notes what is done on the way, and where it may be padded.
+
+        Whoever parts a map in windows (a view of more than four axes)
+        pads it where they do not fit, which need not be so in this forward.
+        """
+        self.via[op.name] = None
+        values = self.walker.values
+        shapes = [values[i].shape for i in (given, *op.outputs)]
+        if 'pad' in canonical(op.name) or any(len(s) > 4 for s in shapes):
+            self.pads[op.scope] = None
+
+    def _behind_sums(self, added: list[int], seen: set[int]) -> None:
+        """Layers that read what was made of the norm by adding to it."""
+        todo = [v for v in added if v not in seen]
+        while todo:
+            number = todo.pop(0)
+            if number in seen:
+                continue
+            seen.add(number)
+            for op, place in self.walker.readers[number]:
+                if self._reads(op, place):
+                    self.sums.add(op.module)
+                elif self._moves(op, place) or canonical(op.name) in ADD:
+                    todo += op.outputs

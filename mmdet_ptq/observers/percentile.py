@@ -1,13 +1,17 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Ranges that leave out a share of the data at either end."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ..quantizers import BaseQuantizer
+from ..quantizers import BaseQuantizer, Searchable
 from ..registry import OBSERVERS
 from .bins import power_of_two
 from .histogram import HistogramObserver
+from .points import points_of
+from .search import GridError
 
 
 @OBSERVERS.register_module()
@@ -15,26 +19,58 @@ class PercentileObserver(HistogramObserver):
     """Quantiles ``1 - percentile`` and ``percentile`` (as ppq's).
 
     Args:
-        percentile (float): In (0.5, 1]; 1 gives the extremes.
+        percentile (float | Sequence[float]): In (0.5, 1]; 1 gives the
+            extremes. Of several, each row of each pyramid level takes the
+            one of least squared error (RepQ-ViT, Li et al., 2023, takes
+            0.999, 0.9999 and 0.99999). Defaults to 0.9999.
 
     Raises:
         ValueError: If ``percentile`` is out of range.
     """
 
-    def __init__(self, percentile: float = 0.9999) -> None:
-        if not 0.5 < percentile <= 1:
+    def __init__(self, percentile: float | Sequence[float] = 0.9999) -> None:
+        one = isinstance(percentile, int | float)
+        self.percentiles = [percentile] if one else list(percentile)
+        if not self.percentiles or not all(
+            0.5 < share <= 1 for share in self.percentiles
+        ):
             raise ValueError(
                 f'percentile must be in (0.5, 1], got {percentile}'
             )
-        self.percentile = percentile
         super().__init__()
 
+    def why_not(self, quantizer: BaseQuantizer) -> str:
+        """See the base class: of several ranges the best is taken."""
+        if len(self.percentiles) == 1 or isinstance(quantizer, Searchable):
+            return ''
+        return (
+            'a PercentileObserver of several percentiles tries ranges, and a '
+            f'{type(quantizer).__name__} is not Searchable; give it one '
+            'percentile'
+        )
+
     def _ranges(self, quantizer: BaseQuantizer) -> tuple[Tensor, Tensor]:
-        if self.percentile == 1:
-            return self.low, self.high
-        low = self._quantile(1 - self.percentile)
-        high = self._quantile(self.percentile)
-        least, most = self.low.to(low.device), self.high.to(low.device)
+        pairs = [self._between(share) for share in self.percentiles]
+        if len(pairs) == 1:
+            return pairs[0]
+        low, high = (torch.stack(ends, 2) for ends in zip(*pairs, strict=True))
+        best = torch.zeros(*low.shape[:2], 1, dtype=torch.long)
+        best = best.to(low.device)
+        for level in self.known_levels():
+            points, share = points_of([(self, level)], quantizer.bits)
+            error = GridError(quantizer, points[0], share[0], 2.0)
+            errors = error(low[level].float(), high[level].float())
+            best[level, :, 0] = errors.argmin(1)
+        return low.gather(2, best)[..., 0], high.gather(2, best)[..., 0]
+
+    def _between(self, percentile: float) -> tuple[Tensor, Tensor]:
+        """The range of one percentile, ``[L, K]``."""
+        at = self.counts.device
+        least, most = self.low.to(at), self.high.to(at)
+        if percentile == 1:
+            return least, most
+        low = self._quantile(1 - percentile)
+        high = self._quantile(percentile)
         # the sample may lack the extremes; bins may reach beyond them
         return (
             low.maximum(least).minimum(most),

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Passes: in order, how the numbers of a quantization are found."""
 
+from .add_noise import AddNoise
 from .base import BasePass, checked
 from .choose_exponents import ChooseExponents
 from .compensate import CompensateRounding
@@ -11,12 +12,15 @@ from .lapq import LAPQ
 from .observe import Observe
 from .quantize_numerator import QuantizeNumerator
 from .reconstruct import Reconstruct
+from .reparametrize_norm import ReparametrizeNorm
 from .scale_inputs import ScaleInputs
 from .set_ranges import SetRanges
+from .shift_gelu import ShiftGelu
 from .split_positions import SplitPositions
 
 __all__ = [
     'LAPQ',
+    'AddNoise',
     'BasePass',
     'ChooseExponents',
     'CompensateRounding',
@@ -26,8 +30,10 @@ __all__ = [
     'Observe',
     'QuantizeNumerator',
     'Reconstruct',
+    'ReparametrizeNorm',
     'ScaleInputs',
     'SetRanges',
+    'ShiftGelu',
     'SplitPositions',
     'checked',
 ]

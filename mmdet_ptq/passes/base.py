@@ -17,13 +17,15 @@ from ..surgery import Edit
 #: the detector's outputs (``'chosen'``), corrected biases (``'corrected'``),
 #: weights that are not rounded to the nearest value (``'learned'``), batch
 #: norms in the layers before them (``'folded'``), channels that were scaled
-#: (``'equalized'``), layers that scale their inputs (``'scaled'``), softmaxes
-#: whose numerator is quantized (``'numerators'``) and positional encodings
-#: that are projected apart (``'positions'``).
+#: (``'equalized'``), layers that scale or shift their inputs (``'scaled'``),
+#: what GELUs give shifted (``'shifted'``), inputs with noise (``'noisy'``),
+#: softmaxes whose numerator is quantized (``'numerators'``) and positional
+#: encodings that are projected apart (``'positions'``).
 GIVERS = dict(
     folded='FoldBatchNorm',
     equalized='EqualizeChannels',
     scaled='ScaleInputs',
+    shifted='ShiftGelu',
     observers='Observe',
     means='Observe',
     ranges='SetRanges',
@@ -32,6 +34,7 @@ GIVERS = dict(
     learned='Reconstruct',
     numerators='QuantizeNumerator',
     positions='SplitPositions',
+    noisy='AddNoise',
 )
 
 

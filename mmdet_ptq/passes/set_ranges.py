@@ -29,7 +29,7 @@ class SetRanges(BasePass):
     needs: ClassVar[frozenset[str]] = frozenset({'observers'})
     gives: ClassVar[frozenset[str]] = frozenset({'ranges'})
     refuses: ClassVar[frozenset[str]] = frozenset(
-        {'chosen', 'corrected', 'learned'}
+        {'chosen', 'corrected', 'learned', 'noisy'}
     )
 
     def __init__(self, weight_observer: dict = WEIGHT_OBSERVER) -> None:

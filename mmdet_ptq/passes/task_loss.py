@@ -133,7 +133,7 @@ class TaskPass(BasePass):
     needs: ClassVar[frozenset[str]] = frozenset({'observers', 'ranges'})
     gives: ClassVar[frozenset[str]] = frozenset({'chosen'})
     refuses: ClassVar[frozenset[str]] = frozenset(
-        {'chosen', 'corrected', 'learned'}
+        {'chosen', 'corrected', 'learned', 'noisy'}
     )
 
     def __init__(self, images: int = 8, loss: dict = TASK_LOSS) -> None:

@@ -209,3 +209,42 @@ class Searchable(ABC):
         flat = index.reshape(-1, 1)
         low, high = (c.gather(1, flat).view(index.shape) for c in candidates)
         self.set_range(low, high)
+
+
+class Refines(Searchable):
+    """Candidates can be made anew around the best ones.
+
+    This is what fast progressive combining search needs (AdaLog, Wu et
+    al., 2024, section 3.3): :meth:`coarse` gives combinations of all
+    parameters, the best few of each row are kept, and :meth:`refined` looks
+    between their neighbours, again and again. Candidates carry what their
+    neighbours are, so that nothing is remembered between the calls.
+    """
+
+    @abstractmethod
+    def coarse(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
+        """Combinations to begin with.
+
+        Args:
+            x (Tensor): float32 ``[K, N]``, samples of each row.
+            count (int): About how many, at least 16.
+
+        Returns:
+            tuple[Tensor, ...]: A named tuple of tensors ``[K, C]``, for
+            :meth:`trial` and :meth:`adopt`.
+        """
+
+    @abstractmethod
+    def refined(
+        self, kept: tuple[Tensor, ...], each: int
+    ) -> tuple[Tensor, ...]:
+        """Candidates around others, which are among them.
+
+        Args:
+            kept (tuple[Tensor, ...]): Tensors ``[K, W]``.
+            each (int): How many for each of those, at least 2.
+
+        Returns:
+            tuple[Tensor, ...]: Tensors ``[K, W * each]``, whose neighbours
+            are nearer than those of ``kept``.
+        """

@@ -8,8 +8,10 @@ from .fold import fold_batch_norm, out_channels, scaled_outputs
 from .fuse import FusedWeight, copy_model, fuse_weights
 from .modules import find_module
 from .numerator import DIVISORS, SoftmaxNumerator
+from .padding import PaddedShiftWindowMSA, PadsWithValue, can_pad
 from .positions import PositionsSplit, positions_used
 from .products import RoutedProducts
+from .reparametrized_norm import ReparametrizedNorm
 from .scale import (
     input_columns,
     output_rows,
@@ -28,14 +30,18 @@ __all__ = [
     'Edit',
     'FoldedNorm',
     'FusedWeight',
+    'PaddedShiftWindowMSA',
+    'PadsWithValue',
     'PlainConvAWS2d',
     'PlainConvWS2d',
     'PositionsSplit',
+    'ReparametrizedNorm',
     'RoutedProducts',
     'ScaledInput',
     'SoftmaxNumerator',
     'SplitMultiheadAttention',
     'SplitWindowMSA',
+    'can_pad',
     'can_shift',
     'copy_model',
     'decompose',

@@ -29,6 +29,8 @@ class ScaledInput(Edit):
         shifted (bool): Whether there is a shift.
         factors (Tensor, optional): ``[C]``, above 0.
         shift (Tensor, optional): ``[C]``.
+
+    Of a layer that scales its inputs already, what it takes so far is x.
     """
 
     layer: str
@@ -64,14 +66,16 @@ class ScaledInput(Edit):
                 f'{self.layer!r} has {_channels(layer)} input channels, and '
                 'each needs a factor'
             )
-        weight = scaled_inputs(layer, self.factors)
-        if self.shift is not None:
-            ensure_bias(layer, out_channels(layer))
-            taps = weight.flatten(2) if weight.dim() > 2 else weight[..., None]
-            moved = taps.sum(2) @ self.shift.double()
-            layer.bias.copy_(layer.bias.double() + moved)
-        layer.weight.copy_(weight)
-        self._register(layer, self.factors, self.shift)
+        make_up(layer, self.factors, self.shift)
+        factors, shift = self.factors.double(), self.shift
+        before = layer._buffers.get('input_factors')
+        if before is not None:
+            moved = layer._buffers.get('input_shift')
+            if moved is not None:
+                moved = moved.double() / factors.to(moved.device)
+                shift = moved if shift is None else shift.to(moved) + moved
+            factors = factors.to(before.device) * before.double()
+        self._register(layer, factors, shift)
 
     def rebuild(self, model: nn.Module) -> None:
         """See :meth:`Edit.rebuild`."""
@@ -79,12 +83,11 @@ class ScaledInput(Edit):
         ones = layer.weight.new_ones(_channels(layer))
         if self.shifted:
             ensure_bias(layer, out_channels(layer))
-        self._register(layer, ones, ones if self.shifted else None)
+        shifted = self.shifted or 'input_shift' in layer._buffers
+        self._register(layer, ones, ones if shifted else None)
 
     def _layer(self, model: nn.Module) -> nn.Module:
         layer = find_module(model, self.layer)
-        if 'input_factors' in layer._buffers:
-            raise PTQError(f'{self.layer!r} has scaled inputs already')
         if getattr(layer, 'groups', 1) != 1:
             raise PTQError(
                 f'{self.layer!r} has groups of input channels; its inputs '
@@ -105,6 +108,29 @@ class ScaledInput(Edit):
         layer.register_buffer('input_factors', factors.to(like).clone())
         if shift is not None:
             layer.register_buffer('input_shift', shift.to(like).clone())
+
+
+@torch.no_grad()
+def make_up(
+    layer: nn.Module, factors: Tensor, shift: Tensor | None = None
+) -> None:
+    """Changes weight and bias for an input ``x / factors - shift``.
+
+    Computed in float64; a layer without a bias gets one for the shift.
+
+    Args:
+        layer (nn.Module): A convolution or linear layer; if there is a
+            shift, one that :func:`can_shift`.
+        factors (Tensor): ``[C]``, above 0.
+        shift (Tensor, optional): ``[C]``.
+    """
+    weight = scaled_inputs(layer, factors)
+    if shift is not None:
+        ensure_bias(layer, out_channels(layer))
+        taps = weight.flatten(2) if weight.dim() > 2 else weight[..., None]
+        moved = taps.sum(2) @ shift.to(weight)
+        layer.bias.copy_(layer.bias.double() + moved)
+    layer.weight.copy_(weight)
 
 
 def _channels(layer: nn.Module) -> int:

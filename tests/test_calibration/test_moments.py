@@ -60,3 +60,25 @@ def test_means_count_positions_and_forget_no_order():
     other = means(images[7:][::-1], images[:3], images[3:7])
     assert torch.equal(other.sums['conv'], whole.sums['conv'])
     assert other.counts == whole.counts
+
+
+def test_a_mean_is_moved():
+    """As if every row had come with the numbers added."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 3))
+    convert(model)
+    for layer in model:
+        layer.attach(UniformQuantizer(4, role='weight'))
+    x, by = torch.randn(50, 2), torch.tensor([0.25, -3.0])
+    one, other = (ChannelMeans({'0': model[0]}) for _ in range(2))
+    one.observe('0', x)
+    one.shift('0', by)
+    one.shift('1', by)  # which has no mean
+    other.observe('0', x + by)
+    found, wanted = one.state_dict(), other.state_dict()
+    assert found['counts'] == wanted['counts'] == {'0': 50}
+    torch.testing.assert_close(
+        found['sums']['0'].double(),
+        wanted['sums']['0'].double(),
+        rtol=1e-6,
+        atol=0,
+    )

@@ -127,6 +127,38 @@ def test_norm_links(kit, body, layers, via, exclusive):
     (link,) = graph.norm_links
     if link.layers == ('a', 'b'):  # the case of one norm call for each
         layers = ('a', 'b')
+    sums = ('a',) if layers == ('b',) else ()
+    pads = ('',) if 'pad' in via else ()
     assert link == NormLink(
-        'gn' if 'mT' in via else 'norm', layers, via, exclusive
+        'gn' if 'mT' in via else 'norm', layers, via, exclusive, sums, pads
     )
+
+
+def test_layers_behind_a_sum(kit):
+    """Queries and keys of DETR: the norm plus a positional encoding."""
+
+    def body(net, x, t):
+        y = net.norm(t)
+        pos = torch.ones_like(y)
+        return y + net.b(y) + net.a((pos + y).transpose(0, 1)).mT.sum()
+
+    (link,) = kit.look(Net(body)).norm_links
+    assert link.layers == ('b',) and link.sums == ('a',)
+    assert not link.exclusive
+
+
+def test_only_a_sum_is_read(kit):
+    body = lambda n, x, t: n.a(n.norm(t) + 1)  # noqa: E731
+    (link,) = kit.look(Net(body)).norm_links
+    assert (link.layers, link.sums, link.exclusive) == ((), ('a',), False)
+
+
+def test_windows_may_be_padded(kit):
+    """Also where this forward's map is a whole number of windows."""
+
+    def body(net, x, t):
+        y = net.norm(t).view(1, 4, 4, 4, 4, 4).transpose(2, 3)
+        return net.a(y.reshape(-1, 16, 4))
+
+    (link,) = kit.look(Net(body)).norm_links
+    assert link.exclusive and link.pads == ('',)

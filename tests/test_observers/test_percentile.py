@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmdet_ptq.observers import PercentileObserver
-from mmdet_ptq.quantizers import UniformQuantizer
+from mmdet_ptq.quantizers import BaseQuantizer, UniformQuantizer
 
 
 @pytest.mark.parametrize('percentile', [0.9, 0.99, 0.9999, 1.0])
@@ -34,3 +34,53 @@ def test_percentile_is_within_the_data():
     observer.observe(torch.tensor([2.0, 2.0, 2.0, 3.0]))
     low, high = observer.ranges(UniformQuantizer())
     assert 2 <= low.item() <= high.item() <= 3
+
+
+@pytest.mark.parametrize('granularity', ['tensor', 'channel'])
+def test_of_several_percentiles_the_best(granularity):
+    """As computed with each of them alone, on the data themselves."""
+    torch.manual_seed(0)
+    x = torch.randn(20_000, 3)
+    # an outlier that 4 bits had better cut off; none; a few that count
+    x[0, 0], x[:40, 1] = 300, torch.linspace(-2, 2, 40)
+    x[:2000, 2] *= 20
+    shares = [0.999, 0.9999, 1.0]
+    grid = UniformQuantizer(4, granularity=granularity, axis=1)
+    bound = grid.granularity
+    errors, ranges = [], []
+    for percentile in (shares, *shares):
+        observer = PercentileObserver(percentile)
+        observer.bind(bound)
+        observer.observe(x)
+        low, high = observer.ranges(grid)
+        grid.set_range(low[0], high[0])
+        errors.append(bound.rows((grid(x) - x).square()).mean(1))
+        ranges.append((low, high))
+    together, *alone = errors
+    torch.testing.assert_close(together, torch.stack(alone).amin(0))
+    best = torch.stack(alone).argmin(0)
+    if granularity == 'channel':
+        assert len(best.unique()) > 1
+    for row, i in enumerate(best.tolist()):
+        assert ranges[0][0][0, row] == ranges[1 + i][0][0, row]
+        assert ranges[0][1][0, row] == ranges[1 + i][1][0, row]
+
+
+class Fixed(BaseQuantizer):
+    """Whose range cannot be tried."""
+
+    set_range = encoding = num_rows = parameter_bits = None
+
+
+def test_several_percentiles_need_a_search():
+    quantizer = Fixed()
+    assert PercentileObserver(0.999).why_not(quantizer) == ''
+    said = PercentileObserver([0.999, 1]).why_not(quantizer)
+    assert 'Fixed is not Searchable' in said
+    assert PercentileObserver([0.999, 1]).why_not(UniformQuantizer()) == ''
+
+
+@pytest.mark.parametrize('percentile', [0.5, 1.1, [], [0.9, 0.5]])
+def test_percentiles_out_of_range(percentile):
+    with pytest.raises(ValueError, match='percentile must be in'):
+        PercentileObserver(percentile)

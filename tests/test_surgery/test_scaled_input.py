@@ -50,8 +50,35 @@ def test_the_float_layer_gives_the_same(kind, shifted):
         return
     edit.apply(model)
     torch.testing.assert_close(model(x), before, rtol=1e-10, atol=1e-12)
-    with pytest.raises(PTQError, match='already'):
+
+
+@pytest.mark.parametrize('first', [None, SHIFT])
+@pytest.mark.parametrize('second', [None, SHIFT.flip(0)])
+@torch.no_grad()
+def test_a_layer_is_scaled_again(first, second):
+    """The second edit takes what the layer took for its input."""
+    model, x, _ = twin('linear')
+    model.double()
+    before, x = model(x.double()), x.double()
+    edits = [
+        ScaledInput.by('0', FACTORS, first),
+        ScaledInput.by('0', FACTORS.flip(0) * 3, second),
+    ]
+    seen, wanted = [], x
+    for edit in edits:
         edit.apply(model)
+        wanted = wanted / edit.factors
+        wanted = wanted if edit.shift is None else wanted - edit.shift
+        with model[0].listening(lambda p, i, t: seen.append(t)):
+            found = model(x)
+        torch.testing.assert_close(found, before, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(seen[-1], wanted)
+    other = nn.Sequential(LAYERS['linear'][0]())
+    for edit in edits:
+        edit.rebuild(other)
+    convert(other)
+    other.double().load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(other(x), found)
 
 
 @pytest.mark.parametrize('kind', LAYERS)

@@ -2,6 +2,7 @@
 """What a grid for each input channel would bring, on rows of inputs."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from ...layers import QuantLayer
 from ...observers import search_weight_range
+from ...observers.search import GridError
 from ...quantizers import BaseQuantizer, UniformQuantizer
 from ...surgery import scaled_inputs
 from ..equalize.trial import on_own_grid
@@ -67,6 +69,32 @@ class ChannelRanges:
         factors = (self.width / self.width.median()) ** strength
         return Channels(factors, self.low / factors if shifted else None)
 
+    def one_grid(self, bits: int, shifted: bool) -> Channels:
+        """Brings the grids of all channels to their mean (RepQ-ViT).
+
+        With scales s and zero points z of the channels, and their means s~
+        and z~, ``r = s / s~`` and ``b = (z~ - z) s~`` (Li et al., 2023).
+        The mean zero point is rounded and is a code, so that 0 is among the
+        values.
+
+        Args:
+            bits (int): Width of the grid.
+            shifted (bool): Whether there are zero points; otherwise grids
+                are symmetric.
+        """
+        codes = 2**bits - 1
+        width = self.width.double()
+        if not shifted:
+            width = 2 * torch.maximum(-self.low, self.high).double()
+        floor = 1e-6 * width.max()
+        scale = width.maximum(floor).clamp(min=1e-12) / codes
+        mean = scale.mean()
+        if not shifted:
+            return Channels(scale / mean)
+        zero = (-self.low.double() / scale).round()
+        middle = zero.mean().round().clamp(0, codes)
+        return Channels(scale / mean, (middle - zero) * mean)
+
 
 def channel_ranges(
     levels: Levels, bits: int, p: float, shifted: bool
@@ -93,6 +121,54 @@ def channel_ranges(
     own = (high - low).clamp(min=1e-6 * float(tensor))
     width = own.log().lerp(tensor.log(), 1 - trust).exp()
     return ChannelRanges(low + middle, high + middle, width)
+
+
+def percentile_ranges(
+    levels: Levels, bits: int, percentiles: Sequence[float], shifted: bool
+) -> ChannelRanges:
+    """Ranges between two quantiles of each channel (RepQ-ViT's rule).
+
+    Args:
+        levels (list[Tensor]): Rows of all pyramid levels.
+        bits (int): Width of the grid.
+        percentiles (Sequence[float]): Shares q; the range from the quantile
+            1 - q to q is tried, and that of least squared error stays.
+        shifted (bool): Whether ranges need not hold 0.
+
+    Returns:
+        ChannelRanges: Of all levels together.
+    """
+    order = torch.cat(levels).sort(0).values.mT  # [C, T]
+    shares = order.new_tensor(percentiles, dtype=torch.float64)
+    low, high = _quantiles(order, 1 - shares), _quantiles(order, shares)
+    # a grid holds 0: each candidate is laid so that its range does
+    middle = (low + high) / 2 if shifted else torch.zeros_like(low)
+    errors = torch.stack(
+        [
+            GridError(
+                UniformQuantizer(bits, granularity='channel', axis=1),
+                order - at,
+                None,
+                2.0,
+            )(low[:, i : i + 1] - at, high[:, i : i + 1] - at)[:, 0]
+            for i, at in enumerate(middle.mT[..., None])
+        ],
+        1,
+    )
+    best = errors.argmin(1, keepdim=True)
+    low, high = (end.gather(1, best)[:, 0] for end in (low, high))
+    if not shifted:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+    return ChannelRanges(low, high, high - low)
+
+
+def _quantiles(order: Tensor, shares: Tensor) -> Tensor:
+    """Quantiles ``[C, Q]`` of sorted rows ``[C, T]``, interpolated."""
+    place = shares * (order.shape[1] - 1)
+    below = place.floor().long()
+    above = (below + 1).clamp(max=order.shape[1] - 1)
+    part = (place - below).to(order)
+    return order[:, below].lerp(order[:, above], part)
 
 
 def output_error(

@@ -2,28 +2,21 @@
 """The pass that gives input channels grids of their own."""
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import ClassVar
 
 import torch
-from mmengine.dist import all_gather_object
-from torch import Tensor, nn
 
-from ...calibration import Images, Session, observing
+from ...calibration import Session
 from ...checks import number, whole
-from ...detectors import adapter_for
-from ...errors import NumericError
-from ...layers import QuantLayer, float_mode
+from ...layers import QuantLayer
 from ...records import Record, ScaledInputsRecord
 from ...registry import PASSES
 from ...structures import Port, Scaling
 from ...surgery import ScaledInput, can_shift
 from ..base import BasePass
-from ..equalize.factors import apply_factors
+from .free import divide_maker, find_free
 from .grids import Channels, Levels, channel_ranges, output_error
-
-Rows = dict[int, dict[str, list[tuple[int, Tensor]]]]
-"""Of each image and layer, pyramid level and rows of each call"""
+from .rows import Rows, levels_of, may_scale, sample_rows
 
 
 @PASSES.register_module()
@@ -85,7 +78,7 @@ class ScaleInputs(BasePass):
     @torch.no_grad()
     def run(self, session: Session) -> None:
         """See :meth:`BasePass.run`."""
-        groups = [g for g in session.plan.groups if self._may(session, g)]
+        groups = [g for g in session.plan.groups if may_scale(session, g)]
         if not groups:
             session.notes.append(
                 'ScaleInputs: no input has one grid for all channels'
@@ -93,7 +86,8 @@ class ScaleInputs(BasePass):
             return
         scalings, _ = session.graph.find_scalings()
         with session.stage('input channels'):
-            seen = self._rows(session, {group[0][0] for group in groups})
+            names = {group[0][0] for group in groups}
+            seen = sample_rows(session, names, self.rows)
             unreached = []
             for i, group in enumerate(groups):
                 session.progress('input channels', group[0][0], i, len(groups))
@@ -105,52 +99,6 @@ class ScaleInputs(BasePass):
                 'calibration images do not reach them: ' + ', '.join(unreached)
             )
         session.notes.append(_summary(session.records))
-
-    def _may(self, session: Session, group: list[Port]) -> bool:
-        layers = [session.layers[name] for name, _ in group]
-        grain = layers[0].act_quantizers[group[0][1]].granularity
-        return grain.kind == 'tensor' and all(
-            port == 'input'
-            and layer.weight_axis is not None
-            and getattr(layer, 'groups', 1) == 1
-            and not layer.tied
-            for (_, port), layer in zip(group, layers, strict=True)
-        )
-
-    def _rows(self, session: Session, names: set[str]) -> Rows:
-        """Rows of the float inputs of some layers, of all ranks."""
-        layers = session.layers
-        numbers = {name: i for i, name in enumerate(session.graph.layers)}
-        found: Rows = {}
-        with session.cache() as cache, float_mode(session.model):
-            adapter = adapter_for(session.model, session.graph, False)
-            images = Images(session, cache, adapter, [])
-            for j in images.mine:
-                mine = found.setdefault(j, {})
-
-                def see(
-                    name: str,
-                    port: str,
-                    level: int,
-                    x: Tensor,
-                    j: int = j,
-                    mine: dict = mine,
-                ) -> None:
-                    calls = mine.setdefault(name, [])
-                    flat = x.movedim(layers[name].act_axis, -1)
-                    flat = flat.reshape(-1, flat.shape[-1])
-                    rng = session.rng(j, numbers[name], len(calls))
-                    drawn = torch.randperm(
-                        len(flat), generator=rng, device=rng.device
-                    )
-                    rows = flat[drawn[: self.rows].to(flat.device)]
-                    calls.append((level, rows.float().cpu()))
-
-                chosen = {n: layers[n] for n in names}
-                with observing(chosen, see, quantized=False):
-                    images.run(j)
-        gathered = all_gather_object(found)
-        return dict(sorted(chain(*(part.items() for part in gathered))))
 
     def _group(
         self,
@@ -164,17 +112,12 @@ class ScaleInputs(BasePass):
         layers = [session.layers[n] for n, _ in group]
         act = layers[0].act_quantizers[port]
         halves = [
-            _levels(seen, name, half, act.per_level, session.device)
+            levels_of(seen, name, half, act.per_level, session.device)
             for half in (0, 1)
         ]
         if not halves[0] or len(halves[0]) != len(halves[1]):
             return False
-        if not all(bool(part.isfinite().all()) for h in halves for part in h):
-            raise NumericError(
-                f'{name}: NaN or Inf in its input during calibration; the '
-                'float model overflows on an image'
-            )
-        free = _free(session.layers, scalings, {n for n, _ in group})
+        free = find_free(session.layers, scalings, {n for n, _ in group})
         shiftable = self.shift and not free and all(map(can_shift, layers))
         errors = self._errors(layers, halves, (False, True)[: 1 + shiftable])
         best = min(errors, key=errors.__getitem__)
@@ -197,7 +140,7 @@ class ScaleInputs(BasePass):
         found = channel_ranges(everything, act.bits, self.p, shifted)
         channels = found.scaling(strength, shifted)
         if free is not None:
-            _divide_maker(session.model, free, name, channels.factors)
+            divide_maker(session.model, free, name, channels.factors)
             return True
         for n, _ in group:
             session.edit(ScaledInput.by(n, channels.factors, channels.shift))
@@ -234,59 +177,3 @@ def _summary(records: list[Record]) -> str:
         f'ScaleInputs: {len(scaled)} of {len(tried)} inputs have a grid for '
         f'each channel, {free} of them at no cost'
     )
-
-
-def _free(
-    layers: dict[str, QuantLayer], scalings: list[Scaling], names: set[str]
-) -> Scaling | None:
-    """What scales exactly the channels that these layers read, each apart.
-
-    Weights that make them must have a step for each channel, or the factors
-    would spoil their one grid.
-    """
-    for one in scalings:
-        if set(one.inputs) != names or one.ports:
-            continue
-        makers = [
-            layers[n].weight_quantizer for n in one.outputs if n in layers
-        ]
-        if any(
-            q is not None and q.granularity.kind == 'tensor' for q in makers
-        ):
-            continue
-        first = next(iter(one.inputs.values()))
-        each = torch.arange(1, one.count + 1)
-        if torch.equal(first.cpu().sort().values, each) and all(
-            torch.equal(index, first) for index in one.inputs.values()
-        ):
-            return one
-    return None
-
-
-def _divide_maker(
-    model: nn.Module, free: Scaling, reader: str, factors: Tensor
-) -> None:
-    """Has what makes a tensor give it divided, and its readers make up.
-
-    Args:
-        model (nn.Module): Changed in place.
-        free (Scaling): From :func:`_free`.
-        reader (str): A layer that reads the tensor.
-        factors (Tensor): ``[C]``, of its input channels.
-    """
-    index = free.inputs[reader].to(factors.device) - 1
-    ordered = torch.empty_like(factors, dtype=torch.float64)
-    ordered[index] = factors.double()
-    apply_factors(model, free, ordered)
-
-
-def _levels(
-    seen: Rows, name: str, half: int, apart: bool, device: torch.device
-) -> Levels:
-    """Rows of every other image; of each pyramid level if these differ."""
-    found: dict[int, list[Tensor]] = {}
-    for j, calls in seen.items():
-        for level, rows in calls.get(name, []) if j % 2 == half else []:
-            found.setdefault(level if apart else 0, []).append(rows)
-    parts = [torch.cat(found[level]).to(device) for level in sorted(found)]
-    return parts if all(len(p) for p in parts) else []

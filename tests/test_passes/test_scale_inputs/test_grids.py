@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What grids for single channels would bring."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,8 +9,10 @@ from torch import nn
 from mmdet_ptq.layers import convert
 from mmdet_ptq.observers import search_weight_range
 from mmdet_ptq.passes.scale_inputs.grids import (
+    ChannelRanges,
     channel_ranges,
     output_error,
+    percentile_ranges,
 )
 from mmdet_ptq.quantizers import UniformQuantizer
 
@@ -123,3 +126,59 @@ def test_few_rows_and_the_same_many_times():
         for x in (held, held.repeat(2000, 1))
     )
     assert few == pytest.approx(many, rel=1e-4)
+
+
+@pytest.mark.parametrize('shifted', [False, True])
+def test_percentiles_of_channels_against_numpy(shifted):
+    """Each channel by itself, on a grid as RepQ-ViT has it."""
+    x = rows()[:, :3].double()
+    x[0, 0], x[:400, 1] = 1000, x[:400, 1] * 30
+    shares = [0.9, 0.99, 1.0]
+    found = percentile_ranges([x[:1500], x[1500:]], 4, shares, shifted)
+    for c, values in enumerate(x.T.numpy()):
+        best = (np.inf, 0, 0)
+        for share in shares:
+            low, high = np.quantile(values, [1 - share, share])
+            if not shifted:
+                low, high = min(low, 0), max(high, 0)
+            step = (high - low) / 15
+            zero = np.round(-low / step)
+            codes = np.clip(np.round(values / step) + zero, 0, 15)
+            error = np.square((codes - zero) * step - values).sum()
+            best = min(best, (error, low, high))
+        assert float(found.low[c]) == pytest.approx(best[1], rel=1e-4)
+        assert float(found.high[c]) == pytest.approx(best[2], rel=1e-4)
+    assert torch.equal(found.width, found.high - found.low)
+
+
+def test_one_grid_is_that_of_each_channel():
+    """``s_c (q - z_c)`` of the channels, from one grid of what is scaled."""
+    low = torch.tensor([-1.0, -8.0, 2.0, -0.5])
+    high = torch.tensor([2.0, 4.0, 2.5, 1.0])
+    one = ChannelRanges(low, high, high - low).one_grid(4, True)
+    scale = ((high - low) / 15).double()
+    zero = (-low / scale).round()
+    mean, middle = scale.mean(), zero.mean().round().clamp(0, 15)
+    x = torch.rand(300, 4, dtype=torch.double) * (high - low) + low
+    codes = (x / scale).round() + zero
+    wanted = scale * (codes.clamp(0, 15) - zero)
+    mine = (one(x) / mean).round() + middle
+    grid = mean * (mine.clamp(0, 15) - middle)
+    found = (grid + one.shift) * one.factors
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    # symmetric grids have no zero points
+    even = ChannelRanges(low, high, high - low).one_grid(4, False)
+    assert even.shift is None
+    wanted = torch.tensor([2.0, 8.0, 2.5, 1.0]).double()
+    torch.testing.assert_close(even.factors, wanted / wanted.mean())
+
+
+def test_dead_channels_have_a_grid():
+    low, high = torch.tensor([0.0, 5.0, -1.0]), torch.tensor([0.0, 5.0, 1.0])
+    for shifted in (False, True):
+        one = ChannelRanges(low, high, high - low).one_grid(4, shifted)
+        assert bool((one.factors > 0).all())
+        x = torch.tensor([[0.0, 5.0, 1.0]]).double()
+        assert one(x).isfinite().all()
+    none = ChannelRanges(*torch.zeros(3, 4)).one_grid(4, True)
+    assert torch.equal(none.factors, torch.ones(4).double())
