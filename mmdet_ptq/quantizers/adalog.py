@@ -161,7 +161,7 @@ class AdaLogQuantizer(PowersQuantizer, Refines, FitsPoints):
         _, q = numbers
         numerators, shifts = self.integers(q)
         part = numerators.to(torch.float64) / self.denominator
-        values = torch.ldexp(part, -shifts)
+        values = part * torch.exp2(-shifts.to(torch.float64))
         k = torch.arange(self.powers, dtype=torch.float64, device=q.device)
         halfway = (k + 0.5) * q[..., None].to(torch.float64)
         return values, torch.exp2(-halfway / ROOT)

@@ -13,6 +13,16 @@ BLOCK = 1 << 20
 #: equal shares of a row that stand for it where candidates are made
 SAMPLES = 512
 
+
+def power_(x: Tensor, p: float) -> Tensor:
+    """``|x| ** p`` in place."""
+    if p == 2:
+        return x.square_()
+    x.abs_()
+    # twice as fast as torch.pow; 0 goes through -inf to 0
+    return x if p == 1 else x.log2_().mul_(p).exp2_()
+
+
 Candidates = tuple[Tensor, ...]
 
 
@@ -39,8 +49,8 @@ def errors_of(
     out = torch.empty_like(candidates[0], dtype=torch.float32)
     for at in _parts(out.shape[1], points.numel()):
         some = type(candidates)(*(c[:, at] for c in candidates))
-        off = quantizer.trial(points, some) - points[:, None]
-        out[:, at] = (off.abs_() ** p * shares[:, None]).sum(-1)
+        off = quantizer.trial(points, some).sub_(points[:, None])
+        out[:, at] = power_(off, p).mul_(shares[:, None]).sum(-1)
     return out
 
 

@@ -128,18 +128,18 @@ class TwinUniformQuantizer(StoredTableQuantizer, FitsPoints):
     def of_range(self, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`StoredTableQuantizer.of_range`.
 
-        The split of a softmax is at the scale over ``2^bits``.
+        The split of a softmax is at an eighth of the scale.
         """
         high = self.scale_of(high)
         if self.softmax:
-            return high, high / 2**self.bits
+            return high, high / 8
         low = (-low).clamp(MIN_SCALE, MAX_SCALE)
         if not self.align_pow2:
             return high, low
         above, below = high / self.steps, low / (self.steps + 1)
         below = below.maximum(above / 2 ** ALIGNED[1])
         exponent = (above / below).log2().round().clamp(*ALIGNED)
-        high = torch.ldexp(below, exponent) * self.steps
+        high = below * exponent.exp2() * self.steps
         return self.scale_of(high), below * (self.steps + 1)
 
     def grid(self, *numbers: Tensor) -> Grid:
@@ -169,10 +169,8 @@ class TwinUniformQuantizer(StoredTableQuantizer, FitsPoints):
         if self.fixed_scale is None:
             return super().candidates(low, high, fractions)
         scale = self.scale_of(high[:, None].expand(-1, len(fractions)))
-        exponent = torch.arange(len(fractions), device=high.device)
-        return Twins(
-            scale, torch.ldexp(scale, -exponent.clamp(max=SPLITS - 1))
-        )
+        exponent = torch.arange(len(fractions)).clamp(max=SPLITS - 1)
+        return Twins(scale, scale * torch.exp2(-exponent.to(scale)))
 
     def fit_points(
         self, points: Tensor, shares: Tensor, p: float = 2.0, level: int = 0
@@ -187,7 +185,7 @@ class TwinUniformQuantizer(StoredTableQuantizer, FitsPoints):
             return
         top = torch.where(shares > 0, points, 0).amax(1, keepdim=True)
         device = points.device
-        exponents = torch.arange(SPLITS, device=device)
+        splits = torch.exp2(-torch.arange(SPLITS, device=device).float())
         at = torch.arange(1, SCALES + 1, device=device) / SCALES
         if self.fixed_scale is not None:
             at = at[-1:]
@@ -198,7 +196,7 @@ class TwinUniformQuantizer(StoredTableQuantizer, FitsPoints):
             shape = *scale.shape, SPLITS
             found = Twins(
                 scale[..., None].expand(shape).flatten(1),
-                torch.ldexp(scale[..., None], -exponents).flatten(1),
+                (scale[..., None] * splits).flatten(1),
             )
             error = errors_of(self, points, shares, found, p)
             index = error.argmin(1, keepdim=True)
