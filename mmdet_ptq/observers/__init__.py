@@ -3,6 +3,7 @@
 
 from .base import BaseObserver
 from .batch import Batch, end_batch, fetch, ranges_of
+from .fit import set_range
 from .histogram import HistogramObserver
 from .lp import LpObserver, search_weight_range
 from .minmax import (
@@ -27,4 +28,5 @@ __all__ = [
     'ranges_of',
     'sample_tokens',
     'search_weight_range',
+    'set_range',
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import number, one_of, whole
-from ..quantizers import BaseQuantizer, Searchable
+from ..quantizers import BaseQuantizer, FitsPoints, Searchable
 from ..registry import OBSERVERS
 from .histogram import HistogramObserver
 from .points import points_of
@@ -37,7 +37,8 @@ class LpObserver(HistogramObserver):
     """The range with the least ``mean |x - q(x)|^p``, on a histogram.
 
     QDrop's search, with coordinate descent over the two ends in place of
-    every pair of scale and zero point.
+    every pair of scale and zero point. A quantizer that cannot be searched
+    but fits points gets the extremes, and the histogram for its fit.
 
     Args:
         p (float): Exponent, positive.
@@ -60,8 +61,8 @@ class LpObserver(HistogramObserver):
         super().__init__()
 
     def why_not(self, quantizer: BaseQuantizer) -> str:
-        """See the base class: it tries ranges."""
-        if isinstance(quantizer, Searchable):
+        """See the base class: it tries ranges, or gives points."""
+        if isinstance(quantizer, Searchable | FitsPoints):
             return ''
         return (
             f'an LpObserver tries ranges, and a {type(quantizer).__name__} '
@@ -95,6 +96,9 @@ class LpObserver(HistogramObserver):
         for i, (one, quantizer) in enumerate(pairs):
             shape, device = one.low.shape, one.counts.device
             found.append(tuple(torch.zeros(2, *shape, device=device)))
+            if not isinstance(quantizer, Searchable):
+                found[-1] = (one.low, one.high)
+                continue
             for level in one.known_levels():
                 key = one._line(quantizer, level)
                 # a core's cache holds one histogram

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..quantizers import BaseQuantizer, Ranges, Searchable
+from ..quantizers.points import power_
 
 #: elements worked on at once: 256 KiB of float32, in a core's L2 cache; of a
 #: GPU its memory is the bound
@@ -21,15 +22,6 @@ Error = Callable[[Tensor, Tensor], Tensor]
 def block(x: Tensor) -> int:
     """Elements that are worked on at once where a tensor is."""
     return BLOCK if x.is_cpu else GPU_BLOCK
-
-
-def power_(x: Tensor, p: float) -> Tensor:
-    """``|x| ** p`` in place."""
-    if p == 2:
-        return x.square_()
-    x.abs_()
-    # twice as fast as torch.pow; 0 goes through -inf to 0
-    return x if p == 1 else x.log2_().mul_(p).exp2_()
 
 
 class GridError:

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from ..calibration import Session
 from ..errors import CalibrationError, QuantConfigError
-from ..observers import LpObserver, fetch, ranges_of, search_weight_range
+from ..observers import (
+    LpObserver,
+    fetch,
+    ranges_of,
+    search_weight_range,
+    set_range,
+)
 from ..quantizers import BaseQuantizer, FitsTensor
 from ..registry import OBSERVERS, PASSES, build_from
 from .base import BasePass
@@ -19,6 +25,9 @@ WEIGHT_OBSERVER = dict(type='LpObserver', p=2.0)
 @PASSES.register_module()
 class SetRanges(BasePass):
     """Sets the range of every quantizer.
+
+    What else a quantizer of activations has, such as the base of an AdaLog,
+    it finds on the histogram of its observer, if that keeps one.
 
     Args:
         weight_observer (dict): Observer of weights; an ``LpObserver``
@@ -101,9 +110,9 @@ class SetRanges(BasePass):
                 )
             pairs.append((observer, quantizer))
         found = ranges_of(pairs)
-        for i, (group, (_, quantizer)) in enumerate(
+        for i, (group, (observer, quantizer)) in enumerate(
             zip(groups, pairs, strict=True)
         ):
             name = group[0][0]
             session.progress('activation ranges', name, i, len(groups))
-            quantizer.set_range(*next(found))
+            set_range(quantizer, observer, *next(found))

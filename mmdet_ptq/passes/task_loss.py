@@ -17,7 +17,7 @@ from ..detectors import adapter_for, why_no_outputs
 from ..errors import QuantConfigError
 from ..layers import quantizing
 from ..losses import GlobalLoss, build_loss
-from ..observers import LpObserver, search_weight_range
+from ..observers import LpObserver, search_weight_range, set_range
 from ..quantizers import FitsTensor
 from ..registry import OBSERVERS, build_from
 from .base import BasePass
@@ -223,7 +223,8 @@ def set_exponent(
             continue
         observer = session.stats.of_rows(group[0], quantizer)
         if isinstance(observer, LpObserver):
-            quantizer.set_range(*observer.with_exponent(p).ranges(quantizer))
+            observer = observer.with_exponent(p)
+            set_range(quantizer, observer, *observer.ranges(quantizer))
             changed |= {n for n, _ in group}
     if session.stats.means is not None:
         # a later pass corrects biases: the loss is that of the result

@@ -1,8 +1,10 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Quantizers: pure tensor maths, torch only."""
 
+from .adalog import AdaLogQuantizer, ShiftEncoding
 from .base import BaseQuantizer
 from .capabilities import (
+    FitsPoints,
     FitsTensor,
     HasRange,
     LearnsEnds,
@@ -18,15 +20,20 @@ from .encoding import Encoding, UniformEncoding
 from .export_ops import export_mode
 from .granularity import Granularity
 from .llaq import LLAQuantizer, ShiftForm, lut, shift_form
+from .log2 import LogQuantizer
 from .packing import pack, unpack
+from .power_of_two import PowerOfTwoQuantizer
 from .subset import SubsetQuantizer
 from .table import TableQuantizer
 from .table_encoding import TableEncoding
+from .twin_uniform import TwinUniformQuantizer
 from .uniform import UniformQuantizer
 
 __all__ = [
+    'AdaLogQuantizer',
     'BaseQuantizer',
     'Encoding',
+    'FitsPoints',
     'FitsTensor',
     'Granularity',
     'HasRange',
@@ -34,15 +41,19 @@ __all__ = [
     'LearnsEnds',
     'LearnsStep',
     'LearnsTable',
+    'LogQuantizer',
+    'PowerOfTwoQuantizer',
     'Ranges',
     'Refines',
     'Rescales',
     'Searchable',
+    'ShiftEncoding',
     'ShiftForm',
     'SoftRounding',
     'SubsetQuantizer',
     'TableEncoding',
     'TableQuantizer',
+    'TwinUniformQuantizer',
     'UniformEncoding',
     'UniformQuantizer',
     'export_mode',

@@ -147,6 +147,31 @@ class FitsTensor(ABC):
         """
 
 
+class FitsPoints(ABC):
+    """A range leaves some of its parameters open, and points say them.
+
+    ``set_range`` gives those a sensible value. Where the tensor is known
+    better than by its ends, :meth:`fit_points` then finds them.
+    """
+
+    @abstractmethod
+    def fit_points(
+        self, points: Tensor, shares: Tensor, p: float = 2.0, level: int = 0
+    ) -> None:
+        """Finds the parameters of least ``mean |x - q(x)|^p``.
+
+        Args:
+            points (Tensor): float32 ``[K, B]``, values of each row.
+            shares (Tensor): float32 ``[K, B]``, how much of its row each of
+                them stands for; may be 0.
+            p (float): Exponent.
+            level (int): Pyramid level; ignored where all share one range.
+
+        Raises:
+            CalibrationError: If no range was set.
+        """
+
+
 class Ranges(NamedTuple):
     """Candidate ranges, C for each of K rows.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .buckets import WORTH, find_buckets, look_up_by_buckets
 from .encoding import Encoding
 from .granularity import Granularity
 from .packing import check_codes
@@ -63,6 +64,40 @@ class TableEncoding(Encoding):
         """See :class:`Encoding`."""
         check_codes(codes)
         return look_up(self.table, codes, self.granularity)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """``decode(encode(x))``, faster for large tensors on a CPU.
+
+        Args:
+            x (Tensor): Any shape, strides and float type.
+
+        Returns:
+            Tensor: float32 of its shape; NaN stays NaN.
+
+        Raises:
+            ValueError: If the rows do not fit the shape of ``x``.
+        """
+        x = x.detach().to(torch.float32)
+        if x.is_cpu and x.numel() >= WORTH * len(self.table):
+            y = self._by_buckets(x)
+            if y is not None:
+                return y
+        return torch.where(x.isnan(), x, self.decode(self.encode(x)))
+
+    def _by_buckets(self, x: Tensor) -> Tensor | None:
+        rows = _rows(x, len(self.table), self.granularity)
+        found = []
+        for table, bounds in zip(self.table, self.bounds, strict=True):
+            buckets = find_buckets(table, bounds)
+            if buckets is None:
+                return None
+            found.append(buckets)
+        out = [
+            look_up_by_buckets(one, row)
+            for one, row in zip(found, rows, strict=True)
+        ]
+        y = out[0] if len(out) == 1 else torch.stack(out)
+        return self.granularity.unrows(y, x.shape)
 
 
 def count(bounds: Tensor, x: Tensor, granularity: Granularity) -> Tensor:

@@ -15,9 +15,13 @@ from hypothesis import strategies as st
 from seeded import seeded
 
 from mmdet_ptq.quantizers import (
+    AdaLogQuantizer,
     Encoding,
     LLAQuantizer,
+    LogQuantizer,
+    PowerOfTwoQuantizer,
     SubsetQuantizer,
+    TwinUniformQuantizer,
     UniformQuantizer,
     export_mode,
 )
@@ -72,6 +76,46 @@ for _name, _args in {
     'literal-log': dict(form='paper_literal', rounding='log', zero=False),
 }.items():
     FACTORIES[f'llaq-{_name}'] = lambda bits, a=_args: LLAQuantizer(bits, **a)
+
+GELU = 0.16997124254703522
+for _name, (_cls, _args) in {
+    'log2': (LogQuantizer, dict()),
+    'log2-channel': (LogQuantizer, dict(granularity='channel')),
+    'log2-linear': (LogQuantizer, dict(rounding='linear')),
+    'log2-inverse': (LogQuantizer, dict(rounding='inverse')),
+    'sqrt2': (LogQuantizer, dict(base='sqrt2')),
+    'sqrt2-shift': (LogQuantizer, dict(base='sqrt2', shift=GELU)),
+    'sqrt2-fixed': (LogQuantizer, dict(base='sqrt2', fixed_scale=1.0)),
+    'adalog': (AdaLogQuantizer, dict()),
+    'adalog-group': (
+        AdaLogQuantizer,
+        dict(granularity='group', group_size=2),
+    ),
+    'adalog-shift': (AdaLogQuantizer, dict(shift=GELU)),
+    'adalog-fixed': (AdaLogQuantizer, dict(fixed_scale=1.0)),
+    'twin-softmax': (TwinUniformQuantizer, dict()),
+    'twin-channel': (TwinUniformQuantizer, dict(granularity='channel')),
+    'twin-fixed': (TwinUniformQuantizer, dict(fixed_scale=1.0)),
+    'twin-gelu': (TwinUniformQuantizer, dict(form='gelu')),
+    'twin-aligned': (
+        TwinUniformQuantizer,
+        dict(form='gelu', align_pow2=True),
+    ),
+    'power-of-two': (PowerOfTwoQuantizer, dict()),
+    'power-of-two-group': (
+        PowerOfTwoQuantizer,
+        dict(granularity='group', group_size=2),
+    ),
+}.items():
+    FACTORIES[_name] = lambda bits, c=_cls, a=_args: c(bits, **a)
+
+
+def _no_zero(bits):
+    """As many powers as codes."""
+    return LogQuantizer(bits, powers=2**bits)
+
+
+FACTORIES['log2-no-zero'] = _no_zero
 
 
 def bits_of(make):

@@ -4,19 +4,28 @@
 import pytest
 import torch
 from promises import FACTORIES, bits_of, fit
+from seeded import seeded
 
+from mmdet_ptq.errors import CalibrationError
 from mmdet_ptq.quantizers import (
+    AdaLogQuantizer,
+    FitsPoints,
     FitsTensor,
+    Granularity,
     HasRange,
     LearnsEnds,
     LearnsStep,
     LearnsTable,
     LLAQuantizer,
+    LogQuantizer,
+    PowerOfTwoQuantizer,
     Ranges,
+    Refines,
     Rescales,
     Searchable,
     SoftRounding,
     SubsetQuantizer,
+    TwinUniformQuantizer,
     UniformQuantizer,
 )
 
@@ -31,6 +40,10 @@ ABILITIES = {
     },
     LLAQuantizer: {LearnsTable, SoftRounding, FitsTensor},
     SubsetQuantizer: {LearnsStep, SoftRounding, FitsTensor},
+    LogQuantizer: {SoftRounding},
+    AdaLogQuantizer: {SoftRounding, FitsPoints, Refines},
+    TwinUniformQuantizer: {SoftRounding, FitsPoints},
+    PowerOfTwoQuantizer: {FitsPoints},
 }
 
 
@@ -39,7 +52,9 @@ def test_abilities(kind):
     every = set().union(*ABILITIES.values())
     found = {a for a in every if isinstance(kind(4), a)}
     assert found == ABILITIES[kind]
-    assert isinstance(kind(4), Searchable)
+    # the scales of channels that depend on each other cannot be
+    searchable = kind is not PowerOfTwoQuantizer
+    assert isinstance(kind(4), Searchable) == searchable
 
 
 @each
@@ -93,6 +108,8 @@ def test_table_names_what_it_learns():
 @each
 def test_soft_rounding_brackets(make):
     q = fit(make(4), torch.randn(2, 6, 4, 4))
+    if not isinstance(q, SoftRounding):
+        return
     x = q(torch.randn(2, 6, 4, 4) / 2)
     x = x + torch.randn_like(x) * 1e-3
     lower = q.lower_codes(x)
@@ -135,11 +152,14 @@ def test_adopted_candidate_is_what_was_tried(make):
     x = torch.randn(2, 6, 4, 4)
     for bits in {2, 4, 8} & {*bits_of(make)}:
         q = make(bits)
+        if not isinstance(q, Searchable):
+            return
         rows = q.granularity.rows(x)
         fractions = torch.tensor([1.0, 0.8, 0.5])
         found = q.candidates(rows.amin(1), rows.amax(1), fractions)
-        assert isinstance(found, Ranges)
-        assert torch.equal(found.high[:, 1], rows.amax(1) * 0.8)
+        assert {t.shape for t in found} == {(len(rows), 3)}
+        if isinstance(found, Ranges):
+            assert torch.equal(found.high[:, 1], rows.amax(1) * 0.8)
         tried = q.trial(rows, found)
         assert tried.shape == (len(rows), 3, rows.shape[1])
         index = torch.arange(len(rows)) % 3
@@ -154,3 +174,78 @@ def test_adopts_for_levels():
     found = Ranges(torch.zeros(3, 2), torch.tensor([[3.0, 6.0]]).repeat(3, 1))
     q.adopt(found, torch.tensor([[0], [1], [0]]))
     assert q.scale.tolist() == [[1], [2], [1]]
+
+
+def softmax_rows(rows=1):
+    """Points of a softmax's output, and their shares."""
+    x = torch.randn(rows, 64, 32, generator=seeded(0)).mul(3).softmax(-1)
+    x = x.flatten(1).sort(1).values
+    return x, torch.full_like(x, 1 / x.shape[1])
+
+
+def error(q, x, shares, p):
+    off = (q.granularity.rows(q(x)) - x).abs() ** p
+    return (off * shares).sum()
+
+
+@each
+@pytest.mark.parametrize('p', [1.0, 2.4])
+def test_fitted_points_err_no_more_than_the_range(make, p):
+    q = make(4)
+    if not isinstance(q, FitsPoints):
+        return
+    rows = q.granularity.num_rows((2, 6, 4, 4))
+    x, shares = softmax_rows(rows)
+    q.set_range(x.amin(1), x.amax(1))
+    q.granularity = Granularity('channel', 0) if rows > 1 else q.granularity
+    before = error(q, x, shares, p)
+    q.fit_points(x, shares, p)
+    assert error(q, x, shares, p) <= before
+    # points that stand for nothing do not count
+    table = q(x)
+    more = torch.cat([x, torch.full_like(x, 7.0)], 1)
+    q.fit_points(more, torch.cat([shares, torch.zeros_like(shares)], 1), p)
+    assert torch.equal(q(x), table)
+
+
+@each
+def test_fitted_points_of_a_level(make):
+    q = make(4)
+    if not isinstance(q, FitsPoints):
+        return
+    with pytest.raises(CalibrationError, match='calibrate'):
+        q.fit_points(*softmax_rows())
+    q.per_level, rows = True, q.granularity.num_rows((2, 6, 4, 4))
+    x, shares = softmax_rows(rows)
+    q.set_range(torch.zeros(3, rows), torch.ones(3, rows))
+    y = torch.rand(2, 6, 4, 4, generator=seeded(1)) - 0.2
+    before = [q(y, level) for level in range(3)]
+    q.fit_points(x / 3, shares, level=1)
+    after = [q(y, level) for level in range(3)]
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[2], after[2])
+    alone = make(4)
+    alone.set_range(torch.zeros(rows), torch.ones(rows))
+    assert torch.equal(alone(y), after[0])
+    alone.fit_points(x / 3, shares)
+    assert torch.equal(alone(y), after[1])
+    with pytest.raises(IndexError, match='level 3'):
+        q.fit_points(x, shares, level=3)
+
+
+@each
+def test_refined_candidates_keep_the_best(make):
+    q = make(4)
+    if not isinstance(q, Refines):
+        return
+    x = torch.rand(3, 50, generator=seeded(0))
+    found = q.coarse(x, 64)
+    assert {t.shape for t in found} == {(3, found[0].shape[1])}
+    assert 32 <= found[0].shape[1] <= 64
+    kept = type(found)(*(t[:, :5] for t in found))
+    for each in (2, 3, 8):
+        more = q.refined(kept, each)
+        assert type(more) is type(found)
+        assert {t.shape for t in more} == {(3, 5 * each)}
+        again = torch.equal(q.trial(x, more)[:, ::each], q.trial(x, kept))
+        assert again

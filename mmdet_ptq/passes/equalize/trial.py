@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from ...context import forward_context
 from ...layers import QuantLayer, float_mode
-from ...observers import search_weight_range
+from ...observers import search_weight_range, set_range
 from ...quantizers import BaseQuantizer, FitsTensor
 from ...registry import OBSERVERS, build_from
 from ...structures import Port, Scaling
@@ -143,7 +143,7 @@ class Trial:
                 observer.observe(inputs[port], level)
             observer.end_image()
             ranged = copy.deepcopy(quantizer)
-            ranged.set_range(*observer.ranges(ranged))
+            set_range(ranged, observer, *observer.ranges(ranged))
             for level, inputs in calls:
                 inputs[port] = ranged(inputs[port], level)
         return calls
