@@ -11,6 +11,7 @@ from .lapq import LAPQ
 from .observe import Observe
 from .reconstruct import Reconstruct
 from .scale_inputs import ScaleInputs
+from .search_scales import SearchScales
 from .set_ranges import SetRanges
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     'Observe',
     'Reconstruct',
     'ScaleInputs',
+    'SearchScales',
     'SetRanges',
     'checked',
 ]
