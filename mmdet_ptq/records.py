@@ -146,6 +146,26 @@ class ScaledInputsRecord(Record):
 
 
 @dataclass(frozen=True)
+class SearchRecord(Record):
+    """The search for the scales of one quantizer.
+
+    Losses are those of the objective on sampled rows of the calibration
+    images: sums, of squared errors or of what the objective is.
+
+    Attributes:
+        tensor (str): ``'weight'`` or a port, of the first of its layers.
+        layers (list[str]): All layers that share the quantizer.
+        before (float): Loss before.
+        after (float): Loss after; what was there stays if none is less.
+    """
+
+    tensor: str
+    layers: list[str]
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class UnitRecord(Record):
     """The reconstruction of one unit.
 
@@ -188,6 +208,7 @@ def reported(records: Iterable[Record]) -> dict[str, list[dict]]:
         scaling=ScaledInputsRecord,
         reparametrization=ReparametrizationRecord,
         noise=NoiseRecord,
+        search=SearchRecord,
     )
     found = list(records)
     return {

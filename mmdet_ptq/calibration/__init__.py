@@ -10,7 +10,13 @@ from .moments import ChannelMeans
 from .observe import observing
 from .prefix import Prefix, room_for_outputs
 from .replay import Replay
-from .rows import sample_rows, steering, weight_matrix, weight_tensor
+from .rows import (
+    sample_outputs,
+    sample_rows,
+    steering,
+    weight_matrix,
+    weight_tensor,
+)
 from .samples import (
     Images,
     Sample,
@@ -53,6 +59,7 @@ __all__ = [
     'observing',
     'own_quantizers',
     'room_for_outputs',
+    'sample_outputs',
     'sample_rows',
     'share_of_rank',
     'size_of',

@@ -86,6 +86,28 @@ def sample_rows(
     return _of_map(layer, x, layer.stride, False, count, generator)
 
 
+def sample_outputs(
+    layer: nn.Module, y: Tensor, count: int, generator: torch.Generator
+) -> Tensor:
+    """What a layer gives at the positions of :func:`sample_rows`.
+
+    Args:
+        layer (nn.Module): A linear layer or a convolution of any kind.
+        y (Tensor): Its output, or anything of its shape.
+        count (int): As for :func:`sample_rows`.
+        generator (torch.Generator): In the same state as there.
+
+    Returns:
+        Tensor: ``[G, T, R]``.
+    """
+    if not isinstance(layer, nn.Linear):
+        y = y.movedim(-3, -1)
+    flat = y.reshape(-1, y.shape[-1])
+    rows = flat[_draw(len(flat), count, generator, y)]
+    groups = getattr(layer, 'groups', 1)
+    return rows.unflatten(1, (groups, -1)).transpose(0, 1)
+
+
 @contextmanager
 def steering(
     layers: Mapping[str, nn.Module],

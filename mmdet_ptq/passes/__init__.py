@@ -14,6 +14,7 @@ from .quantize_numerator import QuantizeNumerator
 from .reconstruct import Reconstruct
 from .reparametrize_norm import ReparametrizeNorm
 from .scale_inputs import ScaleInputs
+from .search_scales import SearchScales
 from .set_ranges import SetRanges
 from .shift_gelu import ShiftGelu
 from .split_positions import SplitPositions
@@ -32,6 +33,7 @@ __all__ = [
     'Reconstruct',
     'ReparametrizeNorm',
     'ScaleInputs',
+    'SearchScales',
     'SetRanges',
     'ShiftGelu',
     'SplitPositions',

@@ -15,12 +15,12 @@ from .capabilities import (
     LearnsEnds,
     LearnsStep,
     Rescales,
-    Searchable,
     SoftRounding,
 )
 from .encoding import UniformEncoding
 from .export_ops import exporting, fields, quantize_dequantize_op, sizes
 from .kernels import quantize_dequantize, ste_round, to_dtype
+from .uniform_search import SearchesSteps
 
 MIN_SCALE = 1e-8
 # 1 / scale has to be a normal float32.
@@ -35,7 +35,7 @@ class UniformQuantizer(
     SoftRounding,
     HasRange,
     Rescales,
-    Searchable,
+    SearchesSteps,
 ):
     """Equal steps between two ends, zero always among the values.
 
@@ -297,13 +297,3 @@ class UniformQuantizer(
     def parameter_bits(self, rows: int) -> int:
         """32 bits a scale and, if affine, ``bits`` a zero point."""
         return rows * (32 + (0 if self.symmetric else self.bits))
-
-    def trial(self, x: Tensor, candidates: tuple[Tensor, ...]) -> Tensor:
-        """See :meth:`Searchable.trial`."""
-        low, high = candidates
-        scale, zero = (t.unsqueeze(-1) for t in self.grid(low, high))
-        y = (x.unsqueeze(1) / scale).round_()
-        # one step less than moving by z, and faster than clamp by tensors
-        torch.maximum(y, (self.qmin - zero).to(torch.float32), out=y)
-        torch.minimum(y, (self.qmax - zero).to(torch.float32), out=y)
-        return y.mul_(scale)

@@ -1,0 +1,4 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+from .search_scales import SearchScales
+
+__all__ = ['SearchScales']
