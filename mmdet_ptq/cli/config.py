@@ -23,8 +23,8 @@ from ..registry import PASSES, arguments_of, find_class
 def quant_cfg_of(cfg: Config, args: argparse.Namespace) -> dict:
     """The config's ``quant_cfg`` with the command line over it.
 
-    A recipe of the command line takes the place of the config's; rules and
-    arguments of passes that the config has hold for it as well.
+    A recipe of the command line takes the place of the config's; scope,
+    rules and arguments of passes that the config has hold for it as well.
 
     Args:
         cfg (Config): The detector's config, ``--cfg-options`` in it.
@@ -50,6 +50,8 @@ def quant_cfg_of(cfg: Config, args: argparse.Namespace) -> dict:
             quant_cfg['bits'] = 'w8a8'
     if args.bits is not None:
         quant_cfg['bits'] = args.bits
+    if args.scope is not None:
+        quant_cfg['scope'] = args.scope
     if given := _calibration(args):
         before = quant_cfg.get('calibration', {})
         quant_cfg['calibration'] = {**before, **given}
@@ -142,7 +144,8 @@ def asked_of(args: argparse.Namespace, quant: QuantConfig) -> dict:
     if any(key.split('.')[0] == 'quant_cfg' for key in options):
         return spelled
     asked = {}
-    if args.recipe is not None or args.iters is not None:
+    said = (args.recipe, args.scope, args.iters)
+    if any(one is not None for one in said):
         asked.update(rules=spelled['rules'], passes=spelled['passes'])
     if args.bits is not None:
         asked['bits'] = spelled['bits']

@@ -12,7 +12,12 @@ from mmengine.registry import RUNNERS
 
 from ..engine.environment import tolerate
 from ..errors import PTQError, QuantConfigError
-from ..quant_cfg import parse_quant_cfg, recipe_names, replaced_rules
+from ..quant_cfg import (
+    SCOPES,
+    parse_quant_cfg,
+    recipe_names,
+    replaced_rules,
+)
 from .config import asked_of, load_config
 
 
@@ -49,8 +54,13 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--bits',
-        help='w<bits>a<bits>[s<bits>], 2 to 8: weights, activations, '
-        'attention softmax; default w8a8',
+        help='w<bits>a<bits>[s<bits>], 2 to 8: weights, activations, inputs '
+        'that come from a softmax, e.g. w4a4s3; default w8a8',
+    )
+    parser.add_argument(
+        '--scope',
+        help='which layers are quantized, and which of them in 8 bits; '
+        f'default: as the recipe says ({", ".join(SCOPES)})',
     )
     parser.add_argument(
         '--iters',

@@ -102,14 +102,16 @@ def make_plan(
 
     Raises:
         QuantConfigError: If a quantized tensor ends up without bits or with
-            some that its quantizer does not have, or if a rule of the
-            user's matches layers and nothing of what it says holds.
+            some that its quantizer does not have, if a rule of the user's
+            matches layers and nothing of what it says holds, or if softmax
+            has a width of its own that no input gets.
     """
     found = {
         name: apply_rules(config.rules, node)
         for name, node in graph.layers.items()
     }
     _check_rules_act(config, graph, found)
+    _check_softmax(config, graph, found)
     layers = {
         name: _plan_layer(config, node, found[name])
         for name, node in graph.layers.items()
@@ -149,6 +151,40 @@ def _why_idle(
     )
 
 
+def _check_softmax(
+    config: QuantConfig,
+    graph: LayerGraph,
+    found: dict[str, dict[str, Outcome]],
+) -> None:
+    """Refuses a width of softmax that no input of a layer gets."""
+    bits = config.bits
+    if bits is None or bits.softmax == bits.act:
+        return
+    ports = [
+        (node.name, port)
+        for node in graph.layers.values()
+        for port in node.ports
+        if _from_softmax(node, port)
+    ]
+    counted = [found[name][port].counts for name, port in ports]
+    if any(c is not None and c.get('bits') is None for c in counted):
+        return
+    why = 'no softmax is the input of a layer of this detector'
+    if ports:
+        why = (
+            f'rules set the bits of all {len(ports)} inputs that come from a '
+            f'softmax, or leave them float (e.g. {".".join(ports[0])})'
+        )
+    raise QuantConfigError(
+        f'bits {str(bits)!r}: {why}; leave s{bits.softmax} out: '
+        f'bits={str(bits._replace(softmax=bits.act))!r}'
+    )
+
+
+def _from_softmax(node: LayerNode, tensor: str) -> bool:
+    return 'softmax' in node.port_roles.get(tensor, ())
+
+
 def _plan_layer(
     config: QuantConfig, node: LayerNode, found: dict[str, Outcome]
 ) -> LayerPlan:
@@ -180,12 +216,11 @@ def _spec(
                 f'{node.name}: no rule sets the bits of its {tensor} and '
                 "quant_cfg has no 'bits'; add e.g. bits='w8a8'"
             )
-        softmax = 'softmax' in node.port_roles.get(tensor, ())
         bits = (
             config.bits.weight
             if tensor == 'weight'
             else config.bits.softmax
-            if softmax
+            if _from_softmax(node, tensor)
             else config.bits.act
         )
     if tensor != 'weight' and args.get('granularity') == 'group':

@@ -20,6 +20,7 @@ from .recipes import (
     with_passes,
 )
 from .rules import check_default_widths, check_rule
+from .scopes import scope_rules
 
 
 @dataclass
@@ -34,6 +35,7 @@ class QuantConfig:
         calibration (Calibration): Which images calibrate.
         user_rules (int): How many rules at the end the user wrote (as
             against the recipe).
+        scope (str): Whose rules stand before the user's, or ``''``.
     """
 
     recipe: str
@@ -42,6 +44,7 @@ class QuantConfig:
     passes: list[dict]
     calibration: Calibration = field(default_factory=Calibration)
     user_rules: int = 0
+    scope: str = ''
 
     def own_rules(self) -> list[tuple[int, dict]]:
         """The user's rules, each with its index among all."""
@@ -53,6 +56,9 @@ class QuantConfig:
         first = len(self.rules) - self.user_rules
         if i >= first:
             return f'rules[{i - first}]'
+        first -= len(scope_rules(self.scope))
+        if i >= first:
+            return f'scope {self.scope}: rules[{i - first}]'
         return f'recipe {self.recipe}: rules[{i}]'
 
     @cached_property
@@ -83,16 +89,16 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
     """Expands and checks a ``quant_cfg`` block.
 
     Rules and passes come from ``recipe`` if one is named; rules given
-    beside it are added after the recipe's, passes given beside it replace
-    the recipe's, ``equalize`` and ``scale_inputs`` beside it add
-    ``EqualizeChannels`` and ``ScaleInputs`` to its passes or take them out,
-    ``pass_args`` changes single arguments of them, and calibration keys are
-    merged.
+    beside it are added after the recipe's and those of ``scope``, passes
+    given beside it replace the recipe's, ``equalize`` and ``scale_inputs``
+    beside it add ``EqualizeChannels`` and ``ScaleInputs`` to its passes or
+    take them out, ``pass_args`` changes single arguments of them, and
+    calibration keys are merged.
 
     Args:
-        quant_cfg (dict): Keys ``recipe``, ``bits``, ``rules``, ``passes``,
-            ``equalize``, ``scale_inputs``, ``pass_args``, ``calibration``,
-            all optional as long as rules result.
+        quant_cfg (dict): Keys ``recipe``, ``bits``, ``scope``, ``rules``,
+            ``passes``, ``equalize``, ``scale_inputs``, ``pass_args``,
+            ``calibration``, all optional as long as rules result.
 
     Returns:
         QuantConfig: The spelled-out form.
@@ -102,23 +108,30 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
     """
     cfg = checked_keys(quant_cfg)
     recipe = cfg.pop('recipe', None)
-    user_rules = len(cfg.get('rules', []))
-    cfg = joined(load_recipe(recipe) if recipe is not None else {}, cfg)
-    cfg = with_passes(cfg)
+    own = cfg.get('rules', [])
+    base = load_recipe(recipe) if recipe is not None else {}
+    cfg = with_passes(joined(base, cfg))
+    scope = cfg.get('scope', '')
     bits = cfg.get('bits')
     config = QuantConfig(
         recipe=Path(recipe).stem if recipe is not None else 'custom',
         bits=parse_bits(bits) if bits is not None else None,
-        rules=cfg['rules'],
+        rules=[*base.get('rules', []), *scope_rules(scope), *own],
         passes=cfg.get('passes', []),
         calibration=_calibration(cfg.get('calibration', {})),
-        user_rules=user_rules,
+        user_rules=len(own),
+        scope=scope,
     )
     if not config.rules or not config.passes:
         raise QuantConfigError(
             "quant_cfg: give a 'recipe' "
             f'({", ".join(recipe_names())} or a file), or both '
             "'rules' and 'passes'"
+        )
+    if scope and not base:
+        raise QuantConfigError(
+            f'quant_cfg.scope: {scope!r} changes what a recipe says, and '
+            'there is no recipe; name one, or leave the scope out'
         )
     for i, rule in enumerate(config.rules):
         check_rule(rule, config.place(i), config.rules[:i])

@@ -15,6 +15,7 @@ RECIPE_DIR = Path(__file__).parent.parent / 'recipes'
 KINDS = dict(
     recipe=str,
     bits=object,
+    scope=str,
     rules=list,
     passes=list,
     equalize=bool,
@@ -49,8 +50,8 @@ def load_recipe(recipe: str, inside: tuple[Path, ...] = ()) -> dict:
 
     Returns:
         dict: Its ``rules``, its ``passes`` with its ``equalize``,
-        ``scale_inputs`` and ``pass_args`` put in and, if set, ``bits`` and
-        ``calibration``.
+        ``scale_inputs`` and ``pass_args`` put in and, if set, ``bits``,
+        ``scope`` and ``calibration``.
 
     Raises:
         QuantConfigError: If there is no such recipe, it cannot be read,
@@ -129,7 +130,8 @@ def joined(base: dict, cfg: dict) -> dict:
     Args:
         base (dict): From :func:`load_recipe`.
         cfg (dict): Checked keys. Rules are added after those of the
-            recipe, passes replace them, calibration is merged key by key.
+            recipe, passes and scope replace its own, calibration is merged
+            key by key.
 
     Returns:
         dict: Checked keys without ``recipe``.

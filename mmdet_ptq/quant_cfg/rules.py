@@ -20,6 +20,7 @@ ROLES = {
     'matmul': 'products of two activations',
     'position': 'projections of positional encodings, after `SplitPositions`',
     'grouped': 'convolutions with groups, depthwise ones included',
+    'transposed': 'transposed convolutions',
     'offset': 'layers that say where a deformable layer samples',
     'softmax': 'inputs that come from a softmax',
     'gelu': 'inputs that come from a GELU',
@@ -70,7 +71,7 @@ def check_rule(rule: dict, where: str, earlier: Sequence[dict] = ()) -> None:
                 f'{where}.{key}: expected a dict or None, got {spec!r}'
             )
         _check_meant(spec, key, f'{where}.{key}')
-        if 'bits' in spec:
+        if spec.get('bits') is not None:
             check_bits(spec['bits'], f'{where}.{key}.bits')
         types = [DEFAULT_QUANTIZER]
         types += [s['type'] for s in _specs(earlier, key) if 'type' in s]
@@ -180,6 +181,8 @@ def _specs(rules: Sequence[dict], key: str) -> list[dict]:
 def _check_spec(spec: dict, types: list[str], where: str) -> None:
     """Builds one of the quantizers that a spec may be for, as a trial."""
     args = dict(spec)
+    if args.get('bits') is None:  # those of quant_cfg
+        args.pop('bits', None)
     if args.get('granularity') == 'group' and args.get('group_size') is None:
         args['group_size'] = 1  # stands for a convolution's own groups
     elif args.get('group_size') is not None:

@@ -49,6 +49,16 @@ def arguments(*words, config='config.py'):
                 calibration=dict(seed=3, num_samples=7),
             ),
         ),
+        (
+            None,
+            ['--scope', 'repq_det'],
+            dict(recipe='uniform', bits='w8a8', scope='repq_det'),
+        ),
+        (
+            dict(recipe='qdrop', bits='w4a4', scope='repq_det'),
+            ['--recipe', 'minmax'],
+            dict(recipe='minmax', bits='w4a4', scope='repq_det'),
+        ),
         # both reconstructions of BRECQ, beside what is there
         (
             dict(
@@ -100,6 +110,7 @@ def test_command_line_over_config(found, words, expected):
         (dict(recipe='minmax'), ['--iters', '5'], '--iters 5.*Reconstruct'),
         (dict(recipe='qdrop'), ['--iters', '-1'], 'from 0, got -1'),
         (dict(recipe='minmax'), ['--calib-num', '0'], 'num_samples.*0'),
+        (dict(recipe='minmax'), ['--scope', 'repq'], "mean 'repq_det'"),
     ],
 )
 def test_command_line_against_config(found, words, says):
@@ -207,6 +218,7 @@ def test_options_reach_the_recipe_of_the_command_line(tmp_path):
         (['--bits', 'w6a6'], ['bits']),
         (['--recipe', 'qdrop'], ['rules', 'passes']),
         (['--iters', '3'], ['rules', 'passes']),
+        (['--scope', 'backbone_only'], ['rules', 'passes']),
         (
             ['--cfg-options', 'quant_cfg.bits=w6a6'],
             ['rules', 'passes', 'calibration', 'bits'],

@@ -56,8 +56,8 @@ def test_unmatched_layer_stays_float(small):
     assert found.groups == []
 
 
-def test_softmax_bits():
-    attention = graph(
+def attention_graph():
+    return graph(
         node('qk', [[1, 2]], ['attention'], ports=('a', 'b'), params=0),
         node(
             'pv',
@@ -68,6 +68,10 @@ def test_softmax_bits():
             port_roles=dict(a=['softmax']),
         ),
     )
+
+
+def test_softmax_bits():
+    attention = attention_graph()
     found = plan(attention, BOTH, bits='w4a4s8')
     assert {p: s.bits for p, s in found.layers['pv'].acts.items()} == dict(
         a=8, b=4
@@ -75,20 +79,52 @@ def test_softmax_bits():
     assert {s.bits for s in found.layers['qk'].acts.values()} == {4}
     assert found.layers['pv'].weight is None
     # a rule on the port alone, which leaves the other port as it is
-    found = plan(
-        attention,
-        BOTH,
-        dict(match='@softmax', act=dict(bits=3)),
-        bits='w4a4s8',
-    )
+    three = dict(match='@softmax', act=dict(bits=3))
+    found = plan(attention, BOTH, three, bits='w4a4')
     assert found.layers['pv'].acts == dict(
         a=QuantSpec(U, 3), b=QuantSpec(U, 4)
     )
+    # and back to what the string says
+    back = dict(match='@softmax', act=dict(bits=None))
+    three['act']['symmetric'] = True
+    found = plan(attention, BOTH, three, back, bits='w4a4s8')
+    assert found.layers['pv'].acts['a'] == QuantSpec(
+        U, 8, dict(symmetric=True)
+    )
     found = plan(
-        attention, BOTH, dict(match='@softmax', skip=True), bits='w4a4s8'
+        attention, BOTH, dict(match='@softmax', skip=True), bits='w4a4'
     )
     assert found.layers['pv'].acts == dict(a=None, b=QuantSpec(U, 4))
     assert found.layers['pv'].why_float == ''
+
+
+@pytest.mark.parametrize(
+    'rule',
+    [
+        dict(match='@softmax', act=dict(bits=3)),
+        dict(match='*', act=dict(bits=3)),
+        dict(match='@softmax', skip=True),
+        dict(match='pv', act=None),
+    ],
+)
+def test_softmax_bits_that_rules_take_away(rule):
+    """A width of its own that is nowhere: nobody can mean that."""
+    attention = attention_graph()
+    with pytest.raises(QuantConfigError) as error:
+        plan(attention, BOTH, rule, bits='w4a4s8')
+    for part in ("bits 'w4a4s8'", 'pv.a', 'leave s8 out', "'w4a4'"):
+        assert part in str(error.value), error.value
+    # the width of all activations is asked of no softmax
+    if rule.get('act', 1) is not None:
+        plan(attention, BOTH, rule, bits='w4a4')
+
+
+def test_softmax_bits_without_a_softmax(small):
+    with pytest.raises(QuantConfigError) as error:
+        plan(small, BOTH, bits='w4a4s3')
+    for part in ("bits 'w4a4s3'", 'no softmax', "bits='w4a4'"):
+        assert part in str(error.value), error.value
+    assert plan(small, BOTH, bits='w4a4s4') == plan(small, BOTH, bits='w4a4')
 
 
 def shared_graph(reads_b=((1,),)):

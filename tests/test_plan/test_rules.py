@@ -4,8 +4,10 @@
 from dataclasses import replace
 
 import pytest
+from mmcv.cnn.bricks import wrappers
 from plan_kit import BOTH, U, graph, node, plan
 from reconstruct_model import INIT, RULES, Net, batches
+from torch import nn
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.errors import QuantConfigError
@@ -119,6 +121,27 @@ def test_roles(small):
         'backbone.conv1',
         'backbone.conv2',
     ]
+
+
+def test_transposed_convolutions():
+    plain, upward = node('conv', [[1]]), node('up', [[2]])
+    for kind in (nn.ConvTranspose2d, wrappers.ConvTranspose2d):
+        upward.cls = kind
+        found = plan(
+            graph(plain, upward), BOTH, dict(match='@transposed', skip=True)
+        ).layers
+        assert found['up'].why_float == 'rule @transposed: skip'
+        assert found['conv'].weight == QuantSpec(U, 4)
+
+
+def test_bits_of_none_are_those_of_quant_cfg(small):
+    eight = dict(match='@stem', weight=dict(bits=8), act=dict(bits=8))
+    back = dict(match='@stem', weight=dict(bits=None))
+    stem = plan(small, BOTH, eight, back).layers['backbone.conv1']
+    assert (stem.weight.bits, stem.acts['input'].bits) == (4, 8)
+    both = dict(match='*', weight=dict(bits=3), act=dict(bits=3))
+    with pytest.raises(QuantConfigError, match=r'conv1: no rule sets the b'):
+        plan(small, BOTH, both, back, bits=None)
 
 
 PREDICTION_SKIP = dict(match='@prediction', skip=True)

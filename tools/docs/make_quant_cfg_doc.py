@@ -9,7 +9,12 @@ from pathlib import Path
 
 from mmengine.registry import Registry
 
-from mmdet_ptq.quant_cfg import Calibration, load_recipe, recipe_names
+from mmdet_ptq.quant_cfg import (
+    SCOPES,
+    Calibration,
+    load_recipe,
+    recipe_names,
+)
 from mmdet_ptq.quant_cfg.recipes import KEYS, RECIPE_DIR
 from mmdet_ptq.quant_cfg.rules import ROLES, RULE_KEYS
 from mmdet_ptq.registry import (
@@ -30,7 +35,8 @@ found (**passes**). A **recipe** is a named pair of both in a config file.
 ```python
 quant_cfg = dict(
     recipe='qdrop',              # rules and passes to start from
-    bits='w4a8s8',               # weights, activations, attention softmax
+    bits='w4a8s4',               # weights, activations, attention softmax
+    scope='first_last_8',        # which layers, if not as the recipe says
     rules=[                      # added after the recipe's: later rules win
         dict(match='neck.*', act=dict(bits=8)),
         dict(match='@mask', skip=True),
@@ -41,6 +47,28 @@ quant_cfg = dict(
 ```
 
 The keys of `quant_cfg` are {keys}.
+
+## bits
+
+`bits='w4a8s4'` gives weights 4 bits, inputs of layers 8, and those inputs 4
+that come from a softmax (`@softmax`): the first operand of softmax times V.
+Without the `s` they have the bits of the others. The widths hold where no rule
+sets `bits`. An `s` of its own that no input gets is an error: in a detector
+without such an input, and where rules set their bits or leave them float.
+
+## scope
+
+A scope is a short list of rules by a name. They say which layers are
+quantized, and which of them in 8 bits, as some papers do it; how, the recipe
+says. They come after the recipe's rules and before yours. A recipe may have
+one; a `scope` beside it takes its place, and `scope=''` takes it out.
+`--print-recipe` prints the rules where they stand. Save that as a recipe
+file: in a config all rules count as yours, and one of the recipe's that the
+scope takes back would be an [error](#rules-without-effect).
+
+| scope | what it makes of a detector |
+|---|---|
+{scopes}
 
 ## Recipe files of your own
 
@@ -96,9 +124,9 @@ more exact by it. The recipe `gptq` has it.
 ## Options of the command line
 
 On a command line `--recipe NAME` takes the place of the config's recipe. The
-config's `bits`, `rules`, `pass_args` and `calibration` hold for it as well;
-what does not fit it is an error. `--iters N` sets the steps of every
-reconstruction.
+config's `bits`, `scope`, `rules`, `pass_args` and `calibration` hold for it
+as well; what does not fit it is an error. `--scope NAME` sets the scope,
+`--iters N` the steps of every reconstruction.
 
 `tools/ptq.py CONFIG --recipe NAME --print-recipe` prints the whole
 `quant_cfg` with every default. The output is a recipe file, and can also be
@@ -130,7 +158,8 @@ and arguments of a [quantizer](#quantizers). It is merged into what earlier
 rules said, so a later rule changes what it says and nothing else.
 
 * A new `type` keeps the bits, and those of the old arguments that it has too.
-* Without `bits` the widths of `quant_cfg.bits` hold.
+* Without `bits` the widths of `quant_cfg.bits` hold; `bits=None` goes back to
+  them.
 * `None` keeps the tensor float. A later rule may take it in again, and then
   goes on from what was said before the `None`.
 * What no rule speaks of stays float.
@@ -235,6 +264,9 @@ def document() -> str:
     text = HEAD.format(
         keys=', '.join(f'`{k}`' for k in KEYS),
         rule_keys=', '.join(f'`{k}`' for k in RULE_KEYS),
+        scopes='\n'.join(
+            f'| `{name}` | {scope.what} |' for name, scope in SCOPES.items()
+        ),
         roles='\n'.join(f'| `@{r}` | {what} |' for r, what in ROLES.items()),
     )
     meanings = _meanings_of_fields()
