@@ -8,6 +8,7 @@ from .capabilities import (
     LearnsEnds,
     LearnsStep,
     LearnsTable,
+    PerInstance,
     Ranges,
     Refines,
     Rescales,
@@ -17,6 +18,7 @@ from .capabilities import (
 from .encoding import Encoding, UniformEncoding
 from .export_ops import export_mode
 from .granularity import Granularity
+from .instance_groups import InstanceGroupQuantizer
 from .llaq import LLAQuantizer, ShiftForm, lut, shift_form
 from .packing import pack, unpack
 from .subset import SubsetQuantizer
@@ -30,10 +32,12 @@ __all__ = [
     'FitsTensor',
     'Granularity',
     'HasRange',
+    'InstanceGroupQuantizer',
     'LLAQuantizer',
     'LearnsEnds',
     'LearnsStep',
     'LearnsTable',
+    'PerInstance',
     'Ranges',
     'Refines',
     'Rescales',

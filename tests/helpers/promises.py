@@ -16,7 +16,9 @@ from seeded import seeded
 
 from mmdet_ptq.quantizers import (
     Encoding,
+    InstanceGroupQuantizer,
     LLAQuantizer,
+    PerInstance,
     SubsetQuantizer,
     UniformQuantizer,
     export_mode,
@@ -74,6 +76,15 @@ for _name, _args in {
     FACTORIES[f'llaq-{_name}'] = lambda bits, a=_args: LLAQuantizer(bits, **a)
 
 
+for _kind in ('channel', 'row'):
+    for _groups in (1, 3, 6):
+        FACTORIES[f'instance-{_kind}-{_groups}'] = (
+            lambda bits, k=_kind, g=_groups: InstanceGroupQuantizer(
+                bits, num_groups=g, granularity=k
+            )
+        )
+
+
 def bits_of(make):
     """The bit-widths that a factory takes: 2 to 8 unless it says less."""
     return tuple(getattr(make, 'bits', range(2, 9)))
@@ -116,7 +127,12 @@ def fit(quantizer, x, shrink=1.0):
     rows = quantizer.granularity.rows(x)
     if rows.shape[1] == 0:
         rows = torch.zeros(max(1, rows.shape[0]), 1)
-    quantizer.set_range(rows.amin(1) * shrink, rows.amax(1) * shrink)
+    low, high = rows.amin(1) * shrink, rows.amax(1) * shrink
+    if isinstance(quantizer, PerInstance):
+        groups = quantizer.num_groups
+        shares = torch.linspace(1, groups, groups) / groups
+        low, high = low.amin() * shares, high.amax() * shares
+    quantizer.set_range(low, high)
     return quantizer.eval()
 
 
@@ -135,7 +151,7 @@ def check_codes(q, x, y):
     assert codes.dtype == torch.int32 and codes.shape == x.shape
     # counting distinct codes in each row, and over all rows
     assert codes.unique().numel() <= 2**q.bits
-    decoded = q.decode(codes)
+    decoded = q.encoding(x).decode(codes)
     assert decoded.dtype == torch.float32
     assert same_bits(decoded, y)
 
@@ -149,7 +165,10 @@ def same_bits(a, b):
 def check_encoding(q, x, y):
     """One description, with or without the tensor, gives all there is."""
     codes = q.encode(x)
-    for e in (q.encoding(x), q.encoding()):
+    found = [q.encoding(x)]
+    if not isinstance(q, PerInstance):
+        found.append(q.encoding())
+    for e in found:
         assert isinstance(e, Encoding) and e.bits == q.bits
         assert torch.equal(e.encode(x), codes)
         assert same_bits(e.decode(codes), y)
@@ -177,7 +196,7 @@ def check_output(q, x, y):
     assert y.shape == x.shape and y.dtype == x.dtype
     assert torch.isfinite(y).all()
     with torch.no_grad():
-        assert torch.equal(q(y), y)
+        check_idempotent(q, x, y)
         for dtype in (torch.float16, torch.bfloat16, torch.float64):
             z = q(x.clamp(-6e4, 6e4).to(dtype))
             assert z.dtype == dtype and torch.isfinite(z).all()
@@ -185,8 +204,20 @@ def check_output(q, x, y):
     assert isinstance(bits, int) and bits >= x.numel() * q.bits
     rows = q.num_rows()
     assert isinstance(rows, int) and rows >= 1
-    if x.numel():
+    if x.numel() and not isinstance(q, PerInstance):
         assert bits == x.numel() * q.bits + q.parameter_bits(rows)
+
+
+def check_idempotent(q, x, y):
+    """Also of what depends on the tensor, where that chose the same."""
+    if not isinstance(q, PerInstance):
+        assert torch.equal(q(y), y)
+        return
+    e = q.encoding(x)
+    assert same_bits(e.decode(e.encode(y)), y)
+    stays = q.groups_of(x) == q.groups_of(y)
+    once, again = (q.granularity.rows(t) for t in (y, q(y)))
+    assert torch.equal(once[stays], again[stays])
 
 
 def check_state(q, fresh, x, y):
