@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from torch import nn
+
 from ..quant_cfg import DEFAULT_QUANTIZER, PORT_ROLES, patterns_of
 from ..registry import QUANTIZERS, arguments_of, find_class
 from ..structures import LayerNode
@@ -130,6 +132,8 @@ def _matches(pattern: str, node: LayerNode) -> bool:
         return node.groups > 1
     if role == 'matmul':
         return len(node.ports) > 1
+    if role == 'linear':
+        return issubclass(node.cls, nn.Linear)
     return role not in PORT_ROLES and role in node.roles
 
 

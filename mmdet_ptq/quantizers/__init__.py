@@ -18,6 +18,7 @@ from .capabilities import (
 from .encoding import Encoding, UniformEncoding
 from .export_ops import export_mode
 from .granularity import Granularity
+from .groups import nearest
 from .instance_groups import InstanceGroupQuantizer
 from .llaq import LLAQuantizer, ShiftForm, lut, shift_form
 from .packing import pack, unpack
@@ -51,6 +52,7 @@ __all__ = [
     'UniformQuantizer',
     'export_mode',
     'lut',
+    'nearest',
     'pack',
     'shift_form',
     'unpack',

@@ -63,7 +63,7 @@ class BaseQuantizer(nn.Module, ABC):
         if granularity == 'row' and not isinstance(self, PerInstance):
             raise ValueError(
                 "granularity 'row' is for an InstanceGroupQuantizer: a grid "
-                "of its own for each row of a softmax is none to keep; use "
+                'of its own for each row of a softmax is none to keep; use '
                 "'tensor', 'channel' or 'group'"
             )
         if axis is None:

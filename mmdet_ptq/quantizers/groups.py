@@ -28,9 +28,7 @@ def assign_groups(
     others = [i for i in range(x.dim()) if i != axis]
     if granularity.kind == 'row':
         others = [axis]
-    least, most = (
-        (x.amin(others), x.amax(others)) if others else (x, x)
-    )
+    least, most = (x.amin(others), x.amax(others)) if others else (x, x)
     ends = torch.stack([least.reshape(-1), most.reshape(-1)], 1).double()
     return nearest(ends, torch.stack([low, high], 1).double())[1]
 

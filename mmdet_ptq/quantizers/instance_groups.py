@@ -28,8 +28,8 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
     whose extremes in an image are ``m_c`` and ``M_c`` is quantized with the
     grid of least ``(M_c - u_i)^2 + (m_c - l_i)^2`` (eq. 4 and 5), the first
     of several. The ends that calibration finds are means of channels, so
-    part of the channels is clipped. With ``granularity='row'`` the same is done
-    with the rows of a softmax, whose lower ends are all 0 (eq. 8).
+    part of the channels is clipped. With ``granularity='row'`` the same is
+    done with the rows of a softmax, whose lower ends are all 0 (eq. 8).
 
     Codes mean nothing without the groups of their tensor: :meth:`encoding`
     needs the tensor, and :meth:`decode` is that of the encoding. What was
@@ -96,9 +96,7 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
         self.check_range(low, high)
         low, high = low.reshape(-1), high.reshape(-1)
         if len(low) != self.num_groups:
-            raise ValueError(
-                f'{len(low)} ranges for {self.num_groups} groups'
-            )
+            raise ValueError(f'{len(low)} ranges for {self.num_groups} groups')
         self.grids.set_range(low, high)
         self.low = low.to(self.low.device, torch.float32, copy=True)
         self.high = high.to(self.high.device, torch.float32, copy=True)
