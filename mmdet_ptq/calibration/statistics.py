@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What calibration forwards left behind, kept between passes."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -32,7 +33,7 @@ class Statistics:
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._cfg: dict = {}
+        self._cfgs: list[dict] = []
         self.groups: list[list[Port]] = []
         self.observers: list[BaseObserver] = []
         self.means: ChannelMeans | None = None
@@ -41,7 +42,7 @@ class Statistics:
         self,
         layers: dict[str, QuantLayer],
         groups: list[list[Port]],
-        cfg: dict,
+        cfg_of: Callable[[BaseQuantizer], dict],
         means: bool,
         device: torch.device,
     ) -> None:
@@ -51,28 +52,30 @@ class Statistics:
             layers (dict[str, QuantLayer]): The twins by name.
             groups (list[list[Port]]): Ports that share an observer, as
                 they share a quantizer.
-            cfg (dict): The observer.
+            cfg_of (Callable): Gives the observer of a quantizer.
             means (bool): Whether means of the inputs are wanted.
             device (torch.device): Where the model is.
         """
         self.clear()
-        self._cfg = cfg
         for group in groups:
             name, port = group[0]
             quantizer = layers[name].act_quantizers[port]
             levels = layers[name].levels if quantizer.per_level else 1
-            self._add(group, quantizer.granularity, levels, device)
+            cfg = cfg_of(quantizer)
+            self._add(group, cfg, quantizer.granularity, levels, device)
         self.means = ChannelMeans(layers) if means else None
 
     def _add(
         self,
         group: list[Port],
+        cfg: dict,
         granularity: Granularity,
         levels: int,
         device: torch.device,
     ) -> None:
-        observer = build_from(OBSERVERS, self._cfg)
+        observer = build_from(OBSERVERS, cfg)
         observer.bind(granularity, levels, device)
+        self._cfgs.append(cfg)
         self.groups.append(list(group))
         self.observers.append(observer)
 
@@ -97,12 +100,12 @@ class Statistics:
     def drop(self, group: list[Port]) -> None:
         """Forgets one group."""
         at = self.groups.index(group)
-        del self.groups[at], self.observers[at]
+        del self.groups[at], self.observers[at], self._cfgs[at]
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as plain types and tensors, to resume."""
         return dict(
-            cfg=self._cfg,
+            cfgs=list(self._cfgs),
             groups=[list(map(list, group)) for group in self.groups],
             grains=[(asdict(o.granularity), o.levels) for o in self.observers],
             observers=[o.state_dict() for o in self.observers],
@@ -123,12 +126,15 @@ class Statistics:
             device (torch.device): Where the model is.
         """
         self.clear()
-        self._cfg = state['cfg']
-        for group, (granularity, levels), found in zip(
-            state['groups'], state['grains'], state['observers'], strict=True
+        for group, cfg, (granularity, levels), found in zip(
+            state['groups'],
+            state['cfgs'],
+            state['grains'],
+            state['observers'],
+            strict=True,
         ):
             ports = [(name, port) for name, port in group]
-            self._add(ports, Granularity(**granularity), levels, device)
+            self._add(ports, cfg, Granularity(**granularity), levels, device)
             self.observers[-1].load_state_dict(found)
         if state['means'] is not None:
             self.means = ChannelMeans(layers)

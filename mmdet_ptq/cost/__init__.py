@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What a detector costs: products, their bits, and bytes of parameters."""
 
+from .grouping import grouping_bops
 from .macs import count_macs, layer_macs
 from .paper import (
     MIB,
@@ -18,6 +19,7 @@ __all__ = [
     'bops',
     'cost_of',
     'count_macs',
+    'grouping_bops',
     'layer_macs',
     'operand_bits',
     'reg_ptq_flops',

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..graph.vocabulary import MIXING, canonical
 from ..structures import LayerGraph, LayerNode, LayerPlan, QuantPlan
+from .grouping import grouping_bops
 from .macs import Bits, Macs, count_macs
 from .paper import reg_ptq_flops
 
@@ -56,8 +57,9 @@ def cost_of(
         ``macs``, ``parts`` (MACs of each part), ``bops`` (``float`` and
         ``quantized``), ``flops_eq`` (BOPs / 1024) and ``reg_ptq_flops`` are
         sums over calls; ``scaled_elements`` is how many numbers are
-        multiplied, in float, before they are quantized, which is part of the
-        quantized BOPs; ``layers`` has MACs, calls and operand bits of each
+        multiplied, in float, before they are quantized, and ``grouping`` the
+        BOPs of :func:`grouping_bops`, both part of the quantized BOPs;
+        ``layers`` has MACs, calls and operand bits of each
         layer; ``not_counted`` says how often other operations that multiply
         were called.
     """
@@ -65,7 +67,9 @@ def cost_of(
     bits = {name: operand_bits(plan.layers[name]) for name in macs}
     total = sum(map(sum, macs.values()))
     scaled = scaled_elements(model, graph, plan)
+    grouping = grouping_bops(model, graph, plan)
     quantized = bops(macs, bits) + scaled * FLOAT_BITS**2
+    quantized += sum(grouping.values())
     parts: Counter[str] = Counter()
     for name, calls in macs.items():
         parts[_part(graph.layers[name])] += sum(calls)
@@ -79,6 +83,7 @@ def cost_of(
         flops_eq=quantized / FLOAT_BITS**2,
         reg_ptq_flops=reg_ptq_flops(macs, bits),
         scaled_elements=scaled,
+        grouping=grouping,
         layers={
             name: dict(
                 macs=sum(calls), calls=len(calls), bits=list(bits[name])

@@ -6,6 +6,7 @@ from .base import QuantLayer, quant_layers
 from .convert import convert
 from .matmul import MatMul
 from .modes import float_mode, quantizing
+from .one_by_one import divide_batches
 from .position import PositionLinear
 from .state import named_tensors, non_finite, restore_tensors
 from .twins import is_leaf, ports_of, twin_class
@@ -15,6 +16,7 @@ __all__ = [
     'PositionLinear',
     'QuantLayer',
     'convert',
+    'divide_batches',
     'float_mode',
     'in_bfloat16',
     'is_leaf',

@@ -4,7 +4,9 @@
 from .base import BaseObserver
 from .batch import Batch, end_batch, fetch, ranges_of
 from .fit import set_range
+from .fit_groups import fit_groups
 from .histogram import HistogramObserver
+from .instances import InstanceObserver
 from .lp import LpObserver, search_weight_range
 from .minmax import (
     AverageMinMaxObserver,
@@ -19,12 +21,14 @@ __all__ = [
     'BaseObserver',
     'Batch',
     'HistogramObserver',
+    'InstanceObserver',
     'LpObserver',
     'MinMaxObserver',
     'MovingAverageObserver',
     'PercentileObserver',
     'end_batch',
     'fetch',
+    'fit_groups',
     'ranges_of',
     'sample_tokens',
     'search_weight_range',

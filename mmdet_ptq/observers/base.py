@@ -70,6 +70,11 @@ class BaseObserver(ABC):
         self.high = torch.full(shape, -INF, device='cpu')
 
     @property
+    def counted(self) -> Granularity:
+        """Says of which rows extremes are kept: those of the quantizer."""
+        return self.granularity
+
+    @property
     def rows(self) -> int:
         """K, or 0 before any data."""
         return self.low.shape[1]
@@ -101,7 +106,7 @@ class BaseObserver(ABC):
             raise IndexError(f'level {level} of {self.levels}')
         if x.numel() == 0:
             return
-        rows = self.granularity.num_rows(x.shape)
+        rows = self.counted.num_rows(x.shape)
         if rows != self.rows:
             if self.rows:
                 raise CalibrationError(
@@ -112,7 +117,7 @@ class BaseObserver(ABC):
         x = x.detach()
         self.device = x.device
         self.count[level] += x.numel()
-        low, high = row_extremes(x, self.granularity)
+        low, high = row_extremes(x, self.counted)
         self._waiting.append(Seen(level, low, high, self._keep(x)))
 
     def _keep(self, x: Tensor) -> Any:

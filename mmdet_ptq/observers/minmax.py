@@ -27,7 +27,7 @@ class MinMaxObserver(BaseObserver):
         return self.low, self.high
 
 
-class _PerImageObserver(BaseObserver):
+class PerImageObserver(BaseObserver):
     """Gathers the extremes of the current image in ``now_{low,high}``."""
 
     def _allocate(self, rows: int) -> None:
@@ -52,7 +52,7 @@ class _PerImageObserver(BaseObserver):
 
 
 @OBSERVERS.register_module()
-class MovingAverageObserver(_PerImageObserver):
+class MovingAverageObserver(PerImageObserver):
     """Exponential moving average of each image's extremes (MQBench).
 
     It depends on the order of images by definition. Merged processes count
@@ -112,7 +112,7 @@ class MovingAverageObserver(_PerImageObserver):
 
 
 @OBSERVERS.register_module()
-class AverageMinMaxObserver(_PerImageObserver):
+class AverageMinMaxObserver(PerImageObserver):
     """Mean over images of each image's extremes (QDrop).
 
     The terms are kept (8 bytes a row and image) and sorted before they are

@@ -38,6 +38,8 @@ def row_extremes(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
         flat = granularity.rows(x)
         return flat.amin(1), flat.amax(1)
     axis = granularity.channel_axis(x.shape)
+    if granularity.kind == 'row':
+        return x.amin(axis).reshape(-1), x.amax(axis).reshape(-1)
     rest = [i for i in range(x.dim()) if i != axis]
     low, high = (x.amin(rest), x.amax(rest)) if rest else (x, x)
     return low.reshape(rows, -1).amin(1), high.reshape(rows, -1).amax(1)

@@ -13,11 +13,13 @@ from ..calibration import ChannelMeans, Session, Statistics, observing
 from ..errors import NumericError, QuantConfigError
 from ..layers import QuantLayer, float_mode
 from ..observers import BaseObserver, Batch, fetch
+from ..quantizers import BaseQuantizer, PerInstance
 from ..registry import OBSERVERS, PASSES, build_from
 from ..structures import LayerGraph, Port
 from .base import BasePass
 
 ACT_OBSERVER = dict(type='LpObserver', p=2.4)
+INSTANCE_OBSERVER = dict(type='InstanceObserver', iterations=300, period=75)
 
 
 @PASSES.register_module()
@@ -32,20 +34,35 @@ class Observe(BasePass):
     Args:
         observer (dict): Observer of activations. Defaults to
             ``dict(type='LpObserver', p=2.4)``.
+        instance_observer (dict): Observer of activations whose grid each
+            image takes, such as those of an ``InstanceGroupQuantizer``.
+            Defaults to ``dict(type='InstanceObserver', iterations=300,
+            period=75)``.
     """
 
     gives: ClassVar[frozenset[str]] = frozenset({'observers', 'means'})
     refuses: ClassVar[frozenset[str]] = frozenset({'learned'})
 
-    def __init__(self, observer: dict = ACT_OBSERVER) -> None:
+    def __init__(
+        self,
+        observer: dict = ACT_OBSERVER,
+        instance_observer: dict = INSTANCE_OBSERVER,
+    ) -> None:
         self.observer = observer
-        build_from(OBSERVERS, self.observer, 'Observe.observer')
+        self.instance_observer = instance_observer
+        for name in ('observer', 'instance_observer'):
+            build_from(OBSERVERS, getattr(self, name), f'Observe.{name}')
+
+    def _observer_of(self, quantizer: BaseQuantizer) -> dict:
+        if isinstance(quantizer, PerInstance):
+            return self.instance_observer
+        return self.observer
 
     def prepare(self, session: Session) -> None:
         """See :meth:`BasePass.prepare`."""
-        observer = build_from(OBSERVERS, self.observer)
         for name, layer in session.layers.items():
             for port, quantizer in layer.act_quantizers.items():
+                observer = build_from(OBSERVERS, self._observer_of(quantizer))
                 why = observer.why_not(quantizer)
                 if why:
                     raise QuantConfigError(f'Observe: {name}.{port}: {why}')
@@ -58,7 +75,7 @@ class Observe(BasePass):
         stats.start(
             session.layers,
             session.plan.groups,
-            self.observer,
+            self._observer_of,
             'means' in session.wanted,
             session.device,
         )

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ..errors import PTQError, QuantConfigError
-from ..layers import QuantLayer, quant_layers, twin_class
-from ..quantizers import BaseQuantizer
+from ..layers import QuantLayer, divide_batches, quant_layers, twin_class
+from ..quantizers import BaseQuantizer, PerInstance
 from ..registry import QUANTIZERS, build_from
 from ..structures import LayerGraph, QuantPlan, QuantSpec
 
@@ -35,6 +35,9 @@ def attach(
     device = next(model.parameters()).device
     weights = _weight_quantizers(layers, plan, device)
     acts = _act_quantizers(layers, plan, device)
+    every = [q for found in acts.values() for q in found.values()]
+    if any(isinstance(q, PerInstance) for q in every):
+        divide_batches(model)
     owners = Counter(
         id(p) for m in model.modules() for p in m._parameters.values()
     )
@@ -113,6 +116,8 @@ def build_quantizer(
                     'give group_size'
                 )
             args['group_size'] = layer.in_channels // layer.groups
+        if isinstance(args.get('group_size'), str):
+            args['group_size'] = _share(args['group_size'], layer, name)
     quantizer = build_from(
         QUANTIZERS,
         dict(type=spec.type, bits=spec.bits, **args),
@@ -121,6 +126,27 @@ def build_quantizer(
     if tensor == 'weight':
         check_rows(quantizer, layer.weight.shape, f'{name}.weight')
     return quantizer
+
+
+def _share(size: str, layer: nn.Module, name: str) -> int:
+    """``'1/8'`` as a number of channels."""
+    channels = {
+        n: getattr(layer, n)
+        for n in ('in_features', 'in_channels')
+        if n in vars(layer)
+    }
+    parts = int(size.removeprefix('1/'))
+    for what, count in channels.items():
+        if count % parts:
+            raise QuantConfigError(
+                f'{name}: group_size={size!r} does not divide its {count} '
+                f'{what}; give this layer another group_size by a rule'
+            )
+        return count // parts
+    raise QuantConfigError(
+        f'{name}: group_size={size!r} is a share of the input channels of a '
+        'linear layer or a convolution, and it is neither; give a number'
+    )
 
 
 def check_rows(
@@ -134,14 +160,15 @@ def check_rows(
         where (str): Layer and tensor, for the message.
 
     Raises:
-        QuantConfigError: If the tensor lacks the axis, or ``group_size``
-            does not divide what it groups.
+        QuantConfigError: If the tensor lacks the axis, or groups do not fit
+            it.
     """
     try:
-        quantizer.granularity.num_rows(shape)
+        quantizer.check_shape(shape)
     except ValueError as error:
         raise QuantConfigError(
-            f'{where}: {error}; give this layer another granularity by a rule'
+            f'{where}: {error}; give this layer other groups, or another '
+            'granularity, by a rule'
         ) from error
 
 

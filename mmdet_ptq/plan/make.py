@@ -12,7 +12,8 @@ from ..quant_cfg import (
     check_width,
     patterns_of,
 )
-from ..registry import QUANT_LAYERS
+from ..quantizers import PerInstance
+from ..registry import QUANT_LAYERS, QUANTIZERS, find_class
 from ..structures import (
     LayerGraph,
     LayerNode,
@@ -249,7 +250,7 @@ def _groups(
                 continue
             node = graph.layers[name]
             key = [spec.type, spec.bits, spec.args]
-            if spec.args.get('granularity') in ('group', 'channel'):
+            if _has_channels(spec):
                 key += [node.groups, QUANT_LAYERS.get(node.cls).act_axis]
             if spec.args.get('per_level'):
                 at = node.ports.index(port)
@@ -259,3 +260,10 @@ def _groups(
             )
         groups += split.values()
     return groups
+
+
+def _has_channels(spec: QuantSpec) -> bool:
+    """Whether which axis is that of the channels makes a difference."""
+    kind = spec.args.get('granularity')
+    adapts = issubclass(find_class(QUANTIZERS, spec.type), PerInstance)
+    return kind in ('group', 'channel') or (adapts and kind is None)

@@ -4,8 +4,8 @@
 from torch import nn
 
 from ..errors import QuantConfigError, unknown
-from ..layers import QuantLayer, quant_layers
-from ..quantizers import BaseQuantizer
+from ..layers import QuantLayer, divide_batches, quant_layers
+from ..quantizers import BaseQuantizer, PerInstance
 from ..structures import QuantPlan, QuantSpec
 from .attach import build_quantizer
 
@@ -44,6 +44,8 @@ def replace(
     if spec is not None:
         device = next(model.parameters()).device
         quantizer = build_quantizer(spec, twin, tensor, layer).to(device)
+    if isinstance(quantizer, PerInstance):
+        divide_batches(model)
     changed = {layer: twin}
     if tensor == 'weight':
         # those that have the very same weight have one quantizer

@@ -134,6 +134,8 @@ def _matches(pattern: str, node: LayerNode) -> bool:
         return len(node.ports) > 1
     if role == 'transposed':
         return issubclass(node.cls, nn.ConvTranspose2d)
+    if role == 'linear':
+        return issubclass(node.cls, nn.Linear)
     return role not in PORT_ROLES and role in node.roles
 
 

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The grammar of rules."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from ..errors import QuantConfigError, unknown
@@ -19,6 +20,7 @@ ROLES = {
     'attention': 'projections and products of an attention',
     'matmul': 'products of two activations',
     'position': 'projections of positional encodings, after `SplitPositions`',
+    'linear': 'linear layers',
     'grouped': 'convolutions with groups, depthwise ones included',
     'transposed': 'transposed convolutions',
     'offset': 'layers that say where a deformable layer samples',
@@ -187,6 +189,9 @@ def _check_spec(spec: dict, types: list[str], where: str) -> None:
         args['group_size'] = 1  # stands for a convolution's own groups
     elif args.get('group_size') is not None:
         args.setdefault('granularity', 'group')
+        if isinstance(args['group_size'], str):
+            _check_share(args['group_size'], args.get('role'), where)
+            args['group_size'] = 1  # it depends on the layer
     errors = []
     for kind in types:
         try:
@@ -199,6 +204,15 @@ def _check_spec(spec: dict, types: list[str], where: str) -> None:
         except QuantConfigError as error:
             errors.append(error)
     raise errors[0]
+
+
+def _check_share(size: str, role: str | None, where: str) -> None:
+    """Refuses what is no share of the input channels."""
+    if role == 'weight' or not re.fullmatch(r'1/[1-9]\d*', size):
+        raise QuantConfigError(
+            f'{where}: group_size={size!r} must be a number or, for act, a '
+            "share of the input channels such as '1/8'"
+        )
 
 
 def patterns_of(rule: dict) -> list[str]:

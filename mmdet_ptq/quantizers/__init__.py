@@ -10,6 +10,7 @@ from .capabilities import (
     LearnsEnds,
     LearnsStep,
     LearnsTable,
+    PerInstance,
     Ranges,
     Refines,
     Rescales,
@@ -19,6 +20,8 @@ from .capabilities import (
 from .encoding import Encoding, UniformEncoding
 from .export_ops import export_mode
 from .granularity import Granularity
+from .groups import nearest
+from .instance_groups import InstanceGroupQuantizer
 from .llaq import LLAQuantizer, ShiftForm, lut, shift_form
 from .log2 import LogQuantizer
 from .packing import pack, unpack
@@ -37,11 +40,13 @@ __all__ = [
     'FitsTensor',
     'Granularity',
     'HasRange',
+    'InstanceGroupQuantizer',
     'LLAQuantizer',
     'LearnsEnds',
     'LearnsStep',
     'LearnsTable',
     'LogQuantizer',
+    'PerInstance',
     'PowerOfTwoQuantizer',
     'Ranges',
     'Refines',
@@ -58,6 +63,7 @@ __all__ = [
     'UniformQuantizer',
     'export_mode',
     'lut',
+    'nearest',
     'pack',
     'shift_form',
     'unpack',

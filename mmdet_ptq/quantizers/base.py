@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import one_of
+from .capabilities import PerInstance
 from .encoding import Encoding
 from .granularity import Granularity
 from .kernels import straight_through, to_dtype
@@ -59,6 +60,12 @@ class BaseQuantizer(nn.Module, ABC):
         if type(bits) is not int or not 2 <= bits <= 8:
             raise ValueError(f'bits must be an int from 2 to 8, got {bits!r}')
         one_of('role', role, ROLES)
+        if granularity == 'row' and not isinstance(self, PerInstance):
+            raise ValueError(
+                "granularity 'row' is for an InstanceGroupQuantizer: a grid "
+                'of its own for each row of a softmax is none to keep; use '
+                "'tensor', 'channel' or 'group'"
+            )
         if axis is None:
             axis = 0 if role == 'weight' else 1
         self.bits = bits
@@ -93,8 +100,8 @@ class BaseQuantizer(nn.Module, ABC):
 
         Args:
             x (Tensor, optional): The tensor to quantize. A quantizer with
-                parameters of its own does not look at it; one that adapts
-                to each tensor needs it.
+                parameters of its own does not look at it; one that is
+                ``PerInstance`` needs it.
             level (int): Pyramid level; ignored where all levels share one
                 range.
 
@@ -141,6 +148,17 @@ class BaseQuantizer(nn.Module, ABC):
         """Bits to store a tensor of this shape: codes and parameters."""
         rows = self.granularity.num_rows(shape) * self.num_levels()
         return math.prod(shape) * self.bits + self.parameter_bits(rows)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Refuses tensors that it cannot quantize.
+
+        Args:
+            shape (Sequence[int]): Shape of a tensor.
+
+        Raises:
+            ValueError: If the axis is missing, or groups do not fit.
+        """
+        self.granularity.num_rows(shape)
 
     def check_range(self, low: Tensor, high: Tensor) -> None:
         """Refuses what is no range.

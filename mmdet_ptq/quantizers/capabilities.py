@@ -172,6 +172,23 @@ class FitsPoints(ABC):
         """
 
 
+class PerInstance(ABC):
+    """Its grid depends on the tensor, so that each image has its own.
+
+    It has a few grids, and each row of a tensor takes that whose ends are
+    nearest to its own extremes. ``set_range`` is given the ends of the
+    grids, and ``encoding`` needs the tensor.
+
+    Attributes:
+        num_groups (int): How many grids there are.
+        images_apart (bool): Whether what it is given has to be of one
+            image, because a row is a channel of all that the image has.
+    """
+
+    num_groups: int
+    images_apart: bool
+
+
 class Ranges(NamedTuple):
     """Candidate ranges, C for each of K rows.
 

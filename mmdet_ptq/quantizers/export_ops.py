@@ -3,13 +3,15 @@
 
 The fast kernels write blocks whose bounds are Python numbers, and a tracer
 would keep those of the one shape that it saw. In export mode a quantizer
-calls one of the two operations below instead, which hold for every shape
-and carry the encoding as their arguments:
+calls one of these operations instead, which hold for every shape and carry
+the encoding as their arguments:
 
 - ``mmdet_ptq::quantize_dequantize(x, scale, zero_point, kind, axis,
   group_size, within, qmin, qmax)``
 - ``mmdet_ptq::table_lookup(x, table, bounds, kind, axis, group_size,
   within)``
+- ``mmdet_ptq::assign_groups(x, low, high, kind, axis, group_size, within)``,
+  which says the row of scales that each channel takes (:mod:`.groups`)
 
 ``kind`` to ``within`` are the fields of a :class:`Granularity`, the rest
 those of a :class:`UniformEncoding` or a :class:`TableEncoding`.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-KINDS = ('tensor', 'channel', 'group')
+KINDS = ('tensor', 'channel', 'group', 'row')
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,10 @@ class Granularity:
         kind (str): ``'tensor'``: one row. ``'channel'``: a row for each
             index along ``axis``. ``'group'``: ``group_size`` consecutive
             channels a row or, with ``within``, ``group_size`` consecutive
-            elements of one flattened channel a row.
-        axis (int): The channel axis; negative counts from the end.
+            elements of one flattened channel a row. ``'row'``: what lies
+            along ``axis`` is a row, one for each index of all other axes.
+        axis (int): The channel axis, or that along which a ``'row'`` lies;
+            negative counts from the end.
         group_size (int, optional): Only for ``'group'``, at least 1.
         within (bool): Group inside each channel (weights) instead of
             grouping the channels (activations).
@@ -78,6 +80,8 @@ class Granularity:
             return 1
         axis = self.channel_axis(shape)
         channels = shape[axis]
+        if self.kind == 'row':
+            return math.prod(shape[:axis]) * math.prod(shape[axis + 1 :])
         if self.group_size is None:
             return channels
         rest = math.prod(shape[:axis]) * math.prod(shape[axis + 1 :])
@@ -106,7 +110,7 @@ class Granularity:
         """
         k = self.num_rows(x.shape)
         if self.kind != 'tensor':
-            x = x.movedim(self.axis, 0)
+            x = x.movedim(self.axis, -1 if self.kind == 'row' else 0)
         return x.reshape(k, x.numel() // k if k else 0)
 
     def unrows(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
@@ -114,8 +118,10 @@ class Granularity:
         if self.kind == 'tensor':
             return rows.reshape(tuple(shape))
         axis = self.channel_axis(shape)
-        moved = [shape[axis], *shape[:axis], *shape[axis + 1 :]]
-        return rows.reshape(moved).movedim(0, axis)
+        others = [*shape[:axis], *shape[axis + 1 :]]
+        if self.kind == 'row':
+            return rows.reshape(*others, shape[axis]).movedim(-1, axis)
+        return rows.reshape(shape[axis], *others).movedim(0, axis)
 
     def expand(self, param: Tensor, shape: Sequence[int]) -> Tensor:
         """Shapes one number a row so that it broadcasts against a tensor.
@@ -144,6 +150,8 @@ class Granularity:
             repeats = math.prod(shape) // k
             return self.unrows(param[:, None].expand(k, repeats), shape)
         axis = self.channel_axis(shape)
+        if self.kind == 'row':
+            return param.reshape(*shape[:axis], 1, *shape[axis + 1 :])
         if self.group_size is not None:
             param = torch.repeat_interleave(param, self.group_size)
         return param.reshape(

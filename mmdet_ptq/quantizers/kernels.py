@@ -178,7 +178,7 @@ def quantize_dequantize(
         y = UniformFunction.apply(y, *grid, sharing)  # type: ignore[no-untyped-call]
     else:
         y = fake_quantize(y, *grid)
-    if granularity.within:
+    if granularity.within or granularity.kind == 'row':
         y = granularity.unrows(y, x.shape)
     elif axis is not None and y.dim() > x.dim():
         y = y.flatten(axis, axis + 1)
@@ -200,7 +200,7 @@ def _sliced(
     """
     if granularity.kind == 'tensor':
         return x, None, scale, zero_point
-    if granularity.within:
+    if granularity.within or granularity.kind == 'row':
         return granularity.rows(x), 0, scale, zero_point
     axis, size = granularity.channel_axis(x.shape), granularity.group_size
     if size is None or size == 1:

@@ -17,8 +17,10 @@ from seeded import seeded
 from mmdet_ptq.quantizers import (
     AdaLogQuantizer,
     Encoding,
+    InstanceGroupQuantizer,
     LLAQuantizer,
     LogQuantizer,
+    PerInstance,
     PowerOfTwoQuantizer,
     SubsetQuantizer,
     TwinUniformQuantizer,
@@ -118,6 +120,15 @@ def _no_zero(bits):
 FACTORIES['log2-no-zero'] = _no_zero
 
 
+for _kind in ('channel', 'row'):
+    for _groups in (1, 3, 6):
+        FACTORIES[f'instance-{_kind}-{_groups}'] = (
+            lambda bits, k=_kind, g=_groups: InstanceGroupQuantizer(
+                bits, num_groups=g, granularity=k
+            )
+        )
+
+
 def bits_of(make):
     """The bit-widths that a factory takes: 2 to 8 unless it says less."""
     return tuple(getattr(make, 'bits', range(2, 9)))
@@ -160,7 +171,12 @@ def fit(quantizer, x, shrink=1.0):
     rows = quantizer.granularity.rows(x)
     if rows.shape[1] == 0:
         rows = torch.zeros(max(1, rows.shape[0]), 1)
-    quantizer.set_range(rows.amin(1) * shrink, rows.amax(1) * shrink)
+    low, high = rows.amin(1) * shrink, rows.amax(1) * shrink
+    if isinstance(quantizer, PerInstance):
+        groups = quantizer.num_groups
+        shares = torch.linspace(1, groups, groups) / groups
+        low, high = low.amin() * shares, high.amax() * shares
+    quantizer.set_range(low, high)
     return quantizer.eval()
 
 
@@ -179,7 +195,7 @@ def check_codes(q, x, y):
     assert codes.dtype == torch.int32 and codes.shape == x.shape
     # counting distinct codes in each row, and over all rows
     assert codes.unique().numel() <= 2**q.bits
-    decoded = q.decode(codes)
+    decoded = q.encoding(x).decode(codes)
     assert decoded.dtype == torch.float32
     assert same_bits(decoded, y)
 
@@ -193,7 +209,10 @@ def same_bits(a, b):
 def check_encoding(q, x, y):
     """One description, with or without the tensor, gives all there is."""
     codes = q.encode(x)
-    for e in (q.encoding(x), q.encoding()):
+    found = [q.encoding(x)]
+    if not isinstance(q, PerInstance):
+        found.append(q.encoding())
+    for e in found:
         assert isinstance(e, Encoding) and e.bits == q.bits
         assert torch.equal(e.encode(x), codes)
         assert same_bits(e.decode(codes), y)
@@ -221,7 +240,7 @@ def check_output(q, x, y):
     assert y.shape == x.shape and y.dtype == x.dtype
     assert torch.isfinite(y).all()
     with torch.no_grad():
-        assert torch.equal(q(y), y)
+        check_idempotent(q, x, y)
         for dtype in (torch.float16, torch.bfloat16, torch.float64):
             z = q(x.clamp(-6e4, 6e4).to(dtype))
             assert z.dtype == dtype and torch.isfinite(z).all()
@@ -229,8 +248,20 @@ def check_output(q, x, y):
     assert isinstance(bits, int) and bits >= x.numel() * q.bits
     rows = q.num_rows()
     assert isinstance(rows, int) and rows >= 1
-    if x.numel():
+    if x.numel() and not isinstance(q, PerInstance):
         assert bits == x.numel() * q.bits + q.parameter_bits(rows)
+
+
+def check_idempotent(q, x, y):
+    """Also of what depends on the tensor, where that chose the same."""
+    if not isinstance(q, PerInstance):
+        assert torch.equal(q(y), y)
+        return
+    e = q.encoding(x)
+    assert same_bits(e.decode(e.encode(y)), y)
+    stays = q.groups_of(x) == q.groups_of(y)
+    once, again = (q.granularity.rows(t) for t in (y, q(y)))
+    assert torch.equal(once[stays], again[stays])
 
 
 def check_state(q, fresh, x, y):

@@ -35,7 +35,8 @@ def layers():
 
 def filled(layers, means=True):
     stats = Statistics()
-    stats.start(layers, GROUPS, CFG, means, torch.get_default_device())
+    device = torch.get_default_device()
+    stats.start(layers, GROUPS, lambda _: CFG, means, device)
     shared, own = stats.observers
     shared.observe(torch.tensor([-1.0, 2.0]), 0)
     shared.observe(torch.tensor([-3.0, 4.0]), 1)
@@ -89,14 +90,15 @@ def test_resume(layers, means):
 def test_a_resumed_run_searches_where_it_would_have(layers):
     stats = Statistics()
     lp = dict(type='LpObserver')
-    stats.start(layers, GROUPS, lp, False, torch.get_default_device())
+    device = torch.get_default_device()
+    stats.start(layers, GROUPS, lambda _: lp, False, device)
     stats.observers[0].observe(torch.tensor([-1.0, 2.0]), 0)
     other = Statistics()
     other.load_state_dict(stats.state_dict(), layers, torch.device('meta'))
     assert [o.counts.device.type for o in other.observers] == ['meta'] * 2
     assert other.observers[0].low.tolist()[0] == [-1.0]
     # and a process without images where the others do
-    other.start(layers, GROUPS, lp, False, torch.device('meta'))
+    other.start(layers, GROUPS, lambda _: lp, False, torch.device('meta'))
     other.observers[0].merge([stats.observers[0].state_dict()])
     assert other.observers[0].counts.is_meta
 

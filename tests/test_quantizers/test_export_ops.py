@@ -149,7 +149,7 @@ def keeps_the_rules(make, change=lambda x: x):
     """PyTorch's own check of an operation, on one input."""
     x = torch.randn(2, 6, 4, 4)
     q = fit(make(4), x)
-    e, rest, y = q.encoding(), fields(q.granularity), change(x)
+    e, rest, y = q.encoding(x), fields(q.granularity), change(x)
     if isinstance(e, UniformEncoding):
         args = y, e.scale, e.zero_point, *rest, e.qmin, e.qmax
         torch.library.opcheck(quantize_dequantize_op, args)

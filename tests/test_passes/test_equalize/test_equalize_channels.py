@@ -345,7 +345,7 @@ def test_resume_after_it():
     """What a resume file holds gives the scaled model."""
     session = before_passes(Attending(), batches())
     run(session)
-    session.stats.start({}, [], MINMAX, False, session.device)
+    session.stats.start({}, [], lambda _: MINMAX, False, session.device)
     again = before_passes(Attending(), batches())
     restore(again, snapshot(session), {})
     assert again.records == session.records
