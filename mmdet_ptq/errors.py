@@ -29,6 +29,10 @@ class MissingDependencyError(PTQError, ImportError):
     """A package that is not there, or of a version that will not do."""
 
 
+class BudgetError(PTQError):
+    """A budget that no choice meets, or of a kind a solver cannot hold."""
+
+
 class NumericError(PTQError):
     """NaN or Inf in weights or activations; the message names the layer."""
 
