@@ -5,10 +5,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import quantize
+from . import quantize, report
 
 #: a module by name of its command
-COMMANDS = {'quantize': quantize}
+COMMANDS = {'quantize': quantize, 'report': report}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

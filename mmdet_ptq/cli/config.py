@@ -195,6 +195,8 @@ def load_config(args: argparse.Namespace) -> Config:
     options |= cfg.get('ptq_cfg') or {}
     if args.no_float_eval:
         options['float_eval'] = False
+    if args.no_report:
+        options['report'] = False
     if args.resume:
         options['resume'] = True
     if args.trust_checkpoint:

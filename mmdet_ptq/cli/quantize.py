@@ -4,6 +4,7 @@
 import argparse
 import os
 import pprint
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -116,6 +117,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help='do not test the float model',
     )
     parser.add_argument(
+        '--no-report',
+        action='store_true',
+        help='do not make report.html, nor compare layers for it',
+    )
+    parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
         help='load a checkpoint that holds arbitrary objects, which can run '
@@ -163,6 +169,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             )
         runner = RUNNERS.build(cfg)
         runner.asked = asked_of(args, quant)
+        if argv is not None:
+            runner.command = shlex.join([*(prog or '').split(), *argv])
         runner.test()
     except PTQError as error:
         print(f'\nerror: {error}', file=sys.stderr)

@@ -10,7 +10,7 @@ from .paper import (
     reg_ptq_inventory,
     stored,
 )
-from .report import bops, cost_of, operand_bits
+from .report import bops, cost_of, operand_bits, part_of
 from .storage import storage_mb
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     'grouping_bops',
     'layer_macs',
     'operand_bits',
+    'part_of',
     'reg_ptq_flops',
     'reg_ptq_inventory',
     'storage_mb',

@@ -72,7 +72,7 @@ def cost_of(
     quantized += sum(grouping.values())
     parts: Counter[str] = Counter()
     for name, calls in macs.items():
-        parts[_part(graph.layers[name])] += sum(calls)
+        parts[part_of(graph.layers[name])] += sum(calls)
     images = [v.shape for v in graph.values.values() if v.is_input]
     return dict(
         input=list(images[0]) if images else [],
@@ -117,7 +117,8 @@ def scaled_elements(
     return sum(prod(graph.values[value].shape) for _, value in seen)
 
 
-def _part(node: LayerNode) -> str:
+def part_of(node: LayerNode) -> str:
+    """Which part of the detector a layer belongs to, by its roles."""
     order = ('prediction', 'stem', 'backbone', 'neck', 'rpn', 'mask')
     return next((role for role in order if role in node.roles), 'head')
 

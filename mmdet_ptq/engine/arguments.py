@@ -23,6 +23,7 @@ OPTIONS = dict(
     float_eval=False,
     trust_checkpoint=False,
     artefact='quantized.pth',
+    report=True,
 )
 
 

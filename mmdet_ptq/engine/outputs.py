@@ -10,9 +10,9 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from ..errors import PTQError
+from ..report import DATA, PAGE, RESULT
 from .work_config import work_config
 
-RESULT = 'ptq_result.json'
 UNFINISHED = 'unfinished'
 
 
@@ -83,6 +83,9 @@ class Outputs:
                     os.replace(self.place / name, self.folder / name)
             if earlier is not None and earlier.name != self.config:
                 earlier.unlink(missing_ok=True)
+            # of an earlier run; this one makes its own when it ends
+            for name in (DATA, PAGE):
+                (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise PTQError(
                 f'cannot move {self.place} to {self.folder}: {error}'

@@ -41,6 +41,7 @@ def run_quantization(
     resume: bool = False,
     on_session: Callable[[Session], None] = lambda _: None,
     work_dir: str | Path = '.',
+    before_freeze: Callable[[Session], None] = lambda _: None,
 ) -> Session:
     """Quantizes a float detector in place.
 
@@ -54,6 +55,8 @@ def run_quantization(
         resume (bool): Whether to go on from what the store holds.
         on_session (Callable): Given the session before the first pass.
         work_dir (str | Path): Where passes may put files for a while.
+        before_freeze (Callable): Given the session after the last pass,
+            while the float weights are still there; changes nothing.
 
     Returns:
         Session: The finished session; its model is frozen.
@@ -65,6 +68,7 @@ def run_quantization(
     on_session(session)
     _run_passes(session, config.built_passes, store, resume)
     _check_ranges(session)
+    before_freeze(session)
     with session.stage('freeze'):
         for layer in quant_layers(model).values():
             layer.bake()

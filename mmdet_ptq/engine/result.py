@@ -51,6 +51,7 @@ class Result:
         fingerprint (str): Identifies checkpoint and settings.
         resume (bool): Take float metrics over from a file there already,
             if it is of the same checkpoint and settings.
+        command (str): That started the run. Defaults to ''.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Result:
         digest: str,
         fingerprint: str,
         resume: bool,
+        command: str = '',
     ) -> None:
         self.outputs = outputs
         self.float_metrics: dict | None = None
@@ -69,6 +71,8 @@ class Result:
         self.seconds: dict[str, float] = {}
         self.device = torch.device('cpu')
         self.found: dict[str, Any] = dict(
+            started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+            command=command,
             config=cfg.filename or '',
             checkpoint=dict(path=checkpoint, sha256=digest),
             recipe=quant.recipe,

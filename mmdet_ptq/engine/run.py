@@ -29,6 +29,7 @@ from .float_weights import load_float_weights
 from .loops import CalibLoop
 from .outputs import Outputs
 from .quantize import prepare, run_quantization
+from .report import ReportParts
 from .result import Result
 
 
@@ -60,29 +61,31 @@ def quantize_and_test(
     # every rank surveys the same image
     example = images.first()
     doubts = _doubts(runner, images)
+    parts = ReportParts(runner)
     to_test = runner.options['float_eval'] and result.float_metrics is None
     if to_test:
         # a mistake in quant_cfg shall not cost a float test first
         prepare(copy_model(runner.detector), config, example, loop)
     outputs.begin(runner.cfg, resume)
     if to_test:
-        result.float_metrics = _test(runner, result, 'float evaluation')
+        result.float_metrics = _test(runner, result, parts, 'float')
         result.write()
     store = ResumeStore(
         Path(runner.work_dir) / f'ptq_resume_{rank}.pth', fingerprint
     )
-    _quantize(runner, example, loop, store)
+    _quantize(runner, example, loop, store, parts)
     runner.session.notes += doubts
     _save(runner, checkpoint, outputs)
     result.add_session(runner.session)
     result.write()
-    result.quantized_metrics = _test(runner, result, 'quantized evaluation')
+    result.quantized_metrics = _test(runner, result, parts, 'quantized')
     result.write()
     # kept until here, so that a stop in the test can be resumed too
     barrier()
     store.clear()
     if is_main_process():
         result.print_table()
+        parts.write(result)
     return result.quantized_metrics
 
 
@@ -92,13 +95,22 @@ def _result(runner: Any, path: Path, outputs: Outputs) -> tuple[Result, str]:
     digest = sha256(path)
     fingerprint = fingerprint_of(digest, config, cfg, runner.world_size)
     name, resume = str(cfg.load_from or path), runner.options['resume']
-    result = Result(outputs, cfg, config, name, digest, fingerprint, resume)
+    result = Result(
+        outputs,
+        cfg,
+        config,
+        name,
+        digest,
+        fingerprint,
+        resume,
+        runner.command,
+    )
     return result, fingerprint
 
 
-def _test(runner: Any, result: Result, name: str) -> dict:
+def _test(runner: Any, result: Result, parts: ReportParts, side: str) -> dict:
     """Metrics of the detector as it is now, and the time they took."""
-    with result.stage(name):
+    with parts.predictions(side), result.stage(f'{side} evaluation'):
         return runner.test_loop.run()
 
 
@@ -109,7 +121,11 @@ def _doubts(runner: Any, images: CalibrationImages) -> list[str]:
 
 
 def _quantize(
-    runner: Any, example: dict, loop: CalibLoop, store: ResumeStore
+    runner: Any,
+    example: dict,
+    loop: CalibLoop,
+    store: ResumeStore,
+    parts: ReportParts,
 ) -> None:
     def keep(session: Session) -> None:
         runner.session = session
@@ -130,6 +146,7 @@ def _quantize(
             store=store,
             resume=runner.options['resume'],
             work_dir=runner.work_dir,
+            before_freeze=parts.layers_of,
         )
     except BaseException:
         runner.call_hook('after_quantize', finished=False)

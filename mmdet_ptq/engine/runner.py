@@ -3,6 +3,7 @@
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +45,8 @@ class PTQRunner(Runner):
     It reads two blocks of the config. ``quant_cfg`` is described in
     ``docs/quant_cfg.md``. ``ptq_cfg`` holds options of the run:
     ``resume``, ``float_eval`` (test the float model first),
-    ``trust_checkpoint`` and ``artefact`` (file name in the work dir).
+    ``trust_checkpoint``, ``artefact`` (file name in the work dir) and
+    ``report`` (make ``report.html``).
 
     Given a quantized checkpoint of its own, it rebuilds that model and
     tests it without calibrating. ``train`` and ``val`` are MMEngine's.
@@ -52,6 +54,7 @@ class PTQRunner(Runner):
     Attributes:
         asked (dict): Parts of a spelled-out ``quant_cfg`` that a quantized
             checkpoint is refused without.
+        command (str): That started the run, for the result.
         session (Session, optional): Of the last quantization.
     """
 
@@ -63,6 +66,7 @@ class PTQRunner(Runner):
             self.quant_config = parse_quant_cfg(cfg.quant_cfg)
         self.session: Session | None = None
         self.asked: dict[str, Any] = {}
+        self.command = shlex.join(sys.argv)
         # all of it before a model or a dataset is built
         if cfg.get('device'):
             check_device(cfg.device)

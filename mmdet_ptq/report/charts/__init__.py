@@ -1,0 +1,18 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""Charts as SVG: plain numbers in, markup out."""
+
+from .counts import columns, grid_histogram, stacked
+from .network import bits_class, bits_name, lines, strip
+from .values import bars, intervals
+
+__all__ = [
+    'bars',
+    'bits_class',
+    'bits_name',
+    'columns',
+    'grid_histogram',
+    'intervals',
+    'lines',
+    'stacked',
+    'strip',
+]
