@@ -1,11 +1,17 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """RepQ-ViT (Li et al., ICCV 2023): grids of channels behind norms, free.
 
-Weights have a range for each channel, activations one for the tensor. Ranges
-lie between two quantiles, of three pairs the one of least squared error.
+Weights have a range for each channel, activations one for the tensor, and
+what a softmax gives has powers of the root of 2. Ranges lie between two
+quantiles, of three pairs the one of least squared error.
 """
 
 _base_ = './_base_/tensor_rules.py'
+rules = [
+    *_base_.rules[:1],
+    dict(match='@softmax', act=dict(type='LogQuantizer', base='sqrt2')),
+    *_base_.rules[1:],
+]
 _observer = dict(
     type='PercentileObserver', percentile=[0.999, 0.9999, 0.99999]
 )

@@ -14,6 +14,7 @@ SHORT = dict(
     Reconstruct=dict(iters=2, batch_size=1),
     LAPQ=dict(exponents=[2, 3, 4], powell_iters=0, images=1),
     ChooseExponents=dict(exponents=[2, 3], images=1),
+    SearchScales=dict(rows=64, rounds=1, count=16, steps=1),
 )
 SHORT_CORRECTION = dict(iters=1)
 

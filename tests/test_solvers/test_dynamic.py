@@ -78,7 +78,7 @@ def test_a_floor_is_kept():
 
 def test_costs_that_are_not_whole_are_refused():
     problem = Problem([[1, 0]], (Resource('MB', np.array([[0.5, 1]]), 1),))
-    with pytest.raises(BudgetError, match="MB has a cost of 0\\.5"):
+    with pytest.raises(BudgetError, match='MB has a cost of 0\\.5'):
         solve(problem)
 
 

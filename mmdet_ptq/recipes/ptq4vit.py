@@ -1,0 +1,40 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""PTQ4ViT (Yuan et al., ECCV 2022): twin grids, steps by their gradients.
+
+Outputs of softmax and GELU have two grids each. All steps are shares of the
+largest value, the one that counts least at the detector's outputs. Linear
+layers have a range for the whole weight, convolutions one for each channel,
+products one for each head; all of them are symmetric.
+"""
+
+_base_ = './_base_/tensor_rules.py'
+_symmetric = dict(type='UniformQuantizer', symmetric=True)
+rules = [
+    dict(
+        match='*',
+        weight=dict(_symmetric, granularity='channel'),
+        act=_symmetric,
+    ),
+    dict(match='@linear', weight=dict(granularity='tensor')),
+    dict(match='@matmul', act=dict(granularity='channel')),
+    dict(
+        match='@softmax',
+        act=dict(
+            type='TwinUniformQuantizer', granularity='tensor', fixed_scale=1.0
+        ),
+    ),
+    dict(match='@gelu', act=dict(type='TwinUniformQuantizer', form='gelu')),
+    *_base_.rules[-2:],
+]
+passes = [
+    dict(type='FoldBatchNorm'),
+    dict(type='Observe', observer=dict(type='MinMaxObserver')),
+    dict(type='SetRanges', weight_observer=dict(type='MinMaxObserver')),
+    dict(
+        type='SearchScales',
+        objective='hessian',
+        candidates='ranges',
+        count=100,
+        rounds=3,
+    ),
+]

@@ -1,0 +1,33 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""PTQ for vision transformers (Liu et al., NeurIPS 2021).
+
+Symmetric ranges are searched for the correlation of each layer's output with
+the float one, and in attention for the order of the logits too. The mean
+output error is taken out of the biases.
+"""
+
+_base_ = './_base_/tensor_rules.py'
+_symmetric = dict(type='UniformQuantizer', symmetric=True)
+rules = [
+    dict(
+        match='*',
+        weight=dict(_symmetric, granularity='channel'),
+        act=_symmetric,
+    ),
+    dict(match='@linear', weight=dict(granularity='tensor')),
+    *_base_.rules[-2:],
+]
+passes = [
+    dict(type='FoldBatchNorm'),
+    dict(type='Observe', observer=dict(type='MinMaxObserver')),
+    dict(type='SetRanges', weight_observer=dict(type='MinMaxObserver')),
+    dict(
+        type='SearchScales',
+        objective='pearson',
+        candidates='ranges',
+        fractions=(0.5, 1.2),
+        count=100,
+        rounds=3,
+    ),
+    dict(type='CorrectBias'),
+]
