@@ -92,7 +92,7 @@ class AdaLogQuantizer(PowersQuantizer, Refines, FitsPoints):
         shift (float): Is added before and taken away after: values down to
             ``-shift`` have a code. 0.16997124254703522 is that of a GELU.
             Defaults to 0.
-        powers (int, optional): How many powers have a code. Defaults to
+        powers (int, optional): How many powers have a code. None is
             ``2**bits - 1``, which leaves one for zero; with ``2**bits``
             there is none. The authors' simulation at b bits has ``2**b``
             powers and zero: ``bits=b + 1, powers=2**b`` here, as no b bits

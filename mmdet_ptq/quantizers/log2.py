@@ -154,7 +154,7 @@ class LogQuantizer(PowersQuantizer):
             inverses, as FQ-ViT's integer softmax rounds.
         shift (float): Is added before and taken away after: values down to
             ``-shift`` have a code. Defaults to 0.
-        powers (int, optional): How many powers have a code. Defaults to
+        powers (int, optional): How many powers have a code. None is
             ``2**bits - 1``, which leaves one for zero; with ``2**bits``
             there is none. The authors' simulations at b bits have ``2**b``
             powers and zero: ``bits=b + 1, powers=2**b`` here, as no b bits

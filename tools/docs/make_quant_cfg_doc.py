@@ -25,6 +25,7 @@ from mmdet_ptq.registry import (
     QUANTIZERS,
 )
 
+LEVELS = '![The values of each quantizer](pictures/levels.svg)'
 HEAD = """# quant_cfg
 
 Made by `python -m tools.docs.make_quant_cfg_doc` from the registries.
@@ -189,10 +190,10 @@ that the quantizer of a layer does not have is an error that names the layer.
 """
 
 
-def section(title: str, registry: Registry) -> str:
+def section(title: str, registry: Registry, head: str = '') -> str:
     """Everything in a registry: what it is and its arguments."""
     registry.import_from_location()
-    lines = [f'## {title}', '']
+    lines = [f'## {title}', '', *([head, ''] if head else [])]
     for name, cls in sorted(registry.module_dict.items()):
         lines += [f'### {name}', '', _description(cls), '']
         args = _args(cls)
@@ -284,7 +285,7 @@ def document() -> str:
         + section('passes', PASSES)
         + section('learners of Reconstruct', LEARNERS)
         + section('losses of Reconstruct', LOSSES)
-        + section('quantizers', QUANTIZERS)
+        + section('quantizers', QUANTIZERS, LEVELS)
         + section('observers', OBSERVERS)
     ).rstrip() + '\n'
 
