@@ -178,7 +178,7 @@ class Samples:
 
         Returns:
             list[Sampled]: One for each pyramid level that gave any, in
-            order.
+            order; of products, one for each shape of the operands.
 
         Raises:
             NumericError: If they hold NaN or Inf.
@@ -196,7 +196,7 @@ class Samples:
                 for one in mine
             ]
         everyone = [c for part in all_gather_object(mine) for c in part]
-        levels: dict[int, list[Sampled]] = {}
+        alike: dict[tuple, list[Sampled]] = {}
         for j, level, _, inputs, slopes in sorted(everyone, key=_place):
             inputs, slopes = (
                 _on(t, self.session.device) for t in (inputs, slopes)
@@ -207,10 +207,10 @@ class Samples:
                 continue
             image = torch.full((count,), j, device=inputs[0].device)
             one = Sampled(level, image, inputs, slopes)
-            levels.setdefault(level, []).append(one)
+            key = level, *(t.shape[1:] for t in inputs if product)
+            alike.setdefault(key, []).append(one)
         found = [
-            merged(levels[level], len(layer.ports) > 1)
-            for level in sorted(levels)
+            merged(alike[key], len(layer.ports) > 1) for key in sorted(alike)
         ]
         tensors = [t for one in found for t in one.inputs]
         if not all(bool(t.isfinite().all()) for t in tensors):

@@ -29,6 +29,14 @@ class Sampled:
     inputs: tuple[Tensor, ...]
     slopes: Tensor | None = None
 
+    @property
+    def positions(self) -> int:
+        """Output positions; of a product, rows of all entries."""
+        first = self.inputs[0]
+        return first.shape[1] if len(self.inputs) == 1 else (
+            first.shape[0] * first.shape[-2]
+        )
+
 
 def merged(parts: list[Sampled], product: bool) -> Sampled:
     """Several of one level as one, in their order."""
