@@ -11,10 +11,11 @@ from ..errors import QuantConfigError
 #: What passes give to later ones, and the pass that gives it: statistics of
 #: activations (``'observers'``), the mean of each input channel
 #: (``'means'``), ranges of all quantizers (``'ranges'``), ranges chosen by
-#: the detector's outputs (``'chosen'``), corrected biases (``'corrected'``),
-#: weights that are not rounded to the nearest value (``'learned'``), batch
-#: norms in the layers before them (``'folded'``), channels that were scaled
-#: (``'equalized'``) and layers that scale their inputs (``'scaled'``).
+#: outputs, which others would undo (``'chosen'``), corrected biases
+#: (``'corrected'``), weights that are not rounded to the nearest value
+#: (``'learned'``), batch norms in the layers before them (``'folded'``),
+#: channels that were scaled (``'equalized'``) and layers that scale their
+#: inputs (``'scaled'``).
 GIVERS = dict(
     folded='FoldBatchNorm',
     equalized='EqualizeChannels',

@@ -16,6 +16,7 @@ from mmdet_ptq.layers.matmul import MatMul
 from mmdet_ptq.passes import Observe, SearchScales, SetRanges
 from mmdet_ptq.passes.search_scales import search_scales as module
 from mmdet_ptq.quant_cfg import parse_quant_cfg
+from mmdet_ptq.quantizers import BaseQuantizer
 from mmdet_ptq.records import SearchRecord
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
@@ -121,9 +122,7 @@ def errors(model, session):
 
 def state(model):
     return {
-        k: v.clone()
-        for k, v in model.state_dict().items()
-        if 'quantizer' in k
+        k: v.clone() for k, v in model.state_dict().items() if 'quantizer' in k
     }
 
 
@@ -173,7 +172,7 @@ def test_nothing_is_worse(args):
 
 
 def test_levels_keep_their_own_grids():
-    model, session = searched()
+    _, session = searched()
     quantizer = session.layers['head'].act_quantizers['input']
     scales = quantizer.scale.flatten()
     assert len(scales) == 2 and scales[1] > 2 * scales[0]
@@ -221,7 +220,7 @@ def test_stopped_and_resumed(monkeypatch):
     session.save = save
     with pytest.raises(Stopped):
         SearchScales(rows=64).run(session)
-    assert 0 < saved[0]['units']
+    assert saved[0]['units'] > 0
     model, session = before_search()
     session.state = saved[0]
     SearchScales(rows=64).run(session)
@@ -250,20 +249,19 @@ def test_ranks_find_what_one_finds(tmp_path):
         assert theirs == records
 
 
+class Fixed(BaseQuantizer):
+    set_range = encoding = num_rows = parameter_bits = None
+
+
 def test_what_cannot_be_searched_is_named():
-    rules = [
-        dict(match='*', weight=dict(granularity='channel'), act={}),
-        dict(match='head', weight=dict(type='LLAQuantizer')),
-    ]
-    model = Net().eval()
-    config = parse_quant_cfg(dict(bits='w4a4', rules=rules, passes=PASSES))
-    with pytest.raises(QuantConfigError, match="head: a LLAQ.*'activations'"):
-        prepare(model, config, batches()[0], Batches(model, batches()))
-    passes = [*PASSES[:2], dict(PASSES[2], tensors='activations')]
-    _, session = before_search(rules=rules, passes=passes)
-    SearchScales(rows=64, tensors='activations').run(session)
+    _, session = before_search()
+    session.layers['head'].set_quantizer('weight', Fixed(4, role='weight'))
+    with pytest.raises(QuantConfigError, match='head: a Fixed'):
+        SearchScales().prepare(session)
+    SearchScales(tensors='activations').prepare(session)
+    _, session = searched(tensors='activations')
     tensors = {r.tensor for r in session.records}
-    assert 'input' in tensors and 'weight' not in tensors
+    assert {'input', 'a', 'b'} == tensors
 
 
 def test_too_few_samples_change_nothing():
@@ -280,7 +278,7 @@ def test_too_few_samples_change_nothing():
 
 
 def test_overflow_is_named():
-    model, session = before_search()
+    _, session = before_search()
     session.feed.batches[2]['inputs'][0][0, 0, 0] = float('inf')
     with pytest.raises(NumericError, match='stem'):
         SearchScales(rows=10**6).run(session)
