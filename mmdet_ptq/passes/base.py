@@ -14,13 +14,14 @@ from ..surgery import Edit
 #: What passes give to later ones, and the pass that gives it: statistics of
 #: activations (``'observers'``), the mean of each input channel
 #: (``'means'``), ranges of all quantizers (``'ranges'``), ranges chosen by
-#: the detector's outputs (``'chosen'``), corrected biases (``'corrected'``),
-#: weights that are not rounded to the nearest value (``'learned'``), batch
-#: norms in the layers before them (``'folded'``), channels that were scaled
-#: (``'equalized'``), layers that scale or shift their inputs (``'scaled'``),
-#: what GELUs give shifted (``'shifted'``), inputs with noise (``'noisy'``),
-#: softmaxes whose numerator is quantized (``'numerators'``) and positional
-#: encodings that are projected apart (``'positions'``).
+#: outputs, which others would undo (``'chosen'``), corrected biases
+#: (``'corrected'``), weights that are not rounded to the nearest value
+#: (``'learned'``), batch norms in the layers before them (``'folded'``),
+#: channels that were scaled (``'equalized'``), layers that scale or shift
+#: their inputs (``'scaled'``), what GELUs give shifted (``'shifted'``), inputs
+#: with noise (``'noisy'``), softmaxes whose numerator is quantized
+#: (``'numerators'``) and positional encodings that are projected apart
+#: (``'positions'``).
 GIVERS = dict(
     folded='FoldBatchNorm',
     equalized='EqualizeChannels',

@@ -146,10 +146,10 @@ class ComponentSearch:
         why = ''
         for name, tensor in held:
             data = self.terms[name].data
-            positions = sum(len(one.image) for one in data)
+            positions = sum(one.positions for one in data)
             if positions < LEAST:
                 why = f'{positions} sampled positions are too few'
-            elif tensor != 'weight' and len(data) < levels:
+            elif tensor != 'weight' and len({o.level for o in data}) < levels:
                 why = 'a pyramid level gave no samples'
             elif self.terms[name].of(tensor) is None:
                 why = 'rows of its quantizer lie across the columns'
@@ -169,7 +169,7 @@ class ComponentSearch:
         before, after = search(
             quantizer,
             terms,
-            _joined(samples, quantizer.num_levels()),
+            joined(samples, quantizer.num_levels()),
             self.objective,
             self.grid,
         )
@@ -190,16 +190,17 @@ def _ranked(graph: LayerGraph, name: str) -> bool:
     return len(node.ports) > 1 and 'attention' in node.roles and not softmax
 
 
-def _joined(samples: list[Tensor], levels: int) -> Tensor:
+def joined(samples: dict[int, Tensor], levels: int) -> Tensor:
     """Values ``[K, S]`` of all levels: in a row, or each in rows of its own.
 
     Args:
-        samples (list[Tensor]): ``[K, S]`` of each level.
+        samples (dict[int, Tensor]): ``[K, S]`` of each level, in order.
         levels (int): Levels with rows of their own.
     """
+    parts = list(samples.values())
     if levels == 1:
-        return torch.cat(samples, 1)
-    most = max(one.shape[1] for one in samples)
-    at = torch.arange(most, device=samples[0].device)
+        return torch.cat(parts, 1)
+    most = max(one.shape[1] for one in parts)
+    at = torch.arange(most, device=parts[0].device)
     # again from the start where a level has fewer
-    return torch.cat([one[:, at % one.shape[1]] for one in samples])
+    return torch.cat([one[:, at % one.shape[1]] for one in parts])

@@ -178,40 +178,25 @@ class Samples:
 
         Returns:
             list[Sampled]: One for each pyramid level that gave any, in
-            order.
+            order; of products, one for each shape of the operands.
 
         Raises:
             NumericError: If they hold NaN or Inf.
         """
-        layer = self.layers[name]
-        mine = [
-            (j, *call)
-            for j, found in self._inputs.items()
-            for call in self._with_slopes(j, name, found.get(name, []))
-        ]
-        several = get_world_size() > 1
-        if several:
-            mine = [
-                (*one[:3], *(_on(t, torch.device('cpu')) for t in one[3:]))
-                for one in mine
-            ]
-        everyone = [c for part in all_gather_object(mine) for c in part]
-        levels: dict[int, list[Sampled]] = {}
-        for j, level, _, inputs, slopes in sorted(everyone, key=_place):
+        alike: dict[tuple, list[Sampled]] = {}
+        product = len(self.layers[name].ports) > 1
+        for j, level, _, inputs, slopes in self._calls(name):
             inputs, slopes = (
                 _on(t, self.session.device) for t in (inputs, slopes)
             )
-            product = len(inputs) > 1
             count = inputs[0].shape[0 if product else 1]
             if not count:
                 continue
             image = torch.full((count,), j, device=inputs[0].device)
             one = Sampled(level, image, inputs, slopes)
-            levels.setdefault(level, []).append(one)
-        found = [
-            merged(levels[level], len(layer.ports) > 1)
-            for level in sorted(levels)
-        ]
+            key = level, *(t.shape[1:] for t in inputs if product)
+            alike.setdefault(key, []).append(one)
+        found = [merged(alike[key], product) for key in sorted(alike)]
         tensors = [t for one in found for t in one.inputs]
         if not all(bool(t.isfinite().all()) for t in tensors):
             raise NumericError(
@@ -219,6 +204,21 @@ class Samples:
                 'float model overflows on an image'
             )
         return found
+
+    def _calls(self, name: str) -> list[tuple]:
+        """Image and call of every rank, in the order of the images."""
+        mine = [
+            (j, *call)
+            for j, found in self._inputs.items()
+            for call in self._with_slopes(j, name, found.get(name, []))
+        ]
+        if get_world_size() > 1:
+            home = torch.device('cpu')
+            mine = [
+                (*one[:3], *(_on(t, home) for t in one[3:])) for one in mine
+            ]
+        everyone = [c for part in all_gather_object(mine) for c in part]
+        return sorted(everyone, key=_place)
 
     def _with_slopes(
         self, j: int, name: str, calls: list[Call]

@@ -1,12 +1,13 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Sampled inputs of layers, as quantizers see them and as products do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ...layers import QuantLayer
+from ...losses import GradientWeighted
 from ...quantizers import Granularity
 
 
@@ -28,6 +29,16 @@ class Sampled:
     image: Tensor
     inputs: tuple[Tensor, ...]
     slopes: Tensor | None = None
+
+    @property
+    def positions(self) -> int:
+        """Output positions; of a product, rows of all entries."""
+        first = self.inputs[0]
+        return (
+            first.shape[1]
+            if len(self.inputs) == 1
+            else (first.shape[0] * first.shape[-2])
+        )
 
 
 def merged(parts: list[Sampled], product: bool) -> Sampled:
@@ -102,3 +113,17 @@ def blocks_of(ids: Tensor) -> Tensor | None:
     found = parts[:, 0, :, 0]
     same = bool((parts == found[:, None, :, None]).all())
     return found if same else None
+
+
+def weighed(data: list[Sampled], loss: GradientWeighted) -> list[Sampled]:
+    """Gradients become what errors are multiplied by before the square."""
+    slopes = [one.slopes for one in data if one.slopes is not None]
+    if not slopes:
+        return data
+    count = max(1, sum(g.numel() for g in slopes))
+    total = torch.stack([g.double().square().sum() for g in slopes]).sum()
+    mean = float(total) / count
+    return [
+        replace(one, slopes=loss.weigh(one.slopes, mean).sqrt())
+        for one in data
+    ]

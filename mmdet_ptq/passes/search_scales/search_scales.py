@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The pass that searches scales for what they do to outputs."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,15 +14,15 @@ from ...detectors import adapter_for, why_no_outputs
 from ...errors import QuantConfigError
 from ...losses import GradientWeighted, build_loss
 from ...quantizers import BaseQuantizer, Searchable
-from ...records import SearchRecord, record_of
 from ...registry import PASSES
 from ..base import BasePass
 from ..reconstruct.progress import export, resume
 from .component import Component, ComponentSearch, components
 from .gather import Samples
 from .objectives import Objective, Pearson, Squares
-from .operands import Sampled
+from .operands import Sampled, weighed
 from .search import Grid
+from .share import packed, take
 
 OBJECTIVES = ('output', 'hessian', 'pearson', 'tensor')
 CANDIDATES = ('progressive', 'ranges')
@@ -240,7 +239,7 @@ class SearchScales(BasePass):
             if i == get_rank():
                 mine = self._search(session, part, data)
         for part, found in zip(wave, all_gather_object(mine), strict=False):
-            _take(session, part, found)
+            take(session, part, found)
 
     def _search(
         self,
@@ -252,7 +251,7 @@ class SearchScales(BasePass):
         objective = self._objective()
         if objective.weighted:
             weigh = build_loss(self.loss, '', GradientWeighted)
-            data = {n: _weighed(some, weigh) for n, some in data.items()}
+            data = {n: weighed(some, weigh) for n, some in data.items()}
         grid = Grid(
             self.candidates == 'progressive',
             self.count,
@@ -264,45 +263,4 @@ class SearchScales(BasePass):
         layers = session.layers
         one = ComponentSearch(layers, session.graph, data, objective, grid)
         records = one.run(part, self.rounds, self.first == 'weights')
-        return dict(
-            states={
-                key: {k: t.cpu() for k, t in q.state_dict().items()}
-                for key, q in _quantizers(session, part).items()
-            },
-            records=[r.to_dict() for r in records],
-            notes=one.notes,
-        )
-
-
-def _quantizers(
-    session: Session, part: Component
-) -> dict[tuple[str, str], BaseQuantizer]:
-    layers = session.layers
-    found = {one: layers[one[0]].weight_quantizer for one in part.weights}
-    for group in part.groups:
-        name, port = group[0]
-        found[name, port] = layers[name].act_quantizers[port]
-    return found
-
-
-def _take(session: Session, part: Component, found: dict[str, Any]) -> None:
-    """What a rank has found, on all ranks."""
-    for key, quantizer in _quantizers(session, part).items():
-        quantizer.load_state_dict(found['states'][key])
-    records = [record_of(r) for r in found['records']]
-    session.records += [r for r in records if isinstance(r, SearchRecord)]
-    session.notes += found['notes']
-
-
-def _weighed(data: list[Sampled], loss: GradientWeighted) -> list[Sampled]:
-    """Gradients become what errors are multiplied by before the square."""
-    slopes = [one.slopes for one in data if one.slopes is not None]
-    if not slopes:
-        return data
-    count = max(1, sum(g.numel() for g in slopes))
-    total = torch.stack([g.double().square().sum() for g in slopes]).sum()
-    mean = float(total) / count
-    return [
-        replace(one, slopes=loss.weigh(one.slopes, mean).sqrt())
-        for one in data
-    ]
+        return packed(session, part, records, one.notes)

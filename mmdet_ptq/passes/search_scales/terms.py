@@ -144,13 +144,17 @@ class Terms:
             found = [self._operand(one, tensor) for one in self.data]
         return None if None in found else found
 
-    def samples(self, tensor: str) -> list[Tensor]:
+    def samples(self, tensor: str) -> dict[int, Tensor]:
         """Values ``[K, S]`` of each row of the quantizer, by level."""
         if tensor == 'weight':
             weight = self.layer.weight.detach().float()
-            return [self.layer.weight_quantizer.granularity.rows(weight)]
+            return {0: self.layer.weight_quantizer.granularity.rows(weight)}
         grain = self.layer.act_quantizers[tensor].granularity
-        return [grain.rows(self._shown(one, tensor)) for one in self.data]
+        found: dict[int, list[Tensor]] = {}
+        for one in self.data:
+            rows = grain.rows(self._shown(one, tensor))
+            found.setdefault(one.level, []).append(rows)
+        return {level: torch.cat(parts, 1) for level, parts in found.items()}
 
     def _shown(self, one: Sampled, port: str) -> Tensor:
         if port == 'input':

@@ -6,6 +6,7 @@ import torch
 from compensate_kit import LAYERS, data, twin
 
 from mmdet_ptq.calibration import sample_rows
+from mmdet_ptq.losses import FisherLoss
 from mmdet_ptq.passes.search_scales.operands import (
     Sampled,
     as_input,
@@ -13,6 +14,7 @@ from mmdet_ptq.passes.search_scales.operands import (
     blocks_of,
     merged,
     row_ids,
+    weighed,
 )
 from mmdet_ptq.quantizers import Granularity
 
@@ -74,3 +76,18 @@ def test_merged():
     found = merged(parts, product=True)
     assert [t.shape[0] for t in found.inputs] == [3, 3]
     assert found.slopes is None
+
+
+def test_gradients_become_weights():
+    """Squares of errors times g^2 over its mean, over all levels."""
+    one, two = (
+        Sampled(0, torch.zeros(1), (torch.ones(1, 1, 2),), torch.tensor(g))
+        for g in ([[[1.0, 2.0]]], [[[3.0, 0.0]]])
+    )
+    found = weighed([one, two], FisherLoss())
+    squares = [part.slopes.square().tolist() for part in found]
+    mean = (1 + 4 + 9) / 4
+    for part, wanted in zip(squares, ([1, 4], [9, 0]), strict=True):
+        assert part[0][0] == pytest.approx([w / mean for w in wanted])
+    plain = Sampled(0, torch.zeros(1), (torch.ones(1, 1, 2),))
+    assert weighed([plain], FisherLoss()) == [plain]
