@@ -247,6 +247,14 @@ def test_detr_scales_in_its_layers():
     assert not any(n.endswith(('out_proj', 'layers.1')) for n in scaled)
     cost = cost_of(model, session.graph, session.plan)
     assert cost['scaled_elements'] > 0
+    # the exactness is that of the shifts
+    with float_mode(model):
+        before = outputs(model)
+        for module in model.modules():
+            if 'input_shift' in module._buffers:
+                module.input_shift.zero_()
+        after = outputs(model)
+    assert float((after - before).norm() / before.norm()) > 1e-2
 
 
 def test_one_norm_for_a_linear_layer_and_a_convolution():
