@@ -32,11 +32,7 @@ from ..version import __version__
 from .machine import gpu_memory, machine
 from .metrics import plain_metrics, row_of
 from .outputs import Outputs
-from .range_table import (
-    print_equalization,
-    print_ranges,
-    print_rounding,
-)
+from .range_table import print_equalization, print_ranges, print_rounding
 
 
 class Result:
@@ -66,6 +62,7 @@ class Result:
         command: str = '',
     ) -> None:
         self.outputs = outputs
+        self.title = quant.title
         self.float_metrics: dict | None = None
         self.quantized_metrics: dict | None = None
         self.seconds: dict[str, float] = {}
@@ -77,6 +74,7 @@ class Result:
             checkpoint=dict(path=checkpoint, sha256=digest),
             recipe=quant.recipe,
             bits=str(quant.bits) if quant.bits else 'by rule',
+            scope=quant.scope,
             quant_cfg=quant.to_dict(),
             fingerprint=fingerprint,
             machine=machine(),
@@ -157,7 +155,7 @@ class Result:
         """Prints metrics, size, layers and times to the terminal."""
         console = Console()
         found = self.to_dict()
-        table = Table(title=f'{found["recipe"]} {found["bits"]}')
+        table = Table(title=self.title)
         for column, justify in (
             ('', 'left'),
             ('float', 'right'),

@@ -61,6 +61,12 @@ class QuantConfig:
             return f'scope {self.scope}: rules[{i - first}]'
         return f'recipe {self.recipe}: rules[{i}]'
 
+    @property
+    def title(self) -> str:
+        """Recipe, bits and scope in a line."""
+        bits = str(self.bits) if self.bits else 'by rule'
+        return ' '.join(filter(None, (self.recipe, bits, self.scope)))
+
     @cached_property
     def built_passes(self) -> list[Any]:
         """The pass objects, in order; they hold settings and no state."""

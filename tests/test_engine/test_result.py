@@ -3,6 +3,7 @@
 
 import json
 
+import pytest
 from mmengine.config import Config
 from plan_kit import BOTH, graph, node, plan
 
@@ -57,6 +58,18 @@ def test_file_says_what_computed(tmp_path):
     Result(outputs, Config(), quant, 'a.pth', '0', 'f', False).write()
     found = json.loads(outputs.result.read_text())['machine']
     assert found == machine() and found['cpu'] and found['instructions']
+
+
+@pytest.mark.parametrize(
+    ('scope', 'title'),
+    [('', 'minmax w8a8'), ('repq_det', 'minmax w8a8 repq_det')],
+)
+def test_a_scope_is_told(tmp_path, scope, title):
+    cfg = dict(recipe='minmax', bits='w8a8', scope=scope)
+    outputs = Outputs(tmp_path, 'quantized.pth', 'config.py')
+    quant = parse_quant_cfg(cfg)
+    result = Result(outputs, Config(), quant, 'a.pth', '0', 'f', False)
+    assert (result.to_dict()['scope'], result.title) == (scope, title)
 
 
 def test_memory_of_a_gpu_is_told_where_there_is_one(tmp_path):
