@@ -4,8 +4,10 @@
 from dataclasses import replace
 
 import pytest
+from mmcv.cnn.bricks.wrappers import Linear as MMCVLinear
 from plan_kit import BOTH, U, graph, node, plan
 from reconstruct_model import INIT, RULES, Net, batches
+from torch import nn
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.errors import QuantConfigError
@@ -119,6 +121,14 @@ def test_roles(small):
         'backbone.conv1',
         'backbone.conv2',
     ]
+
+
+def test_linear_layers_of_any_class():
+    nodes = [node(n, [[i]]) for i, n in enumerate(('a', 'b', 'c'))]
+    nodes[1].cls, nodes[2].cls = nn.Linear, MMCVLinear
+    found = plan(graph(*nodes), BOTH, dict(match='@linear', act=dict(bits=3)))
+    bits = [one.acts['input'].bits for one in found.layers.values()]
+    assert bits == [6, 3, 3]
 
 
 PREDICTION_SKIP = dict(match='@prediction', skip=True)
