@@ -86,7 +86,7 @@ def test_shares_of_the_input_channels(model):
     assert sizes == [8 // 4, 4 // 4]
     third = QuantSpec(U, 4, dict(granularity='group', group_size='1/3'))
     plan = plan_of([None] * 3, [third, None, None], groups[:1])
-    with pytest.raises(QuantConfigError, match="0: .*'1/3' does not .* 8 in"):
+    with pytest.raises(QuantConfigError, match=r"0: .*'1/3' does not .* 8 in"):
         attach(model, plan, {})
     product = MatMul()
     convert(product)
