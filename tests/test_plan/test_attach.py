@@ -8,8 +8,9 @@ from torch import nn
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.errors import QuantConfigError
-from mmdet_ptq.layers import convert, quant_layers
+from mmdet_ptq.layers import MatMul, convert, quant_layers
 from mmdet_ptq.plan import attach, check_plan
+from mmdet_ptq.plan.attach import build_quantizer
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 from mmdet_ptq.structures import LayerPlan, QuantPlan, QuantSpec, Value
 
@@ -75,6 +76,24 @@ def test_groups_of_a_convolution(model):
         attach(model, plan, {})
 
 
+def test_shares_of_the_input_channels(model):
+    share = QuantSpec(U, 4, dict(granularity='group', group_size='1/4'))
+    groups = [[('0', 'input')], [('2', 'input')]]
+    attach(model, plan_of([None] * 3, [share, None, share], groups), {})
+    sizes = [
+        model[i].act_quantizers['input'].granularity.group_size for i in (0, 2)
+    ]
+    assert sizes == [8 // 4, 4 // 4]
+    third = QuantSpec(U, 4, dict(granularity='group', group_size='1/3'))
+    plan = plan_of([None] * 3, [third, None, None], groups[:1])
+    with pytest.raises(QuantConfigError, match=r"0: .*'1/3' does not .* 8 in"):
+        attach(model, plan, {})
+    product = MatMul()
+    convert(product)
+    with pytest.raises(QuantConfigError, match='and it is neither'):
+        build_quantizer(share, product, 'a', 'x')
+
+
 def test_mistakes_name_the_tensor(model):
     plan = plan_of([QuantSpec('Unifrm', 4), None, None], [None] * 3, [])
     with pytest.raises(QuantConfigError, match=r"0\.weight: .*'Unifrm'"):
@@ -112,6 +131,11 @@ def test_mistakes_name_the_tensor(model):
             None,
             dict(granularity='channel', axis=4),
             r'0\.input: a tensor of shape \(8, 9, 8\) has no axis 4',
+        ),
+        (
+            None,
+            dict(type='InstanceGroupQuantizer', num_groups=9),
+            r'0\.input: num_groups 9 is more than the 8 channels of shape',
         ),
     ],
 )

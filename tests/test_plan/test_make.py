@@ -3,6 +3,7 @@
 
 import pytest
 from plan_kit import BOTH, U, graph, node, plan
+from torch import nn
 
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.plan import check_globs
@@ -177,6 +178,17 @@ def test_groups_of_other_sizes_do_not_share():
     rule = dict(match='*', act=dict(type=U, granularity='group'))
     assert len(plan(graph(*layers, shared=shared), rule).groups) == 2
     assert len(plan(graph(*layers, shared=shared), BOTH).groups) == 1
+
+
+@pytest.mark.parametrize('kind', [U, 'InstanceGroupQuantizer'])
+def test_other_axes_of_channels_do_not_share(kind):
+    """A convolution and a linear layer count channels from other ends."""
+    nodes = [node('a', [[1]]), node('b', [[1]])]
+    nodes[1].cls = nn.Linear
+    shared = [[('a', 'input'), ('b', 'input')]]
+    rule = dict(match='*', act=dict(type=kind))
+    found = plan(graph(*nodes, shared=shared), BOTH, rule)
+    assert len(found.groups) == (1 if kind == U else 2)
 
 
 def test_no_bits_anywhere(small):

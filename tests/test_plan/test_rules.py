@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from mmcv.cnn.bricks import wrappers
+from mmcv.cnn.bricks.wrappers import Linear as MMCVLinear
 from plan_kit import BOTH, U, graph, node, plan
 from reconstruct_model import INIT, RULES, Net, batches
 from torch import nn
@@ -142,6 +143,14 @@ def test_bits_of_none_are_those_of_quant_cfg(small):
     both = dict(match='*', weight=dict(bits=3), act=dict(bits=3))
     with pytest.raises(QuantConfigError, match=r'conv1: no rule sets the b'):
         plan(small, BOTH, both, back, bits=None)
+
+
+def test_linear_layers_of_any_class():
+    nodes = [node(n, [[i]]) for i, n in enumerate(('a', 'b', 'c'))]
+    nodes[1].cls, nodes[2].cls = nn.Linear, MMCVLinear
+    found = plan(graph(*nodes), BOTH, dict(match='@linear', act=dict(bits=3)))
+    bits = [one.acts['input'].bits for one in found.layers.values()]
+    assert bits == [6, 3, 3]
 
 
 PREDICTION_SKIP = dict(match='@prediction', skip=True)

@@ -115,6 +115,13 @@ def test_places_of_rules():
         (dict(weight=dict(per_level=True)), "'per_level' is for act"),
         (dict(act=dict(per_level='no')), 'per_level must be True or False'),
         (dict(act=dict(symmetric='no')), 'symmetric must be True or False'),
+        (dict(act=dict(group_size='1/0')), "group_size='1/0' must be a num"),
+        (dict(act=dict(group_size='x')), "such as '1/8'"),
+        (dict(weight=dict(group_size='1/8')), 'or, for act, a share'),
+        (
+            dict(weight=dict(type='InstanceGroupQuantizer')),
+            'a weight is the same for every image',
+        ),
     ],
 )
 def test_rules_that_nobody_can_mean(rule, says):

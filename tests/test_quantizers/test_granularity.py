@@ -14,6 +14,9 @@ CASES = [
     (Granularity('group', 1, 2), (2, 6, 3), 3),
     (Granularity('group', 0, 4, within=True), (3, 2, 2, 2), 6),
     (Granularity('group', 1, 3, within=True), (3, 2, 2), 4),
+    (Granularity('row', -1), (2, 6, 3), 12),
+    (Granularity('row', 1), (2, 6, 3), 6),
+    (Granularity('row', 0), (5,), 1),
 ]
 
 
@@ -52,7 +55,7 @@ def test_rows_is_a_view_where_it_can_be():
 @pytest.mark.parametrize(
     'args, message',
     [
-        (('row',), 'tensor, channel, group'),
+        (('rows',), 'tensor, channel, group'),
         (('channel', 1.5), 'axis must be an int'),
         (('group', 1), 'needs a group_size'),
         (('group', 1, 0), 'needs a group_size'),
