@@ -14,9 +14,11 @@ from .capabilities import (
     Searchable,
     SoftRounding,
 )
+from .channel_groups import ChannelGroups
 from .encoding import Encoding, UniformEncoding
 from .export_ops import export_mode
 from .granularity import Granularity
+from .group_encoding import GroupEncoding
 from .llaq import LLAQuantizer, ShiftForm, lut, shift_form
 from .packing import pack, unpack
 from .subset import SubsetQuantizer
@@ -26,9 +28,11 @@ from .uniform import UniformQuantizer
 
 __all__ = [
     'BaseQuantizer',
+    'ChannelGroups',
     'Encoding',
     'FitsTensor',
     'Granularity',
+    'GroupEncoding',
     'HasRange',
     'LLAQuantizer',
     'LearnsEnds',
