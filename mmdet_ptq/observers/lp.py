@@ -231,6 +231,7 @@ def search_weight_range(
             -(-steps // 5),
             index,
             stands_for,
+            i,
         )
     return low, high
 
@@ -242,6 +243,7 @@ def _search_rows(
     steps: int,
     index: Tensor,
     stands_for: int,
+    first: int,
 ) -> tuple[Tensor, Tensor]:
     """Ranges of a few rows ``[K, M]``; see :func:`search_weight_range`."""
     low, high = x.amin(1), x.amax(1)
@@ -253,9 +255,11 @@ def _search_rows(
         weights = points.new_full((points.shape[1],), float(stands_for))
         weights[-2:] = 1.0
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    rough = BestRange(GridError(quantizer, points, weights, p), low, high)
+    rough = BestRange(
+        GridError(quantizer, points, weights, p, first), low, high
+    )
     t = rough.attempt(coarse_grid(steps, x.device), True, True)
-    best = BestRange(GridError(quantizer, x, None, p), low, high)
+    best = BestRange(GridError(quantizer, x, None, p, first), low, high)
     near = torch.cat([x.new_zeros(1, 1), fine(x.device)], 1)
     best.attempt(t + near / steps, True, True)
     return best.low, best.high

@@ -33,6 +33,7 @@ class GridError:
         weights (Tensor, optional): float32 ``[K, B]``, or ``[B]`` for every
             row; 1 by default.
         p (float): Exponent of the error.
+        first (int): Which row of the quantizer the first point row is.
 
     Raises:
         ValueError: If the quantizer cannot be searched.
@@ -44,6 +45,7 @@ class GridError:
         points: Tensor,
         weights: Tensor | None,
         p: float,
+        first: int = 0,
     ) -> None:
         if not isinstance(quantizer, Searchable):
             raise ValueError(
@@ -54,6 +56,7 @@ class GridError:
         self.points = points
         self.weights = weights
         self.p = p
+        self.first = first
 
     def __call__(self, low: Tensor, high: Tensor) -> Tensor:
         """Errors ``[K, C]`` of candidates ``[K, C]``."""
@@ -72,7 +75,8 @@ class GridError:
 
     def _block(self, rows: slice, low: Tensor, high: Tensor) -> Tensor:
         x = self.points[rows]
-        y = self.quantizer.trial(x, Ranges(low, high))
+        at = slice(self.first + rows.start, self.first + rows.stop)
+        y = self.quantizer.of_rows(at).trial(x, Ranges(low, high))
         y = power_(y.sub_(x.unsqueeze(1)), self.p)
         if self.weights is None:
             return y.sum(-1)

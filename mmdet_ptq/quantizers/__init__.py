@@ -17,11 +17,16 @@ from .capabilities import (
     Searchable,
     SoftRounding,
 )
+from .channel_groups import ChannelGroups
 from .encoding import Encoding, UniformEncoding
 from .export_ops import export_mode
 from .granularity import Granularity
+<<<<<<< HEAD
 from .groups import nearest
 from .instance_groups import InstanceGroupQuantizer
+=======
+from .group_encoding import GroupEncoding
+>>>>>>> v19
 from .llaq import LLAQuantizer, ShiftForm, lut, shift_form
 from .log2 import LogQuantizer
 from .packing import pack, unpack
@@ -35,10 +40,12 @@ from .uniform import UniformQuantizer
 __all__ = [
     'AdaLogQuantizer',
     'BaseQuantizer',
+    'ChannelGroups',
     'Encoding',
     'FitsPoints',
     'FitsTensor',
     'Granularity',
+    'GroupEncoding',
     'HasRange',
     'InstanceGroupQuantizer',
     'LLAQuantizer',

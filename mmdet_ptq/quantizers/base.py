@@ -144,6 +144,10 @@ class BaseQuantizer(nn.Module, ABC):
         """Number of pyramid levels with a range of their own."""
         return 1
 
+    def mean_bits(self) -> float:
+        """Bits of a code, on average over the rows."""
+        return self.bits
+
     def storage_bits(self, shape: Sequence[int]) -> int:
         """Bits to store a tensor of this shape: codes and parameters."""
         rows = self.granularity.num_rows(shape) * self.num_levels()

@@ -227,6 +227,18 @@ class Searchable(ABC):
         """
         return Ranges(low[:, None] * fractions, high[:, None] * fractions)
 
+    def of_rows(self, rows: slice) -> 'Searchable':
+        """What :meth:`trial` is to be asked of for some rows alone.
+
+        Args:
+            rows (slice): Of the rows of a tensor; those of all pyramid
+                levels are counted one level after the other.
+
+        Returns:
+            Searchable: Itself, where all rows have grids of one kind.
+        """
+        return self
+
     @abstractmethod
     def trial(self, x: Tensor, candidates: tuple[Tensor, ...]) -> Tensor:
         """Quantizes rows with each candidate; neither reads nor sets state.

@@ -45,7 +45,7 @@ def solve(problem: Problem, method: str = 'dp', **options: Any) -> Solution:
 
     Args:
         problem (Problem): Distortions, costs and budgets.
-        method (str): ``'dp'``: the optimum of one budget in whole numbers.
+        method (str): ``'dp'``: the optimum of one budget.
             ``'lagrange'``: near it, by bisection; the one method that may
             exceed a budget, with ``strict=False``. ``'hull'``: near it, by
             steepest steps. ``'milp'``: the optimum, of several budgets too.

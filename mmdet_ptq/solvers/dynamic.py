@@ -1,112 +1,98 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The exact optimum of one budget, by dynamic programming.
 
-A table over all units and all sums of costs, as in RDO-Q (Wang et al., ECCV
-2022), but exact and small: sums are counted in the greatest common divisor
-of the costs, and options that a Lagrangian bound shows to be in no optimum
-are dropped before, which leaves most units one option.
+RDO-Q (Wang et al., ECCV 2022) and F-LBQ fill a table over all units and all
+sums of costs. Here only sums that may lead to the optimum are held: neither
+beaten by a cheaper one nor ruled out by a Lagrangian bound. So costs may be
+any numbers, and what is held is small whatever their common divisor.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
+from ..checks import whole
 from ..errors import BudgetError
 from .hull import cheapest, hull_segments, solve_hull
-from .problem import Bools, Floats, Ints, Problem, Resource
+from .problem import ROUNDING, Bools, Floats, Ints, Problem, Resource
 
-MAX_TABLE = 2**29
-"""Bytes of the table that says which options led to a sum."""
-WHOLE = 2.0**53
+MAX_SUMS = 2**25
+"""Sums held for all units together, of 5 bytes each."""
 
 
-def solve_dynamic(problem: Problem, max_table: int = MAX_TABLE) -> Ints:
+class Bound(NamedTuple):
+    """How far from the best price a choice may be.
+
+    At a price of a cost, every choice within the budget has at least the
+    sum of the units' least priced distortions, less the priced budget. What
+    it has above that are the sum of what its options miss, and the price of
+    what it leaves unused. In an optimum both are together at most ``gap``,
+    which some choice that was found has.
+
+    Attributes:
+        price (float): Distortion for a cost.
+        missed (array): ``[U, K]``, priced distortion above the unit's least.
+        gap (float): At most this.
+    """
+
+    price: float
+    missed: Floats
+    gap: float
+
+    @classmethod
+    def of(cls, problem: Problem, resource: Resource) -> 'Bound':
+        """By the choice of :func:`solve_hull` and the price that it met."""
+        price = _price(problem.distortions, resource)
+        priced = problem.distortions + price * resource.costs
+        least = priced.min(1, keepdims=True)
+        bound = least.sum() - price * resource.limit
+        found = problem.distortion(solve_hull(problem))
+        doubt = ROUNDING * (np.abs(least).sum() + price * resource.limit)
+        return cls(price, priced - least, float(found - bound + doubt))
+
+
+def solve_dynamic(problem: Problem, max_sums: int = MAX_SUMS) -> Ints:
     """Finds the least distortion within the budget.
 
     Args:
-        problem (Problem): With one resource, whose costs are whole numbers.
-        max_table (int): Bytes that the table may take. Defaults to 512 MiB.
+        problem (Problem): With one resource.
+        max_sums (int): How many sums may be held, which bounds the memory.
+            Defaults to 2^25, 160 MiB.
 
     Returns:
         array: int64 ``[U]``, within the budget.
 
     Raises:
-        BudgetError: If the budget cannot be met, there are several, costs
-            are no whole numbers, or the table would be too large.
+        BudgetError: If the budget cannot be met, there are several, or more
+            sums would have to be held.
+        ValueError: If ``max_sums`` is no whole number above 0.
     """
+    whole('max_sums', max_sums, 1)
     resource = problem.only('dp')
     problem.check_feasible()
-    _check_whole(resource)
-    kept = _worth_trying(problem, resource)
+    bound = Bound.of(problem, resource)
+    kept = (bound.missed <= bound.gap) & _undominated(
+        problem.distortions, resource.costs
+    )
     costs = np.where(kept, resource.costs, np.inf)
-    base = costs.min(1)
     choice: Ints = costs.argmin(1)
+    base = costs.min(1)
+    room = resource.limit * (1 + ROUNDING) - base.sum()
+    extra = np.where(kept, resource.costs - base[:, None], 0)
     free = np.flatnonzero(kept.sum(1) > 1)
-    if not len(free):
-        return choice
-    extra = np.where(kept, resource.costs - base[:, None], 0)[free]
-    step = int(np.gcd.reduce(extra.astype(np.int64), None))
-    room = min(resource.limit - base.sum(), extra.max(1).sum())
-    slots = int(room // step)
-    if len(free) * (slots + 1) > max_table:
-        raise BudgetError(
-            f'a table of {len(free)} units by {slots + 1} sums of '
-            f'{resource.name} takes more than {max_table} bytes: use groups '
-            "whose sizes have a larger common divisor, or method='hull' or "
-            "'milp'"
-        )
-    distortions = np.where(kept, problem.distortions, np.inf)[free]
-    steps = (extra / step).astype(np.int64)
-    choice[free] = _best_of_table(distortions, steps, slots)
+    # large steps first: then what is left to add says most
+    order = free[np.argsort(-extra[free].max(1), kind='stable')]
+    fixed = np.setdiff1d(np.arange(len(choice)), free)
+    gap = bound.gap - bound.missed[fixed, choice[fixed]].sum()
+    choice[order] = _best_sum(
+        kept[order],
+        extra[order],
+        problem.distortions[order],
+        bound._replace(missed=bound.missed[order], gap=gap),
+        room,
+        max_sums,
+    )
     return choice
-
-
-def _check_whole(resource: Resource) -> None:
-    costs = resource.costs
-    odd = costs[costs != np.floor(costs)]
-    if len(odd):
-        raise BudgetError(
-            f"method 'dp' counts whole numbers, {resource.name} has a cost "
-            f'of {odd[0]:.10g}: give costs in a smaller unit, or use method='
-            "'lagrange', 'hull' or 'milp'"
-        )
-    if costs.max(1).sum() >= WHOLE:
-        raise BudgetError(
-            f'costs of {resource.name} add up to 2^53 or more, where floats '
-            'are not exact: give them in a larger unit'
-        )
-
-
-def _worth_trying(problem: Problem, resource: Resource) -> Bools:
-    """Options ``[U, K]`` that may be in an optimum; one optimum is left.
-
-    For any price, every choice within the budget has at least the distortion
-    of ``bound`` below plus what its options miss of their units' minima. The
-    greedy choice is within the budget, so what exceeds its distortion is in
-    no optimum.
-    """
-    distortions, costs = problem.distortions, resource.costs
-    greedy = problem.distortion(solve_hull(problem))
-    price = _price(distortions, resource)
-    priced = distortions + price * costs
-    least = priced.min(1, keepdims=True)
-    bound = least.sum() - price * resource.limit
-    # rounding of the two sums
-    doubt = 1e-12 * (np.abs(least).sum() + price * resource.limit)
-    within: Bools = priced - least <= greedy - bound + doubt
-    return within & _undominated(distortions, costs)
-
-
-def _undominated(distortions: Floats, costs: Floats) -> Bools:
-    """Options that no cheaper or equal one is as good as."""
-    kept = np.isfinite(distortions)
-    index = np.arange(distortions.shape[1])
-    for k in index:
-        cost, loss = costs[:, k, None], distortions[:, k, None]
-        same = (costs == cost) & (distortions == loss)
-        beaten = (
-            (costs <= cost) & (distortions <= loss) & (~same | (index < k))
-        )
-        kept[:, k] &= ~(beaten & np.isfinite(distortions)).any(1)
-    return kept
 
 
 def _price(distortions: Floats, resource: Resource) -> float:
@@ -119,34 +105,89 @@ def _price(distortions: Floats, resource: Resource) -> float:
     return float(segments.slope[over[0]]) if len(over) else 0.0
 
 
-def _best_of_table(distortions: Floats, steps: Ints, slots: int) -> Ints:
-    """The optimum of units with several options.
+def _undominated(distortions: Floats, costs: Floats) -> Bools:
+    """Options ``[U, K]`` that no cheaper or equal one is as good as."""
+    exists = np.isfinite(distortions)
+    kept: Bools = exists.copy()
+    index = np.arange(distortions.shape[1])
+    for k in index:
+        cost, loss = costs[:, k, None], distortions[:, k, None]
+        same = (costs == cost) & (distortions == loss)
+        beats = (costs <= cost) & (distortions <= loss) & exists
+        kept[:, k] &= ~(beats & (~same | (index < k))).any(1)
+    return kept
+
+
+def _best_sum(
+    kept: Bools,
+    extra: Floats,
+    distortions: Floats,
+    bound: Bound,
+    room: float,
+    max_sums: int,
+) -> Ints:
+    """The optimum of units that have several options.
 
     Args:
-        distortions (array): ``[F, K]``, infinite where there is no option.
-        steps (array): int64 ``[F, K]``, costs above the unit's cheapest.
-        slots (int): How many steps there are for all units.
+        kept (array): ``[F, K]``, which options there are.
+        extra (array): ``[F, K]``, their costs above the unit's cheapest.
+        distortions (array): ``[F, K]``.
+        bound (Bound): Of these units.
+        room (float): What the extra costs may sum up to.
+        max_sums (int): See :func:`solve_dynamic`.
 
     Returns:
         array: int64 ``[F]``.
     """
-    units = len(distortions)
-    table = np.zeros((units, slots + 1), np.uint8)
-    # of the units so far: the least distortion within each number of steps
-    best = np.zeros(slots + 1)
-    for unit in range(units):
-        new = np.full(slots + 1, np.inf)
-        for option in np.argsort(steps[unit], kind='stable').tolist():
-            loss, step = distortions[unit, option], steps[unit, option]
-            if not np.isfinite(loss) or step > slots:
-                continue
-            tried = best[: slots + 1 - step] + loss
-            better = tried < new[step:]
-            np.copyto(new[step:], tried, where=better)
-            np.copyto(table[unit, step:], np.uint8(option), where=better)
-        best = new
-    choice, left = np.zeros(units, np.int64), slots
-    for unit in reversed(range(units)):
-        choice[unit] = table[unit, left]
-        left -= steps[unit, choice[unit]]
+    most = extra.max(1)
+    cost, loss, missed = np.zeros(1), np.zeros(1), np.zeros(1)
+    came_from, held = [], 0
+    for unit in range(len(kept)):
+        options = np.flatnonzero(kept[unit])
+        cost, loss, missed = (
+            (before[:, None] + table[unit, options]).ravel()
+            for before, table in (
+                (cost, extra),
+                (loss, distortions),
+                (missed, bound.missed),
+            )
+        )
+        unused = (room - most[unit + 1 :].sum() - cost).clip(0)
+        may = (cost <= room) & (missed + bound.price * unused <= bound.gap)
+        at = _front(cost, loss, np.flatnonzero(may))
+        cost, loss, missed = cost[at], loss[at], missed[at]
+        before, option = np.divmod(at, len(options))
+        came_from.append(
+            (before.astype(np.int32), options[option].astype(np.uint8))
+        )
+        held += len(at)
+        if held > max_sums:
+            raise BudgetError(
+                f'the optimum needs more than {max_sums} sums of costs to be '
+                "held: use method='hull', or 'milp', or a larger max_sums"
+            )
+    choice = np.zeros(len(kept), np.int64)
+    last = len(cost) - 1  # the least distortion
+    for unit in reversed(range(len(kept))):
+        before, option = came_from[unit]
+        choice[unit], last = option[last], before[last]
     return choice
+
+
+def _front(cost: Floats, loss: Floats, at: Ints) -> Ints:
+    """Of some sums those that no cheaper or equal one is as good as.
+
+    Args:
+        cost (array): ``[S]``.
+        loss (array): ``[S]``.
+        at (array): int64 ``[M]``, which of them.
+
+    Returns:
+        array: int64, by rising cost and falling loss.
+    """
+    at = at[np.lexsort((loss[at], cost[at]))]
+    falling = loss[at]
+    best = np.minimum.accumulate(falling)
+    new = np.ones(len(at), np.bool_)
+    new[1:] = falling[1:] < best[:-1]
+    return at[new]

@@ -26,7 +26,6 @@ class Resource:
     Attributes:
         name (str): For messages, e.g. ``'mean bits'``.
         costs (array): ``[U, K]``, what option k of unit u takes, from 0.
-            Whole numbers where they are to be solved by dynamic programming.
         budget (float): How much there is, in ``unit``.
         unit (float): Costs in one of the numbers that users read: all
             elements for mean bits, 8 for bytes that cost bits. Defaults to 1.

@@ -138,7 +138,7 @@ def test_one_more_would_be_missed():
 def test_a_state_goes_with_its_settings(make):
     """Loaded into the same, refused by another, whatever the shapes."""
     few, many = bits_of(make)[0], bits_of(make)[-1]
-    x = torch.linspace(-1, 1, 64).reshape(4, 16)
+    x = torch.linspace(-1, 1, 96).reshape(2, 6, 8)
     source = make(many)
     fit(source, x)
     state = source.state_dict()

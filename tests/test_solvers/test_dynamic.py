@@ -5,8 +5,6 @@ from solver_kit import brute_force, curves, problems, within
 
 from mmdet_ptq.errors import BudgetError
 from mmdet_ptq.solvers import (
-    Problem,
-    Resource,
     decreasing,
     mean_bits_problem,
     solve,
@@ -76,14 +74,48 @@ def test_a_floor_is_kept():
     assert without.distortion < found.distortion
 
 
+<<<<<<< HEAD
 def test_costs_that_are_not_whole_are_refused():
     problem = Problem([[1, 0]], (Resource('MB', np.array([[0.5, 1]]), 1),))
     with pytest.raises(BudgetError, match='MB has a cost of 0\\.5'):
         solve(problem)
+=======
+@settings(max_examples=60, deadline=None)
+@given(problems(whole=False))
+def test_costs_may_be_any_numbers(problem):
+    found = solve(problem, 'dp')
+    assert within(found)
+    assert found.distortion == pytest.approx(brute_force(problem), rel=1e-9)
+>>>>>>> v19
 
 
-def test_a_table_that_is_too_large_is_refused():
+def test_sizes_without_a_common_divisor_take_no_more():
+    _, table = curves(2000, BITS, 1)
+    sizes = np.random.default_rng(0).integers(1, 10**6, 2000)
+    problem = mean_bits_problem(sizes, BITS, table * sizes[:, None], 4.3)
+    found = solve(problem, max_sums=10**6)
+    greedy = solve(problem, 'hull')
+    assert within(found)
+    assert found.distortion <= greedy.distortion
+    assert found.costs['mean bits'] > 4.2999
+
+
+def test_more_sums_than_allowed_are_refused():
     sizes, table = curves(40, BITS, 0)
-    problem = mean_bits_problem(sizes, BITS, table, 4.1)
-    with pytest.raises(BudgetError, match="common divisor, or method='hull'"):
-        solve(problem, max_table=1)
+    problem = mean_bits_problem(sizes, BITS, table, 4.13)
+    with pytest.raises(BudgetError, match="method='hull', or 'milp'"):
+        solve(problem, max_sums=1)
+
+
+def test_equal_units_are_solved():
+    # the hull has 2, 5 and 8 bits: all options of all units are as good
+    table = np.tile([9, 8.9, 8.8, 3, 2.9, 2.8, 2.0], (300, 1))
+    found = solve(mean_bits_problem([128] * 300, BITS, table, 3.5))
+    # half of them have 5 bits, the others 2
+    assert found.distortion == pytest.approx(150 * (9 + 3))
+
+
+def test_max_sums_is_checked():
+    problem = mean_bits_problem([1], [2], [[1]], 4)
+    with pytest.raises(ValueError, match='max_sums must be a whole number'):
+        solve(problem, max_sums=0)
