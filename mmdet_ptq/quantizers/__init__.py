@@ -21,12 +21,9 @@ from .channel_groups import ChannelGroups
 from .encoding import Encoding, UniformEncoding
 from .export_ops import export_mode
 from .granularity import Granularity
-<<<<<<< HEAD
+from .group_encoding import GroupEncoding
 from .groups import nearest
 from .instance_groups import InstanceGroupQuantizer
-=======
-from .group_encoding import GroupEncoding
->>>>>>> v19
 from .llaq import LLAQuantizer, ShiftForm, lut, shift_form
 from .log2 import LogQuantizer
 from .packing import pack, unpack

@@ -15,11 +15,8 @@ from hypothesis import strategies as st
 from seeded import seeded
 
 from mmdet_ptq.quantizers import (
-<<<<<<< HEAD
     AdaLogQuantizer,
-=======
     ChannelGroups,
->>>>>>> v19
     Encoding,
     InstanceGroupQuantizer,
     LLAQuantizer,
@@ -285,14 +282,9 @@ def check_output(q, x, y):
     assert isinstance(bits, int) and bits >= sum(code_bits(q, x.shape))
     rows = q.num_rows()
     assert isinstance(rows, int) and rows >= 1
-<<<<<<< HEAD
     if x.numel() and not isinstance(q, PerInstance):
-        assert bits == x.numel() * q.bits + q.parameter_bits(rows)
-=======
-    if x.numel():
         codes = sum(code_bits(q, x.shape))
         assert bits == codes + q.parameter_bits(rows)
->>>>>>> v19
 
 
 def check_idempotent(q, x, y):

@@ -74,19 +74,12 @@ def test_a_floor_is_kept():
     assert without.distortion < found.distortion
 
 
-<<<<<<< HEAD
-def test_costs_that_are_not_whole_are_refused():
-    problem = Problem([[1, 0]], (Resource('MB', np.array([[0.5, 1]]), 1),))
-    with pytest.raises(BudgetError, match='MB has a cost of 0\\.5'):
-        solve(problem)
-=======
 @settings(max_examples=60, deadline=None)
 @given(problems(whole=False))
 def test_costs_may_be_any_numbers(problem):
     found = solve(problem, 'dp')
     assert within(found)
     assert found.distortion == pytest.approx(brute_force(problem), rel=1e-9)
->>>>>>> v19
 
 
 def test_sizes_without_a_common_divisor_take_no_more():
