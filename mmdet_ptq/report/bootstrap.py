@@ -74,7 +74,11 @@ class PerImage:
             hits[:, counts],
             passed[:, counts],
         )
-        return at, hits & passed, ~hits & passed, truths
+        right, wrong = hits & passed, ~hits & passed
+        # whatever comes behind the last right one adds to no recall
+        last = np.flatnonzero(right.any(0))
+        end = last[-1] + 1 if len(last) else 0
+        return at[:end], right[:, :end], wrong[:, :end], truths
 
     def table(self, counts: np.ndarray) -> np.ndarray:
         """AP of each class at each overlap, as COCO defines it.

@@ -12,135 +12,28 @@ reads the predictions that the first command has left in its work dir.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from mmdet_ptq.report.bootstrap import PerImage, coco_of, interval, per_image
 from tools.accuracy.cells import folder_of
 from tools.accuracy.suites import ROOT, SUITES, files_of
 
 PREDICTIONS = 'predictions.bbox.json'
 
 
-class PerImage:
-    """What COCO's matching says of each detection, ready to be weighed.
+def read(annotations: Path, predictions: Path) -> PerImage:
+    """Predictions of a cell, matched with the validation images.
 
     Args:
         annotations (Path): Of the validation images.
         predictions (Path): Boxes in COCO's result format.
-
-    Attributes:
-        images (int): How many there are.
     """
-
-    def __init__(self, annotations: Path, predictions: Path) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCO(str(annotations))
-            found = json.loads(predictions.read_text())
-            self._eval = COCOeval(truth, _results(truth, found), 'bbox')
-            self._eval.evaluate()
-        params = self._eval.params
-        self.images = len(params.imgIds)
-        self._recalls = np.asarray(params.recThrs)
-        areas, most = len(params.areaRng), params.maxDets[-1]
-        # the first area is all of them
-        self._classes = [
-            self._of_class(k * areas * self.images, most)
-            for k in range(len(params.catIds))
-        ]
-
-    def _of_class(self, start: int, most: int) -> tuple[np.ndarray, ...]:
-        """Image of each detection and its matches, the surest first."""
-        scores, at, hits, passed = [], [], [], []
-        truths = np.zeros(self.images)
-        for i in range(self.images):
-            one = self._eval.evalImgs[start + i]
-            if one is None:
-                continue
-            truths[i] = np.sum(np.asarray(one['gtIgnore']) == 0)
-            mine = np.asarray(one['dtScores'][:most])
-            scores.append(mine)
-            at.append(np.full(len(mine), i))
-            hits.append(one['dtMatches'][:, :most] > 0)
-            passed.append(one['dtIgnore'][:, :most] == 0)
-        if not scores:
-            empty = np.zeros((len(self._eval.params.iouThrs), 0), bool)
-            return np.zeros(0, int), empty, empty, truths
-        order = np.argsort(-np.concatenate(scores), kind='mergesort')
-        hits, passed = (np.concatenate(x, 1)[:, order] for x in (hits, passed))
-        return (
-            np.concatenate(at)[order],
-            hits & passed,
-            ~hits & passed,
-            truths,
-        )
-
-    def ap(self, counts: np.ndarray) -> float:
-        """Mean over classes and overlaps, as COCO defines it.
-
-        Args:
-            counts (np.ndarray): How often each image is there.
-
-        Returns:
-            float: AP; NaN if no class has an object.
-        """
-        found = []
-        for at, right, wrong, truths in self._classes:
-            total = float(counts @ truths)
-            if total == 0:
-                continue
-            weights = counts[at]
-            good = np.cumsum(right * weights, 1)
-            bad = np.cumsum(wrong * weights, 1)
-            precision = good / np.maximum(good + bad, np.spacing(1))
-            # the best precision at this recall or above
-            best = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
-            for row, recall in zip(best, good / total, strict=True):
-                where = np.searchsorted(recall, self._recalls, 'left')
-                inside = where < len(row)
-                found.append(row[where[inside]].sum() / len(where))
-        return float(np.mean(found)) if found else float('nan')
-
-
-def _results(truth: COCO, found: list[dict]) -> COCO:
-    if found:
-        return truth.loadRes(found)
-    # which cannot read that nothing was detected
-    nothing = COCO()
-    nothing.dataset = {**truth.dataset, 'annotations': []}
-    nothing.createIndex()
-    return nothing
-
-
-def interval(
-    one: PerImage, other: PerImage, drawings: int, seed: int
-) -> tuple[float, float, float]:
-    """Difference of AP on all images, and where 95 % of drawings lie.
-
-    Args:
-        one (PerImage): Of the method that is asked about.
-        other (PerImage): Of the one it is compared with, on the same images.
-        drawings (int): How many times images are drawn.
-        seed (int): Of the drawing.
-
-    Returns:
-        tuple[float, float, float]: Difference, lower and upper end.
-    """
-    rng = np.random.default_rng(seed)
-    n = one.images
-    everything = np.ones(n)
-    differences = []
-    for _ in range(drawings):
-        counts = np.bincount(rng.integers(0, n, n), minlength=n)
-        differences.append(one.ap(counts) - other.ap(counts))
-    low, high = np.percentile(differences, (2.5, 97.5))
-    return one.ap(everything) - other.ap(everything), low, high
+    truth = coco_of(json.loads(annotations.read_text()))
+    return per_image(truth, json.loads(predictions.read_text()))['all']
 
 
 def compared(args: argparse.Namespace) -> list[str]:
@@ -160,7 +53,7 @@ def compared(args: argparse.Namespace) -> list[str]:
             folder = folder_of((name, method, args.bits, 0), work)
             if not (folder / PREDICTIONS).is_file():
                 break
-            both.append(PerImage(files_of(name)['val'], folder / PREDICTIONS))
+            both.append(read(files_of(name)['val'], folder / PREDICTIONS))
         if len(both) < 2:
             print(f'{name}: no predictions of {method} in {work}')
             continue
