@@ -7,7 +7,7 @@ from torch import Tensor
 from ..quantizers import nearest
 
 #: most points that are looked at in every step
-POINTS = 1 << 15
+POINTS = 1 << 13
 #: up to so many grids hold all of their rows
 COVERING = 2
 
@@ -31,7 +31,7 @@ def fit_groups(
 
     Args:
         points (Tensor): ``[P, 2]``, lower and upper ends of the rows; their
-            order does not matter. Of more than 32768 some are left out.
+            order does not matter. Of more than 8192 some are left out.
         groups (int): G, the number of grids.
         iterations (int): Steps at most; it ends when nothing changes.
         period (int): T.
