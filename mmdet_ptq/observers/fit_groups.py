@@ -7,7 +7,7 @@ from torch import Tensor
 from ..quantizers import nearest
 
 #: most points that are looked at in every step
-POINTS = 1 << 15
+POINTS = 1 << 13
 #: up to so many grids hold all of their rows
 COVERING = 2
 
@@ -20,18 +20,19 @@ def fit_groups(
     It begins with the rows at evenly spaced ranks of their widths. A row
     goes to the grid of least squared distance of both ends, and a grid takes
     the mean ends of its rows. Every ``period`` steps, but not in the last
-    ``period`` of them, the grids without rows, or else the one with the
-    fewest, begin anew at the row that is farthest from its grid, in the
-    group with the largest sum of distances. (The paper does not say what T
-    is; it gives 75 for it, and 300 steps.) The best grids that there were
-    are returned, so they are never worse than those it began with.
+    ``period`` of them, it goes back to the best grids so far: those without
+    rows, or else the one whose rows would lose least by the next nearest,
+    begin anew at the row that is farthest from its grid, in the group with
+    the largest sum of distances. (The paper does not say what T is; it gives
+    75 for it, and 300 steps.) The best grids that there were are returned,
+    so they are never worse than those it began with.
 
     Means clip a part of the rows. One or two grids would clip too many: they
     hold all of their rows instead.
 
     Args:
         points (Tensor): ``[P, 2]``, lower and upper ends of the rows; their
-            order does not matter. Of more than 32768 some are left out.
+            order does not matter. Of more than 8192 some are left out.
         groups (int): G, the number of grids.
         iterations (int): Steps at most; it ends when nothing changes.
         period (int): T.
@@ -51,7 +52,7 @@ def fit_groups(
         if float(far.sum()) < least:
             best, least = centres, float(far.sum())
         if step % period == 0 and step <= iterations - period:
-            centres, before = _reseeded(some, centres, far, group), None
+            centres, before = _reseeded(some, best), None
             continue
         if before is not None and torch.equal(group, before):
             # the same again until grids begin anew
@@ -90,13 +91,15 @@ def _means(points: Tensor, centres: Tensor, group: Tensor) -> Tensor:
     return torch.where(count > 0, total / count.clamp(min=1), centres)
 
 
-def _reseeded(
-    points: Tensor, centres: Tensor, far: Tensor, group: Tensor
-) -> Tensor:
-    """Moves grids that few points need to where one is missing."""
-    centres, far = centres.clone(), far.clone()
+def _reseeded(points: Tensor, centres: Tensor) -> Tensor:
+    """Moves grids that are hardly missed to where one is missing."""
+    centres = centres.clone()
+    far, group = nearest(points, centres)
+    lost = torch.zeros(len(centres), dtype=far.dtype, device='cpu')
+    lost.index_add_(0, group, _second(points, centres, group) - far)
     count = torch.bincount(group, minlength=len(centres))
-    moved = (count == 0).nonzero()[:, 0].tolist() or [int(count.argmin())]
+    moved = (count == 0).nonzero()[:, 0].tolist() or [int(lost.argmin())]
+    far[group == moved[0]] = 0
     for one in moved:
         total = torch.zeros(len(centres), dtype=far.dtype, device='cpu')
         total.index_add_(0, group, far)
@@ -106,6 +109,12 @@ def _reseeded(
         # the next one goes elsewhere
         far[worst] = 0
     return centres
+
+
+def _second(points: Tensor, centres: Tensor, group: Tensor) -> Tensor:
+    """Squared distance of each point to the nearest of the other grids."""
+    apart = (points[:, None] - centres).square_().sum(2)
+    return apart.scatter_(1, group[:, None], float('inf')).amin(1)
 
 
 def _covering(points: Tensor, centres: Tensor) -> Tensor:

@@ -50,8 +50,8 @@ class Observe(BasePass):
     ) -> None:
         self.observer = observer
         self.instance_observer = instance_observer
-        for name in ('observer', 'instance_observer'):
-            build_from(OBSERVERS, getattr(self, name), f'Observe.{name}')
+        build_from(OBSERVERS, observer, 'Observe.observer')
+        build_from(OBSERVERS, instance_observer, 'Observe.instance_observer')
 
     def _observer_of(self, quantizer: BaseQuantizer) -> dict:
         if isinstance(quantizer, PerInstance):

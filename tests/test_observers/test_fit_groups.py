@@ -38,13 +38,15 @@ def test_ends_decide_and_not_widths_alone():
 
 
 def test_a_lost_outlier_is_found_when_grids_begin_anew():
-    """At even ranks of width nothing begins near the single wide row."""
+    """Two wide rows share a grid, and many narrow ones have three."""
     narrow = torch.rand(200, 2, generator=seeded(0)) * torch.tensor([-1, 1])
-    points = torch.cat([narrow, torch.tensor([[-300.0, 300.0]])])
-    anew = fit_groups(points, 4)
-    assert anew[-1].tolist() == [-300, 300]
-    plain = fit_groups(points, 4, iterations=10)
-    assert loss(points, anew) <= loss(points, plain)
+    wide = [[-300.0, 300.0], [-450.0, 450.0]]
+    points = torch.cat([narrow, torch.tensor(wide)])
+    without = fit_groups(points, 4, iterations=74)
+    assert without[-1].tolist() == [-375, 375]
+    found = fit_groups(points, 4)
+    assert found[-2:].tolist() == wide
+    assert loss(points, found) < loss(points, without) / 10
 
 
 def test_never_worse_than_where_it_began():
