@@ -134,11 +134,11 @@ def check_rows(
         where (str): Layer and tensor, for the message.
 
     Raises:
-        QuantConfigError: If the tensor lacks the axis, or ``group_size``
-            does not divide what it groups.
+        QuantConfigError: If the tensor lacks the axis, or groups do not
+            fit it.
     """
     try:
-        quantizer.granularity.num_rows(shape)
+        quantizer.check_shape(shape)
     except ValueError as error:
         raise QuantConfigError(
             f'{where}: {error}; give this layer another granularity by a rule'
