@@ -28,7 +28,7 @@ class ChannelGroups(BaseQuantizer, Searchable):
     operations follow from the quantizers of the widths.
 
     Args:
-        bits (int): The greatest of ``widths``, 2 to 8.
+        bits (int): The greatest of ``widths``, 2 to 8; a rule gives both.
         widths (list[int], optional): Bits of each group, in the order of the
             channels. Defaults to one group of ``bits``.
         channels (int): Channels of a group. Defaults to 128.

@@ -97,8 +97,8 @@ def test_arguments_are_checked(args, words):
 def rules(model, observer):
     """Two widths for one layer's weight, and for its input."""
     out, channels = model.get_submodule(LAYER).weight.shape[:2]
-    act = dict(widths=[8, 3], channels=channels // 2)
-    groups = dict(widths=[2, 5], channels=-(-out // 2) if out > 1 else 1)
+    act = dict(bits=8, widths=[8, 3], channels=channels // 2)
+    groups = dict(bits=5, widths=[2, 5], channels=-(-out // 2))
     return dict(
         bits='w5a8',
         rules=[
