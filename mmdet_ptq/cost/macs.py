@@ -14,7 +14,7 @@ from ..structures import LayerGraph
 Shape = Sequence[int]
 Macs = Mapping[str, Sequence[int]]
 """MACs of each call of each layer."""
-Bits = Mapping[str, tuple[int, int]]
+Bits = Mapping[str, tuple[float, float]]
 """Bits of the two operands of each layer: weight and input, or both inputs
 of a product."""
 

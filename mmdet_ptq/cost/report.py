@@ -8,7 +8,14 @@ from typing import Any
 from torch import nn
 
 from ..graph.vocabulary import MIXING, canonical
-from ..structures import LayerGraph, LayerNode, LayerPlan, QuantPlan
+from ..layers import QuantLayer
+from ..structures import (
+    LayerGraph,
+    LayerNode,
+    LayerPlan,
+    QuantPlan,
+    QuantSpec,
+)
 from .grouping import grouping_bops
 from .macs import Bits, Macs, count_macs
 from .paper import reg_ptq_flops
@@ -16,17 +23,35 @@ from .paper import reg_ptq_flops
 FLOAT_BITS = 32
 
 
-def operand_bits(plan: LayerPlan) -> tuple[int, int]:
-    """Bits of the two numbers that a layer multiplies, 32 for float."""
+def operand_bits(
+    plan: LayerPlan, layer: nn.Module | None = None
+) -> tuple[float, float]:
+    """Bits of the two numbers that a layer multiplies, 32 for float.
+
+    Args:
+        plan (LayerPlan): What became of the layer.
+        layer (nn.Module, optional): The layer. Where it has quantizers,
+            widths that differ between channels are averaged: each output
+            channel multiplies as often as another, and each input channel.
+    """
+    specs = {'weight': plan.weight, **plan.acts}
+    found = {}
+    if isinstance(layer, QuantLayer):
+        found = {'weight': layer.weight_quantizer, **layer.act_quantizers}
     # a product has two ports and no weight
-    first, second = [plan.weight, *plan.acts.values()][-2:]
-    return (
-        first.bits if first else FLOAT_BITS,
-        second.bits if second else FLOAT_BITS,
+    first, second = (
+        _bits(spec, found.get(name)) for name, spec in [*specs.items()][-2:]
     )
+    return first, second
 
 
-def bops(macs: Macs, bits: Bits) -> int:
+def _bits(spec: QuantSpec | None, quantizer: Any) -> float:
+    if spec is None:
+        return FLOAT_BITS
+    return spec.bits if quantizer is None else quantizer.mean_bits()
+
+
+def bops(macs: Macs, bits: Bits) -> float:
     """Bit operations: MACs times the bits of both operands, summed.
 
     Args:
@@ -34,7 +59,7 @@ def bops(macs: Macs, bits: Bits) -> int:
         bits (Mapping): From :func:`operand_bits`, for each layer.
 
     Returns:
-        int: BOPs; divided by 1024 they are float32 MACs worth as much.
+        float: BOPs; divided by 1024 they are float32 MACs worth as much.
     """
     return sum(
         sum(n) * bits[name][0] * bits[name][1] for name, n in macs.items()
@@ -64,7 +89,10 @@ def cost_of(
         were called.
     """
     macs = count_macs(model, graph)
-    bits = {name: operand_bits(plan.layers[name]) for name in macs}
+    modules = dict(model.named_modules())
+    bits = {
+        name: operand_bits(plan.layers[name], modules[name]) for name in macs
+    }
     total = sum(map(sum, macs.values()))
     scaled = scaled_elements(model, graph, plan)
     grouping = grouping_bops(model, graph, plan)

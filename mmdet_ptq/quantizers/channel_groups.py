@@ -28,10 +28,10 @@ class ChannelGroups(BaseQuantizer, Searchable):
     operations follow from the quantizers of the widths.
 
     Args:
-        bits (int): The greatest of ``widths``, 2 to 8.
+        bits (int): The greatest of ``widths``, 2 to 8; a rule gives both.
         widths (list[int], optional): Bits of each group, in the order of the
             channels. Defaults to one group of ``bits``.
-        group_size (int): Channels of a group. Defaults to 128.
+        channels (int): Channels of a group. Defaults to 128.
         of (dict, optional): Quantizer of each width, without its bits and
             granularity. Defaults to ``dict(type='UniformQuantizer')``.
         axis (int, optional): Channel axis. Defaults to 1 for activations
@@ -54,7 +54,7 @@ class ChannelGroups(BaseQuantizer, Searchable):
         self,
         bits: int = 8,
         widths: Sequence[int] | None = None,
-        group_size: int = 128,
+        channels: int = 128,
         of: Mapping[str, Any] | None = None,
         axis: int | None = None,
         per_level: bool = False,
@@ -65,11 +65,11 @@ class ChannelGroups(BaseQuantizer, Searchable):
             bits,
             'group' if grouped else 'channel',
             axis,
-            whole('group_size', group_size, 1) if grouped else None,
+            whole('channels', channels, 1) if grouped else None,
             per_level,
             role,
         )
-        self.group_size = whole('group_size', group_size, 1)
+        self.channels = whole('channels', channels, 1)
         self.widths = [bits] if widths is None else list(widths)
         if not self.widths or max(self.widths) != bits:
             raise ValueError(
@@ -95,8 +95,8 @@ class ChannelGroups(BaseQuantizer, Searchable):
             'ChannelGroups.of',
             granularity='channel',
             axis=0,
-            per_level=self.per_level,
             role=self.role,
+            **(dict(per_level=True) if self.per_level else {}),
         )
         if width not in part.allowed_bits or not isinstance(part, Searchable):
             raise ValueError(
@@ -119,14 +119,18 @@ class ChannelGroups(BaseQuantizer, Searchable):
         Raises:
             ValueError: If there are not as many groups as widths.
         """
-        size = self.group_size if self.role == 'weight' else 1
+        size = self.channels if self.role == 'weight' else 1
         groups = -(-rows // size)
         if groups != len(self.widths):
             raise ValueError(
                 f'{len(self.widths)} widths do not fit a tensor of {groups} '
-                f'groups of {self.group_size} channels'
+                f'groups of {self.channels} channels'
             )
         return [self.widths[row // size] for row in range(rows)]
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """See :meth:`BaseQuantizer.check_shape`."""
+        self.row_widths(self.granularity.num_rows(shape))
 
     def _counts(self, rows: int) -> list[int]:
         """Rows of each part."""
@@ -196,8 +200,11 @@ class ChannelGroups(BaseQuantizer, Searchable):
 
     def mean_bits(self) -> float:
         """See :meth:`BaseQuantizer.mean_bits`; of the rows that it has."""
-        rows = len(self._known())
-        return sum(self.row_widths(rows)) / rows
+        if self.role == 'weight':
+            widths = self.row_widths(len(self._known()))
+        else:
+            widths = self.widths
+        return sum(widths) / len(widths)
 
     def storage_bits(self, shape: Sequence[int]) -> int:
         """See :meth:`BaseQuantizer.storage_bits`."""
@@ -217,7 +224,7 @@ class ChannelGroups(BaseQuantizer, Searchable):
 
     def of_rows(self, rows: slice) -> 'WidthsOfRows':
         """See :meth:`Searchable.of_rows`."""
-        size = self.group_size if self.role == 'weight' else 1
+        size = self.channels if self.role == 'weight' else 1
         groups = len(self.widths)
         return WidthsOfRows(
             self,
@@ -235,8 +242,8 @@ class ChannelGroups(BaseQuantizer, Searchable):
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
         return (
-            f'bits={self.bits}, widths={self.widths}, group_size='
-            f'{self.group_size}, of={self.of}'
+            f'bits={self.bits}, widths={self.widths}, channels='
+            f'{self.channels}, of={self.of}'
             + (', per_level=True' if self.per_level else '')
         )
 
