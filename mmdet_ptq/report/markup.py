@@ -80,12 +80,16 @@ def table(
         words (int): How many columns, from the left, are words and no
             numbers. Defaults to 1.
     """
+    # a table of words alone has no number that has to stay whole
+    kinds = [None] * words
+    if words == len(head):
+        kinds[-1] = 'w'
 
     def line(kind: str, cells: Sequence[Any]) -> Html:
         return tag(
             'tr',
             *(
-                tag(kind, cell, cls=None if i < words else 'n')
+                tag(kind, cell, cls=kinds[i] if i < words else 'n')
                 for i, cell in enumerate(cells)
             ),
         )

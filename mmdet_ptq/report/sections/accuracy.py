@@ -26,9 +26,9 @@ GROUPS = (
     (('class',), 'By class'),
 )
 SIZES = dict(
-    small='small: under 32² pixels',
-    medium='medium: to 96²',
-    large='large: above',
+    small='small, < 32² px',
+    medium='medium',
+    large='large, > 96² px',
 )
 Named = Sequence[tuple[str, Run]]
 """Names and runs"""
@@ -87,7 +87,8 @@ def _how(named: Named) -> Html:
     return paragraph(
         f'Below: box AP by the rules of COCO on {images} test images{part}. A '
         f'whisker holds 95 % of what comes out if the images are drawn anew '
-        f'({drawings} times, the same for both detectors): {asked}.'
+        f'({drawings} times, the same for both detectors): {asked}. Sizes go '
+        'by the area of the box.'
     )
 
 
@@ -137,8 +138,7 @@ def _chart(named: Named, groups: Sequence[str], title: str) -> Html:
         for n in names
     ]
     axis = 'change of box AP (float to quantized)' if changed else 'box AP'
-    left = 160 if 'size' in groups else 120
-    svg = intervals(title, drawn, [name for name, _ in named], axis, left)
+    svg = intervals(title, drawn, [name for name, _ in named], axis)
     return figure(title + '.', _see(rows, names, changed, groups), svg)
 
 

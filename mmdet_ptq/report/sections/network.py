@@ -64,7 +64,8 @@ def _map(name: str, layers: Sequence[dict]) -> Html:
         f'{bits_name(most[1])}'
     )
     if others:
-        see += f'; the {others} others stand out by their colour'
+        rest = [f'{_both(pair)} ({n})' for pair, n in counts.most_common()[1:]]
+        see += f'; the {others} others: {", ".join(rest[:5])}'
     names = [str(one['name']) for one in layers]
     svg = strip(title, rows, [one['part'] for one in layers], names)
     return figure(title, see + '.', svg)
@@ -132,9 +133,7 @@ def _numbers(name: str, layers: Sequence[dict], many: int) -> Html:
         [
             one['name'],
             one['part'],
-            ' × '.join(
-                bits_name(b) if is_number(b) else str(b) for b in one['bits']
-            ),
+            _both(one['bits']),
             one['weight'] or 'float',
             ', '.join(map(str, one['inputs'])) or 'float',
             num(one['sqnr'], '.1f'),
@@ -148,6 +147,10 @@ def _numbers(name: str, layers: Sequence[dict], many: int) -> Html:
     title = f'All {len(layers)} layers'
     title += f', {name}' if many > 1 else ''
     return details(title, table(head, rows, words=5))
+
+
+def _both(found: Sequence) -> str:
+    return ' × '.join(bits_name(b) if is_number(b) else str(b) for b in found)
 
 
 def values(runs: Sequence[Run]) -> Html:
