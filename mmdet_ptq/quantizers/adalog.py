@@ -10,7 +10,7 @@ from torch import Tensor
 from ..registry import QUANTIZERS
 from .capabilities import FitsPoints, Refines
 from .log2 import PowersQuantizer
-from .points import progressive_search
+from .points import better_of, progressive_search
 from .stored_table import MAX_SCALE, MIN_SCALE
 from .table_encoding import TableEncoding
 
@@ -171,8 +171,7 @@ class AdaLogQuantizer(PowersQuantizer, Refines, FitsPoints):
     ) -> ShiftEncoding:
         """See :meth:`BaseQuantizer.encoding`; ``x`` is not looked at."""
         plain = super().encoding(x, level)
-        rows = self._rows(level)
-        scale, q = (n.flatten()[rows] for n in self.numbers())
+        scale, q = self.numbers_of(level)
         # codes are numbered from the lowest value
         numerators, shifts = (t.flip(-1) for t in self.integers(q))
         if self.has_zero:
@@ -260,8 +259,15 @@ class AdaLogQuantizer(PowersQuantizer, Refines, FitsPoints):
     def fit_points(
         self, points: Tensor, shares: Tensor, p: float = 2.0, level: int = 0
     ) -> None:
-        """See :meth:`FitsPoints.fit_points`: searches q, and s with it."""
+        """See :meth:`FitsPoints.fit_points`: searches q, and s with it.
+
+        What a row has stays where the search finds nothing better.
+        """
+        scale, q = (n.to(points)[:, None] for n in self.numbers_of(level))
+        none = torch.zeros_like(q)
+        old = ScalesAndSteps(scale, q, none, none)
         found = progressive_search(self, points, shares, p)
+        found = better_of(self, points, shares, p, old, found)
         self.set_level(level, *(t[:, 0] for t in found[:2]))
 
     def parameter_bits(self, rows: int) -> int:

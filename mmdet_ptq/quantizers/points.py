@@ -114,3 +114,19 @@ def progressive_search(
         if step < steps:
             found = quantizer.refined(found, count // keep)
     return found
+
+
+def better_of(
+    quantizer: Searchable,
+    points: Tensor,
+    shares: Tensor,
+    p: float,
+    old: Candidates,
+    new: Candidates,
+) -> Candidates:
+    """For each row the one that errs less; both are ``[K, 1]``."""
+    both = type(new)(
+        *(torch.cat([a, b], 1) for a, b in zip(old, new, strict=True))
+    )
+    error = errors_of(quantizer, points, shares, both, p)
+    return pick(both, error.argmin(1, keepdim=True))

@@ -181,6 +181,11 @@ class StoredTableQuantizer(TableQuantizer, Searchable):
             self.bounds_of_rows[rows],
         )
 
+    def numbers_of(self, level: int) -> tuple[Tensor, ...]:
+        """:meth:`numbers` of one level, ``[K]`` each."""
+        at = self._rows(level)
+        return tuple(n.flatten()[at] for n in self.numbers())
+
     @torch.no_grad()
     def set_level(self, level: int, *numbers: Tensor) -> None:
         """:meth:`set_numbers` for one level, ``[K]`` each."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..checks import number, one_of
 from ..registry import QUANTIZERS
 from .capabilities import FitsPoints
-from .points import errors_of, pick
+from .points import better_of, errors_of, pick
 from .stored_table import (
     MAX_SCALE,
     MIN_SCALE,
@@ -177,8 +177,9 @@ class TwinUniformQuantizer(StoredTableQuantizer, FitsPoints):
     ) -> None:
         """See :meth:`FitsPoints.fit_points`.
 
-        Every split with 24 scales, then finer ones around the best. A GELU
-        keeps what its range gave: nothing is open.
+        Every split with 24 scales, then finer ones around the best; what
+        a row has stays where nothing is better. A GELU keeps what its
+        range gave: nothing is open.
         """
         self._rows(level)
         if not self.softmax:
@@ -189,9 +190,9 @@ class TwinUniformQuantizer(StoredTableQuantizer, FitsPoints):
         at = torch.arange(1, SCALES + 1, device=device) / SCALES
         if self.fixed_scale is not None:
             at = at[-1:]
-        best = at[-1:]
+        middle = at[-1:]
         for pitch in (1.0, 0.125):
-            around = at if pitch == 1 else best + (at - 0.5) * pitch
+            around = at if pitch == 1 else middle + (at - 0.5) * pitch
             scale = self.scale_of(top * around.clamp(min=0) ** 2)
             shape = *scale.shape, SPLITS
             found = Twins(
@@ -200,8 +201,11 @@ class TwinUniformQuantizer(StoredTableQuantizer, FitsPoints):
             )
             error = errors_of(self, points, shares, found, p)
             index = error.argmin(1, keepdim=True)
-            best = around.expand(scale.shape).gather(1, index // SPLITS)
-        self.set_level(level, *(t[:, 0] for t in pick(found, index)))
+            middle = around.expand(scale.shape).gather(1, index // SPLITS)
+        old = Twins(*(n.to(points)[:, None] for n in self.numbers_of(level)))
+        new = pick(found, index)
+        best = better_of(self, points, shares, p, old, new)
+        self.set_level(level, *(t[:, 0] for t in best))
 
     def parameter_bits(self, rows: int) -> int:
         """32 bits a number, 8 bits one that is a power of two."""

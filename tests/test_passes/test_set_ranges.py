@@ -1,14 +1,18 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Ranges against extremes computed by hand."""
 
+import copy
+
+import pytest
 import torch
 from crossings import crossings
 from torch import nn
 from two_levels import PASSES, RULES, Tiny, batches, inputs_of
 
 from mmdet_ptq.apis import quantize_detector
-from mmdet_ptq.observers import search_weight_range
+from mmdet_ptq.observers import LpObserver, search_weight_range
 from mmdet_ptq.passes import SetRanges
+from mmdet_ptq.quantizers import FitsPoints
 from mmdet_ptq.surgery import FoldedNorm
 
 
@@ -90,3 +94,49 @@ def test_ranges_of_all_weights_come_back_once(monkeypatch):
     )
     assert counts == [dict(cpu=1)]
     assert model.side.weight_quantizer.initialized
+
+
+KINDS = [
+    dict(type='LogQuantizer', shift=0.5),
+    dict(type='AdaLogQuantizer', shift=0.5),
+    dict(type='TwinUniformQuantizer'),
+    dict(type='TwinUniformQuantizer', form='gelu'),
+    dict(type='PowerOfTwoQuantizer'),
+]
+
+
+@pytest.mark.parametrize('act', KINDS, ids=str)
+def test_every_quantizer_of_inputs(act):
+    """Its range and what that leaves open, for each pyramid level."""
+    rules = [*RULES, dict(match='*', act=dict(act, per_level=True))]
+    passes = [
+        dict(type='Observe', observer=dict(type='LpObserver', p=3.0)),
+        dict(type='SetRanges'),
+    ]
+    data, model = batches(), Tiny().eval()
+    seen = inputs_of(Tiny().eval(), 'bbox_head.0', data, 'predict')
+    quantize_detector(
+        model, data, dict(bits='w8a4', rules=rules, passes=passes)
+    )
+    q = model.bbox_head[0].act_quantizers['input']
+    assert q.num_levels() == 2
+    observer = LpObserver(p=3.0)
+    observer.bind(q.granularity, 2, torch.get_default_device())
+    for i, x in enumerate(seen):
+        observer.observe(x, i % 2)
+    other = copy.deepcopy(q)
+    other.set_range(*observer.ranges(other))
+    moved = False
+    for level in (0, 1):
+        x = torch.cat(seen[level::2])
+        fitted, ranged = (
+            (one(x, level) - x).abs().pow(3).mean() for one in (q, other)
+        )
+        # as well as bins can tell
+        assert fitted <= 1.05 * ranged
+        moved |= bool(fitted != ranged)
+    fits = isinstance(q, FitsPoints) and not act.get('form')
+    assert moved == fits
+    with torch.no_grad():
+        found = model.test_step(data[0])
+    assert all(y.isfinite().all() for y in found)

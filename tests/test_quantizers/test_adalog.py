@@ -13,6 +13,7 @@ from mmdet_ptq.quantizers import (
     Ranges,
     ShiftEncoding,
 )
+from mmdet_ptq.quantizers.points import progressive_search
 
 ONE = torch.ones(1)
 ALL_Q = torch.arange(10.0, 138.0)
@@ -151,6 +152,14 @@ def test_fit_is_as_good_as_every_q(bits, p):
     # with a scale of its own it errs less still
     free = fitted(AdaLogQuantizer(bits), x, p)
     assert (free(x) - x).abs().pow(p).mean() <= errors[q.q.item()]
+
+
+def test_fit_is_the_progressive_search():
+    x = softmax().reshape(1, -1)[:, ::9]
+    shares = torch.full_like(x, 1 / x.numel())
+    q = fitted(AdaLogQuantizer(3), x)
+    found = progressive_search(q, x, shares, 2.0)
+    assert [q.scale.item(), q.q.item()] == [t.item() for t in found[:2]]
 
 
 def test_ranges_are_tried_with_the_default_q():

@@ -8,6 +8,7 @@ from seeded import seeded
 from mmdet_ptq.quantizers import AdaLogQuantizer, Ranges, UniformQuantizer
 from mmdet_ptq.quantizers.points import (
     SAMPLES,
+    better_of,
     equal_samples,
     errors_of,
     pick,
@@ -49,6 +50,14 @@ def test_pick():
     got = pick(found, torch.tensor([[2, 0], [1, 1]]))
     assert isinstance(got, Ranges)
     assert got.high.tolist() == [[2, 0], [4, 4]]
+
+
+def test_better_of_is_chosen_row_by_row():
+    x = torch.tensor([[3.0, 3.0], [6.0, 6.0]])
+    low, three = torch.zeros(2, 1), torch.full((2, 1), 3.0)
+    old, new = Ranges(low, three), Ranges(low, three * 2)
+    best = better_of(UniformQuantizer(2), x, x, 2.0, old, new)
+    assert best.high.tolist() == [[3], [6]]
 
 
 def test_equal_samples_stand_for_the_points():

@@ -17,14 +17,14 @@ def rows():
 def test_range_by_hand():
     """Two bits over -2 to 4: a largest step of 2, one of it below zero."""
     q = PowerOfTwoQuantizer(2)
-    low = torch.tensor([-2.0, 0.0, -0.2, -0.5, 0.0])
+    low = torch.tensor([-2.0, 0.0, -0.2, -1.1, 0.0])
     high = torch.tensor([4.0, 1.0, 0.5, 1.1, 0.0])
     q.set_range(low, high)
     # S = 2 / 2^3; the channels reach up to 2 and down to 1 steps, and
     # another half of one
     assert q.zero_point.tolist() == [1] * 5
-    assert q.exponents.tolist() == [3, 1, 0, 1, 0]
-    assert q.scale.tolist() == [2, 0.5, 0.25, 0.5, 0.25]
+    assert q.exponents.tolist() == [3, 1, 0, 2, 0]
+    assert q.scale.tolist() == [2, 0.5, 0.25, 1, 0.25]
 
 
 @pytest.mark.parametrize('most', [1, 3, 5])
