@@ -144,14 +144,6 @@ class BaseQuantizer(nn.Module, ABC):
         """Number of pyramid levels with a range of their own."""
         return 1
 
-    def check_shape(self, shape: Sequence[int]) -> None:
-        """Refuses a tensor of a shape that it cannot quantize.
-
-        Raises:
-            ValueError: If the tensor lacks the axis, or its rows do not fit.
-        """
-        self.granularity.num_rows(shape)
-
     def mean_bits(self) -> float:
         """Bits of a code, on average over the rows."""
         return self.bits
