@@ -56,7 +56,7 @@ TAIL = """
 {minutes}
 
 * *Minutes* are those of a whole run on two cores of the CPU that
-  [compensated](results/compensated.md) was measured on, while two runs shared
+  [compensated](results/compensated.md) was measured on, while other jobs shared
   it: float test left out, quantized test included; the median over the
   detectors of the row. Columns are as above. Recipes that learn took 200
   steps a unit. [Here](results/compensated_w4a8_gptq_qdrop.md) is how much of
@@ -134,7 +134,8 @@ def minutes(cells: Iterable[dict]) -> list[str]:
 
     Returns:
         list[str]: Of a table; at each width all recipes are compared on the
-        detectors that all of them were run on.
+        detectors that all of them were run on. A recipe is left out that was
+        run on fewer than half as many as another.
     """
     found: dict[str, dict[str, dict[str, dict]]] = {}
     for c in cells:
@@ -145,6 +146,8 @@ def minutes(cells: Iterable[dict]) -> list[str]:
         '|---|---|---|---|---|---|',
     ]
     for bits, recipes in found.items():
+        most = max(map(len, recipes.values()))
+        recipes = {k: v for k, v in recipes.items() if 2 * len(v) >= most}
         common = set.intersection(*(set(one) for one in recipes.values()))
         others = sorted(common - {TRANSFORMER, 'yolox-nano'})
         if not others:

@@ -60,16 +60,18 @@ def test_minutes_by_hand():
     cells = [
         *cells_of('w4a4', 'gptq', (0.1, 0.3, 0.2, 0.2, 0.5), 60),
         *cells_of('w4a4', 'uniform', (0.2, 0.2, 0.2, 0.6, 0.5), 6),
-        *cells_of('w4a4', 'recon', (0.0, 0.1, 0.0, 0.0, 0.4), 600)[::4],
+        *cells_of('w4a4', 'recon', (0.0, 0.1, 0.0, 0.0, 0.4), 600)[::2],
+        # compared on one detector, the others would say little
+        *cells_of('w4a4', 'qdrop', (0.1, 0.1, 0.0, 0.0, 0.4), 600)[:2],
         *cells_of('w2a4', 'gptq', (0.1, 0.1, 0.2, 0.2, 0.5), 60)[:2],
     ]
     head, _, *rows = minutes(cells)
     assert head.count('|') == 7
-    # on the first detector and the transformer, as one has no others
+    # on two detectors and the transformer, as one has no others
     assert rows == [
-        '| w4a4 | 0.3 | `uniform` | 0.200 | 0.500 | retinanet |',
-        '| w4a4 | 3.0 | `gptq` | 0.100 | 0.500 | retinanet |',
-        '| w4a4 | 30.0 | `recon` | 0.000 | 0.400 | retinanet |',
+        '| w4a4 | 0.3 | `uniform` | 0.200 | 0.500 | faster-rcnn, retinanet |',
+        '| w4a4 | 3.0 | `gptq` | 0.150 | 0.500 | faster-rcnn, retinanet |',
+        '| w4a4 | 30.0 | `recon` | 0.000 | 0.400 | faster-rcnn, retinanet |',
         '| w2a4 | 1.5 | `gptq` | 0.100 |  | retinanet, yolof |',
     ]
 
