@@ -10,13 +10,14 @@ paper of IGQ-ViT (Moon et al., 2024) says it adds: 3 % for 16 groups.
 
 from collections import Counter
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from ..layers import QuantLayer, quant_layers
 from ..quantizers import BaseQuantizer, PerInstance
 from ..structures import LayerGraph, QuantPlan
+from .macs import Shape
 
 WIDTH = 32
 
@@ -63,7 +64,7 @@ def grouping_bops(
     return dict(found)
 
 
-def _choosing(quantizer: BaseQuantizer, shape: tuple) -> dict[str, int]:
+def _choosing(quantizer: BaseQuantizer, shape: Shape) -> dict[str, int]:
     """What it costs to choose the grids of one tensor."""
     if not isinstance(quantizer, PerInstance) or not prod(shape):
         return {}
@@ -76,7 +77,7 @@ def _choosing(quantizer: BaseQuantizer, shape: tuple) -> dict[str, int]:
     )
 
 
-def _scales(layer: QuantLayer, quantizer: BaseQuantizer, shape: tuple) -> int:
+def _scales(layer: QuantLayer, quantizer: BaseQuantizer, shape: Shape) -> int:
     """How many scales of an input meet in one sum, at most."""
     grain = quantizer.granularity
     if layer.weight_axis is None or grain.kind in ('tensor', 'row'):
@@ -84,5 +85,5 @@ def _scales(layer: QuantLayer, quantizer: BaseQuantizer, shape: tuple) -> int:
     rows = grain.num_rows(shape)
     if isinstance(quantizer, PerInstance):
         rows = min(rows, quantizer.num_groups)
-    groups = layer.groups if layer.has_groups else 1
+    groups = cast(int, layer.groups) if layer.has_groups else 1
     return max(1, -(-rows // groups))
