@@ -17,6 +17,7 @@ from torch import nn
 from ..layers import QuantLayer, quant_layers
 from ..quantizers import BaseQuantizer, PerInstance
 from ..structures import LayerGraph, QuantPlan
+from .macs import Shape
 
 WIDTH = 32
 
@@ -63,9 +64,7 @@ def grouping_bops(
     return dict(found)
 
 
-def _choosing(
-    quantizer: BaseQuantizer, shape: tuple[int, ...]
-) -> dict[str, int]:
+def _choosing(quantizer: BaseQuantizer, shape: Shape) -> dict[str, int]:
     """What it costs to choose the grids of one tensor."""
     if not isinstance(quantizer, PerInstance) or not prod(shape):
         return {}
@@ -78,9 +77,7 @@ def _choosing(
     )
 
 
-def _scales(
-    layer: QuantLayer, quantizer: BaseQuantizer, shape: tuple[int, ...]
-) -> int:
+def _scales(layer: QuantLayer, quantizer: BaseQuantizer, shape: Shape) -> int:
     """How many scales of an input meet in one sum, at most."""
     grain = quantizer.granularity
     if layer.weight_axis is None or grain.kind in ('tensor', 'row'):
