@@ -18,6 +18,7 @@ MIM_ITEMS = {
         'model-index.yml',
         'tools/dist_ptq.sh',
         'tools/ptq.py',
+        'tools/report.py',
         'tools/slurm_ptq.sh',
     )
 }

@@ -14,7 +14,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / 'mmdet_ptq' / 'recipes'
-TOOLS = {f'tools/{name}' for name in ('dist_ptq.sh', 'ptq.py', 'slurm_ptq.sh')}
+TOOLS = {
+    f'tools/{name}'
+    for name in ('dist_ptq.sh', 'ptq.py', 'report.py', 'slurm_ptq.sh')
+}
 PARTS = (
     *('configs', 'mmdet_ptq', 'requirements', 'tools'),
     *('LICENSE', 'README.md', 'model-index.yml', 'pyproject.toml', 'setup.py'),

@@ -4,7 +4,7 @@
 from .files import DATA, PAGE, RESULT, Run, read_run, write_data
 from .gather import gathered
 from .layers import layer_table
-from .page import page, write_page, write_report
+from .page import write_page, write_report
 from .predictions import ImageRow, row_of, unique
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     'Run',
     'gathered',
     'layer_table',
-    'page',
     'read_run',
     'row_of',
     'unique',

@@ -49,9 +49,3 @@ def with_part(runs: Sequence[Run], key: str) -> list[tuple[str, Run]]:
         for name, run in zip(labels(runs), runs, strict=True)
         if run.gathered(key)
     ]
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them: a, b and c."""
-    *head, last = names
-    return f'{", ".join(head)} and {last}' if head else last
