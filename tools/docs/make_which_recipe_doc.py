@@ -56,8 +56,8 @@ TAIL = """
 {minutes}
 
 * *Minutes* are those of a whole run on two cores of the CPU that
-  [compensated](results/compensated.md) was measured on, while other jobs shared
-  it: float test left out, quantized test included; the median over the
+  [compensated](results/compensated.md) was measured on, while other jobs
+  shared it: float test left out, quantized test included; the median over the
   detectors of the row. Columns are as above. Recipes that learn took 200
   steps a unit. [Here](results/compensated_w4a8_gptq_qdrop.md) is how much of
   the differences at w4a8 the choice of images explains.
