@@ -39,7 +39,7 @@ class _Call:
         counts (dict): How often each module was called in it so far.
         ended (bool): Whether its output is kept.
         output (Any): The output, in the cache.
-        levels (list[int]): Pyramid levels its layers were left at.
+        left_at (list[int]): Pyramid levels its layers were left at.
     """
 
     names: set[str] = field(default_factory=set)
@@ -47,7 +47,7 @@ class _Call:
     counts: dict[str, int] = field(default_factory=dict)
     ended: bool = False
     output: Any = None
-    levels: list[int] = field(default_factory=list)
+    left_at: list[int] = field(default_factory=list)
 
 
 class Sweep:
@@ -152,7 +152,7 @@ class Sweep:
         call = around.inside.setdefault((name, count), _Call())
         parts = self._parts[name]
         if call.ended:
-            for layer, level in zip(parts, call.levels, strict=True):
+            for layer, level in zip(parts, call.left_at, strict=True):
                 current().set_level(layer.call_key, level)
             # copies: a residual sum may work in place on what it is given
             return tree_map_only(
@@ -173,7 +173,7 @@ class Sweep:
         ):
             self._drop(call)
             call.output = self._cache.keep(output, exact=True)
-            call.levels = [
+            call.left_at = [
                 current().next_level(layer.call_key, layer.levels)
                 for layer in parts
             ]
