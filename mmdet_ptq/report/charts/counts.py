@@ -74,7 +74,7 @@ def columns(
     top, parts = 22.0, []
     if len(series) > 1:
         names, top = legend(
-            [(f'f{i}', text) for i, (text, _) in enumerate(series)], 18
+            [(f'f{i % 8}', text) for i, (text, _) in enumerate(series)], 18
         )
         top += 4
     bottom, left = top + 120, 44
@@ -90,7 +90,14 @@ def columns(
         for i, count in enumerate(counts):
             at = left + i * width + s * thin + 0.5
             parts.append(
-                box(at, y(count), thin, bottom - y(count), f'f{s}', str(count))
+                box(
+                    at,
+                    y(count),
+                    thin,
+                    bottom - y(count),
+                    f'f{s % 8}',
+                    str(count),
+                )
             )
     return chart(name, bottom + 34, *parts)
 

@@ -45,7 +45,7 @@ def lines(
     top, names = 22.0, Html('')
     if len(series) > 1:
         names, top = legend(
-            [(f'f{i}', text) for i, (text, _) in enumerate(series)], 18
+            [(f'f{i % 8}', text) for i, (text, _) in enumerate(series)], 18
         )
         top += 4
     top += 14
@@ -93,7 +93,7 @@ def _path(x: Any, y: Any, values: Sequence[float | None], series: int) -> Html:
         # a stroke of no length is a dot
         found.append(f'M{at}h0' if pen == 'M' else f'L{at}')
         pen = 'L'
-    return tag('path', d=''.join(found), cls=f's{series} curve')
+    return tag('path', d=''.join(found), cls=f's{series % 8} curve')
 
 
 def strip(

@@ -46,7 +46,7 @@ def intervals(
     top = 4.0
     if len(series) > 1:
         names, top = legend(
-            [(f'f{i}', text) for i, text in enumerate(series)], 0
+            [(f'f{i % 8}', text) for i, text in enumerate(series)], 0
         )
         parts.append(names)
     bottom = top + step * len(rows) + 2
@@ -68,7 +68,9 @@ def _whisker(place: Any, y: float, interval: Interval, series: int) -> Html:
         return Html('')
     parts = []
     if is_number(low) and is_number(high):
-        parts.append(line(place(low), y, place(high), y, f's{series} whisker'))
+        parts.append(
+            line(place(low), y, place(high), y, f's{series % 8} whisker')
+        )
     hint = f'{num(value, "+.4f")} ({num(low, "+.4f")} to {num(high, "+.4f")})'
     dot = tag(
         'circle',
@@ -76,7 +78,7 @@ def _whisker(place: Any, y: float, interval: Interval, series: int) -> Html:
         cx=place(value),
         cy=y,
         r=3.5,
-        cls=f'f{series}',
+        cls=f'f{series % 8}',
     )
     return tag('g', *parts, dot)
 
