@@ -15,6 +15,7 @@ from mmdet_ptq.context import forward_context
 from mmdet_ptq.layers import convert
 from mmdet_ptq.quantizers import (
     FitsTensor,
+    GroupEncoding,
     LLAQuantizer,
     SubsetQuantizer,
     UniformEncoding,
@@ -150,6 +151,8 @@ def keeps_the_rules(make, change=lambda x: x):
     x = torch.randn(2, 6, 4, 4)
     q = fit(make(4), x)
     e, rest, y = q.encoding(x), fields(q.granularity), change(x)
+    if isinstance(e, GroupEncoding):  # its parts have operations, it has none
+        return
     if isinstance(e, UniformEncoding):
         args = y, e.scale, e.zero_point, *rest, e.qmin, e.qmax
         torch.library.opcheck(quantize_dequantize_op, args)
