@@ -76,7 +76,7 @@ class ChannelGroups(BaseQuantizer, Searchable):
                 f'bits must be the greatest of widths {self.widths}, '
                 f'got {bits}'
             )
-        self.of = dict(of or dict(type='UniformQuantizer'))
+        self.of = dict(type='UniformQuantizer') if of is None else dict(of)
         for name in sorted(set(_GIVEN) & set(self.of)):
             raise ValueError(
                 f'{name} cannot be given in of={self.of}: it follows from '

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The pass that searches scales for what they do to outputs."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -117,13 +118,14 @@ class SearchScales(BasePass):
         self.keep = whole('keep', keep, 1)
         self.each = whole('each', each, 2)
         self.steps = whole('steps', steps)
-        low, high = (number('fractions', f, above=True) for f in fractions)
-        if low >= high:
+        pair = list(fractions) if isinstance(fractions, Sequence) else []
+        pair = [number('fractions', f, above=True) for f in pair]
+        if len(pair) != 2 or pair[0] >= pair[1]:
             raise ValueError(
                 'fractions must be a smaller and a larger share, got '
                 f'{fractions!r}'
             )
-        self.fractions = low, high
+        self.fractions = tuple(pair)
         self.first = one_of('first', first, TENSORS[1:])
         self.loss = loss
         self.ranking = number('ranking', ranking)

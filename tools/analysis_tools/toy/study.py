@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mmdet_ptq.quantizers import UniformQuantizer
+from mmdet_ptq.quantizers import Ranges, UniformQuantizer
 from tools.analysis_tools.toy.networks import Params, Task, forward, layer_io
 
 
@@ -92,7 +92,7 @@ def candidates(weight: Tensor, bits: int, ratios: Sequence[float]) -> Tensor:
     quantizer = UniformQuantizer(bits, symmetric=True, role='weight')
     flat = weight.reshape(1, -1).to(torch.float32)
     high = flat.abs().max() * torch.tensor([list(ratios)])
-    found = quantizer.trial(flat, (-high, high))
+    found = quantizer.trial(flat, Ranges(-high, high))
     return found[0].reshape(-1, *weight.shape).to(weight.dtype)
 
 
