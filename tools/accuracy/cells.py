@@ -112,6 +112,7 @@ def run_cell(cell: tuple, budget: dict, work: Path, threads: int) -> dict:
                 str(config),
                 str(files['checkpoint']),
                 '--no-float-eval',
+                '--no-report',
                 '--resume',
                 '--work-dir',
                 str(folder),

@@ -46,6 +46,7 @@ def run(
         recipe,
         '--bits',
         bits,
+        '--no-report',
         '--work-dir',
         str(folder),
     ]
