@@ -119,7 +119,8 @@ def test_stop_in_calibration(
 
     resumed = ptq('--calib-num', 6, '--resume', work=work)
     assert resumed.code == 0
-    assert len(loads) == 1 + 6 + 3  # survey, look, and what was left
+    # survey, look, what was left, and the report's layers
+    assert len(loads) == 1 + 6 + 3 + 4
     assert tests['runs'] == 1  # the float metrics are taken over
     assert resumed.result['float'] == float_metrics
     assert not resume_file.exists()
@@ -145,7 +146,7 @@ def test_stop_in_the_last_test(ptq, loads, tests, tmp_path):
     tests.update(runs=0, stop_at=None)
     loads.clear()
     resumed = ptq('--calib-num', 4, '--resume')
-    assert len(loads) == 1 + 4
+    assert len(loads) == 1 + 4 + 4
     assert tests['runs'] == 1
     assert resumed.digest == whole.digest
     assert resumed.result['quantized'] == whole.result['quantized']
@@ -190,7 +191,7 @@ def test_replanned(ptq, tiny, loads, tests, tmp_path, dropping, at):
     tests.update(stop_at=None)
     loads.clear()
     resumed = ptq('--no-float-eval', '--resume', config=config)
-    assert len(loads) == 1 + 3
+    assert len(loads) == 1 + 3 + 3
     assert resumed.code == 0
     assert resumed.digest == whole.digest
     assert resumed.result['notes'] == whole.result['notes']
@@ -212,7 +213,7 @@ def test_other_settings_are_not_resumed(ptq, loads, tests):
     assert run.code == 0
     assert tests['runs'] == 2
     assert 'nothing to resume' in run.log
-    assert len(loads) == 1 + 3 + 3
+    assert len(loads) == 1 + 3 + 3 + 3
     tests.update(runs=0)
     again = ptq(
         '--calib-num',
