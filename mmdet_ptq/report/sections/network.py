@@ -112,7 +112,9 @@ def _curves(
     title: str,
     unit: str,
 ) -> Html:
-    values = [(n, [one.get(key) for one in ls]) for n, ls in series]
+    values = [
+        (n, [_drawn(one.get(key), unit) for one in ls]) for n, ls in series
+    ]
     lowest = [
         (one[key], one['name'])
         for _, layers in series
@@ -126,6 +128,12 @@ def _curves(
     tail = f' {unit}' if unit == 'dB' else ''
     see = f'Higher is better; lowest: {name} with {num(value, form)}{tail}.'
     return figure(title, see, lines(title, values, parts, unit))
+
+
+def _drawn(value: object, unit: str) -> object:
+    """A value as the curve has it: without error, it would dwarf the rest."""
+    exact = unit == 'dB' and is_number(value) and value >= 100
+    return None if exact else value
 
 
 def _numbers(name: str, layers: Sequence[dict], many: int) -> Html:
