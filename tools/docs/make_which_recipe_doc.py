@@ -64,6 +64,9 @@ TAIL = """
 * `gptq` rounds the columns of a weight one after the other, so that each
   makes up for the errors of those before, and gives the channels of inputs
   grids of their own where images held out gain by it. It learns nothing.
+* `gptq_attention` is for DETR and its relatives: it keeps positional encodings
+  and the divisor of the softmax out of what is quantized. DETR loses
+  {attention}.
 * `gptq_recon` learns on from there, as `qdrop` does.
 
 ## How long it takes on your detector
@@ -170,6 +173,21 @@ def minutes(cells: Iterable[dict]) -> list[str]:
     return lines
 
 
+def attention(cells: Iterable[dict]) -> str:
+    """What DETR loses with ``gptq_attention`` and with ``gptq``."""
+    lost = {
+        (c['bits'], c['recipe']): c['float'] - c['quantized']
+        for c in cells
+        if c['detector'] == TRANSFORMER
+    }
+    widths = [bits for bits, recipe in lost if recipe == 'gptq_attention']
+    return ' and '.join(
+        f'{lost[bits, "gptq_attention"]:.3f} at {bits} instead of '
+        f'{lost[bits, "gptq"]:.3f}'
+        for bits in widths
+    )
+
+
 def best_recipe(found: dict[tuple[str, str], dict]) -> str:
     """The recipe with the least loss over widths and detectors."""
     recipes = dict.fromkeys(recipe for _, recipe in found)
@@ -231,6 +249,7 @@ def document() -> str:
             convolutional=f'{convolutional} and {CONVOLUTIONAL[-1]}',
             best=best_recipe(found),
             minutes='\n'.join(minutes(compensated)),
+            attention=attention(compensated),
         )
     )
 

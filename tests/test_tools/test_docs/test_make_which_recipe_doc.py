@@ -8,6 +8,7 @@ import pytest
 from tools.docs.make_which_recipe_doc import (
     CONVOLUTIONAL,
     TRANSFORMER,
+    attention,
     best_recipe,
     document,
     losses,
@@ -53,6 +54,18 @@ def test_losses_by_hand():
     )
     assert found['w4a4', 'qdrop'] == pytest.approx(
         dict(loss=0.05, detr=0.3, times=7)
+    )
+
+
+def test_what_attention_loses():
+    cells = [
+        *cells_of('w4a8', 'gptq', (0.1, 0.1, 0.1, 0.1, 0.2), 1),
+        *cells_of('w4a4', 'gptq', (0.1, 0.1, 0.1, 0.1, 0.5), 1),
+        *cells_of('w4a4', 'gptq_attention', (0, 0, 0, 0, 0.25), 1)[4:],
+        *cells_of('w4a8', 'gptq_attention', (0, 0, 0, 0, 0.125), 1)[4:],
+    ]
+    assert attention(cells) == (
+        '0.250 at w4a4 instead of 0.500 and 0.125 at w4a8 instead of 0.200'
     )
 
 
