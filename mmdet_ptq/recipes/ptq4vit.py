@@ -7,15 +7,9 @@ layers have a range for the whole weight, convolutions one for each channel,
 products one for each head; all of them are symmetric.
 """
 
-_base_ = './_base_/tensor_rules.py'
-_symmetric = dict(type='UniformQuantizer', symmetric=True)
+_base_ = './_base_/symmetric_rules.py'
 rules = [
-    dict(
-        match='*',
-        weight=dict(_symmetric, granularity='channel'),
-        act=_symmetric,
-    ),
-    dict(match='@linear', weight=dict(granularity='tensor')),
+    *_base_.rules[:2],
     dict(match='@matmul', act=dict(granularity='channel')),
     dict(
         match='@softmax',

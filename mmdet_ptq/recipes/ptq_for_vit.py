@@ -6,17 +6,7 @@ the float one, and in attention for the order of the logits too. The mean
 output error is taken out of the biases.
 """
 
-_base_ = './_base_/tensor_rules.py'
-_symmetric = dict(type='UniformQuantizer', symmetric=True)
-rules = [
-    dict(
-        match='*',
-        weight=dict(_symmetric, granularity='channel'),
-        act=_symmetric,
-    ),
-    dict(match='@linear', weight=dict(granularity='tensor')),
-    *_base_.rules[-2:],
-]
+_base_ = './_base_/symmetric_rules.py'
 passes = [
     dict(type='FoldBatchNorm'),
     dict(type='Observe', observer=dict(type='MinMaxObserver')),

@@ -8,7 +8,8 @@ import torch
 from mmengine.registry import init_default_scope
 
 from mmdet_ptq import load_quantized, quantize_detector, save_quantized
-from mmdet_ptq.engine.quantize import prepare
+from mmdet_ptq.calibration import Batches
+from mmdet_ptq.engine.quantize import prepare, run_quantization
 from mmdet_ptq.layers import float_mode
 from mmdet_ptq.quant_cfg import load_recipe, parse_quant_cfg
 from mmdet_ptq.surgery import PositionsSplit
@@ -150,3 +151,44 @@ def test_twice_is_refused():
         prepare(
             None, parse_quant_cfg({**config(), 'passes': passes}), None, None
         )
+
+
+class Store:
+    """Keeps progress, and stops the run at one of its writes."""
+
+    def __init__(self, stop_at=None):
+        self.saved, self.count, self.stop_at = None, 0, stop_at
+
+    def load(self):
+        return copy.deepcopy(self.saved)
+
+    def save(self, progress):
+        self.saved = copy.deepcopy(progress)
+        self.count += 1
+        if self.count == self.stop_at:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_is_stopped_goes_on(detr, data):
+    """The edit is made before the survey, so a resume makes it again."""
+
+    def run(store, resume):
+        model, given = copy.deepcopy(detr), copy.deepcopy(data)
+        session = run_quantization(
+            model,
+            parse_quant_cfg(config()),
+            given[0],
+            Batches(model, given),
+            store=store,
+            resume=resume,
+        )
+        return outputs(model, data), [e.to_dict() for e in session.edits]
+
+    whole = Store()
+    expected, edits = run(whole, False)
+    for stop_at in (1, 3, whole.count - 1):
+        store = Store(stop_at)
+        with pytest.raises(KeyboardInterrupt):
+            run(store, False)
+        found, same = run(store, True)
+        assert torch.equal(found, expected) and same == edits
