@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from .vocabulary import FACTORS, SHAPE, canonical
 
@@ -98,9 +99,15 @@ def repeat_of(
 
     Returns:
         Repeat, optional: None for what does more than move numbers, or
-        multiply them.
+        multiply them, and for what is given no floating numbers: pasting a
+        mask into an image, which must not be copied for each mask.
     """
     if canonical(name) not in SHAPE | FACTORS:
+        return None
+    leaves, _ = tree_flatten((args, kwargs))
+    if not any(
+        isinstance(t, Tensor) and t.is_floating_point() for t in leaves
+    ):
         return None
 
     def kept(i: int, tensor: Tensor) -> Any:

@@ -18,6 +18,7 @@ from .capabilities import (
     SoftRounding,
 )
 from .channel_groups import ChannelGroups
+from .codebook import CodebookQuantizer
 from .encoding import Encoding, UniformEncoding
 from .export_ops import export_mode
 from .granularity import Granularity
@@ -38,6 +39,7 @@ __all__ = [
     'AdaLogQuantizer',
     'BaseQuantizer',
     'ChannelGroups',
+    'CodebookQuantizer',
     'Encoding',
     'FitsPoints',
     'FitsTensor',

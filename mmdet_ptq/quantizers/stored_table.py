@@ -1,9 +1,9 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""What quantizers of activations have in common that keep their table."""
+"""What quantizers have in common that keep their table."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,14 +58,14 @@ def grid_of(
 
 
 class StoredTableQuantizer(TableQuantizer, Searchable):
-    """Activations by a table that few numbers of each row give.
+    """Values by a table that few numbers of each row give.
 
     The numbers and the table itself are its state: a forward only looks up,
     and codes do not depend on how a machine computes powers.
 
     A subclass says in ``parameter_names`` what its numbers are called: they
     are buffers, ``[K]`` or ``[L, K]`` for L pyramid levels, and come as a
-    tuple of tensors in that order.
+    tuple of tensors in that order. In ``roles`` it says what it is for.
 
     Attributes:
         table (Tensor): float32 ``[K, V]``, or ``[L * K, V]``; empty before
@@ -74,6 +74,7 @@ class StoredTableQuantizer(TableQuantizer, Searchable):
     """
 
     parameter_names: tuple[str, ...] = ('scale',)
+    roles: ClassVar[tuple[str, ...]] = ('act',)
     table: Tensor
     bounds_of_rows: Tensor
 
@@ -86,12 +87,12 @@ class StoredTableQuantizer(TableQuantizer, Searchable):
         per_level: bool = False,
         role: str = 'act',
     ) -> None:
-        if role != 'act':
+        if role == 'weight' and role not in self.roles:
             raise ValueError(
                 f"a {type(self).__name__} is for role 'act', got {role!r}: "
                 'use UniformQuantizer or LLAQuantizer for weights'
             )
-        super().__init__(bits, granularity, axis, group_size, per_level)
+        super().__init__(bits, granularity, axis, group_size, per_level, role)
         for name in (*self.parameter_names, 'table', 'bounds_of_rows'):
             self.register_buffer(name, torch.empty(0))
 

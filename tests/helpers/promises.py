@@ -17,6 +17,7 @@ from seeded import seeded
 from mmdet_ptq.quantizers import (
     AdaLogQuantizer,
     ChannelGroups,
+    CodebookQuantizer,
     Encoding,
     InstanceGroupQuantizer,
     LLAQuantizer,
@@ -103,6 +104,15 @@ for _name, (_cls, _args) in {
     'twin-aligned': (
         TwinUniformQuantizer,
         dict(form='gelu', align_pow2=True),
+    ),
+    'codebook': (CodebookQuantizer, dict()),
+    'codebook-group': (
+        CodebookQuantizer,
+        dict(granularity='group', group_size=2),
+    ),
+    'codebook-weight': (
+        CodebookQuantizer,
+        dict(granularity='channel', role='weight'),
     ),
     'power-of-two': (PowerOfTwoQuantizer, dict()),
     'power-of-two-group': (

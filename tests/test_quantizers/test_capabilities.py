@@ -10,6 +10,7 @@ from mmdet_ptq.errors import CalibrationError
 from mmdet_ptq.quantizers import (
     AdaLogQuantizer,
     ChannelGroups,
+    CodebookQuantizer,
     FitsPoints,
     FitsTensor,
     Granularity,
@@ -50,6 +51,7 @@ ABILITIES = {
     PowerOfTwoQuantizer: {FitsPoints},
     InstanceGroupQuantizer: {PerInstance},
     ChannelGroups: set(),
+    CodebookQuantizer: {SoftRounding, FitsPoints, FitsTensor, Rescales},
 }
 
 

@@ -58,6 +58,11 @@ def predict(model: nn.Module, batch: dict) -> None:
         model.test_step(copy.deepcopy(batch))
 
 
+def _peak_rss_mb() -> int:
+    """The most memory that this process has had, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
 def measure(
     config: str,
     size: tuple[int, int],
@@ -81,7 +86,8 @@ def measure(
         dict: Ratios ``calibrate`` (convert and calibrate over as many
         float forwards) and ``forward`` (median quantized over median
         float), the float forward in seconds, stages of the calibration as
-        ratios too; on a GPU what crosses in a forward.
+        ratios too; the most memory that the process had after the float
+        forwards, and at all; on a GPU what crosses in a forward.
     """
     forget_peak(device)
     name = config if Path(config).is_file() else f'mmdet::{config}'
@@ -91,6 +97,7 @@ def measure(
     predict(model, data[0])
     plain = copy.deepcopy(model)
     floats = sum(timed(lambda b=b: predict(plain, b), device) for b in data)
+    rss = _peak_rss_mb()
     start = now(device)
     calibration = dict(num_samples=images)
     session = quantize_detector(
@@ -110,7 +117,8 @@ def measure(
         forward=round(after / before, 3),
         float_forward_s=round(before, 4),
         stages={k: round(v / floats, 3) for k, v in session.seconds.items()},
-        peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        float_peak_rss_mb=rss,
+        peak_rss_mb=_peak_rss_mb(),
         **peak_mb(device),
     )
     for name, one in (('float', plain), ('quantized', model)):

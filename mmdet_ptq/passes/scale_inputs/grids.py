@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...layers import QuantLayer
 from ...observers import search_weight_range
 from ...observers.search import GridError
-from ...quantizers import BaseQuantizer, UniformQuantizer
+from ...quantizers import BaseQuantizer, FitsPoints, UniformQuantizer
 from ...surgery import scaled_inputs
 from ..equalize.trial import on_own_grid
 
@@ -21,6 +21,8 @@ HALF = 16
 #: elements and rows that ranges are searched on, and the resolution: here
 #: grids are compared, the ranges that stay are found later
 SAMPLE, ROWS, STEPS = 2**17, 1024, 20
+#: elements to which what a range leaves open is fitted
+FITTED = 2**12
 
 Levels = list[Tensor]
 """Rows ``[T, C]`` of each pyramid level"""
@@ -205,6 +207,9 @@ def output_error(
         shown = ours if scaling is None else scaling(ours)
         few = shown.flatten()[:: -(-shown.numel() // SAMPLE)]
         grid.set_range(*search_weight_range(few, grid, p, STEPS))
+        if isinstance(grid, FitsPoints):
+            some = few[None, :: -(-len(few) // FITTED)]
+            grid.fit_points(some, torch.ones_like(some), p)
         x = theirs if scaling is None else scaling(theirs)
         q = grid(x)
         errors.append(x - q)
