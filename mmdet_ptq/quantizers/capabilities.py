@@ -129,6 +129,18 @@ class Rescales(ABC):
         """
 
 
+class PlacesValues(ABC):
+    """Each value of a row can be put anywhere, in place of its steps."""
+
+    @abstractmethod
+    def place(self, values: Tensor) -> None:
+        """Sets the values of each row.
+
+        Args:
+            values (Tensor): ``[K, 2^bits]``, in any order.
+        """
+
+
 class FitsTensor(ABC):
     """Its parameters come from the tensor itself rather than a range."""
 

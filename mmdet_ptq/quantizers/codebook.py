@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..registry import QUANTIZERS
 from .base import ROLES
-from .capabilities import FitsPoints, FitsTensor, Rescales
+from .capabilities import FitsPoints, FitsTensor, PlacesValues
 from .points import equal_samples, power_
 from .stored_table import Grid, StoredTableQuantizer, grid_of
 
@@ -16,7 +16,7 @@ VISITS, GAIN = 100, 1e-5
 
 @QUANTIZERS.register_module()
 class CodebookQuantizer(
-    StoredTableQuantizer, FitsPoints, FitsTensor, Rescales
+    StoredTableQuantizer, FitsPoints, FitsTensor, PlacesValues
 ):
     """Values of least error, at any distance from each other.
 
@@ -37,7 +37,7 @@ class CodebookQuantizer(
 
     Attributes:
         low (Tensor): float32 ``[K]`` or ``[L, K]``, the range from which
-            values were moved to where they are.
+            the values were moved to where they are.
         high (Tensor): float32, shaped like ``low``.
 
     Raises:
@@ -120,12 +120,15 @@ class CodebookQuantizer(
         self.table[at], self.bounds_of_rows[at] = table, bounds
 
     @torch.no_grad()
-    def rescale(self, factors: Tensor) -> None:
-        """See :meth:`Rescales.rescale`."""
-        factors = factors.to(self.table.device, torch.float64)
-        self.low *= factors
-        self.high *= factors
-        self._set_table(slice(None), self.table * factors[:, None])
+    def place(self, values: Tensor) -> None:
+        """See :meth:`PlacesValues.place`."""
+        values = values.sort(-1).values.to(self.table.device, torch.float64)
+        self._set_table(slice(None), values)
+        for end, found in (
+            (self.low, self.table[:, 0]),
+            (self.high, self.table[:, -1]),
+        ):
+            end.copy_(found.view_as(end))
 
     def parameter_bits(self, rows: int) -> int:
         """32 bits for each value."""

@@ -8,6 +8,7 @@ from mmdet_ptq.calibration import sample_rows
 from mmdet_ptq.layers import convert
 from mmdet_ptq.passes.compensate.moments import PairedMoments, Product
 from mmdet_ptq.quantizers import (
+    CodebookQuantizer,
     LLAQuantizer,
     SubsetQuantizer,
     UniformQuantizer,
@@ -36,9 +37,9 @@ def uniform(granularity, **more):
     return make
 
 
-def fitted(kind):
+def fitted(kind, bits=3, **more):
     def make(layer):
-        q = kind(3, axis=layer.weight_axis, role='weight')
+        q = kind(bits, axis=layer.weight_axis, role='weight', **more)
         q.fit(layer.weight.detach())
         return q
 
@@ -50,6 +51,7 @@ GRIDS = dict(
     channel=uniform('channel'),
     llaq=fitted(LLAQuantizer),
     subset=fitted(SubsetQuantizer),
+    codebook=fitted(CodebookQuantizer, 2, granularity='channel'),
 )
 
 

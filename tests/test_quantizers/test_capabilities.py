@@ -22,6 +22,7 @@ from mmdet_ptq.quantizers import (
     LLAQuantizer,
     LogQuantizer,
     PerInstance,
+    PlacesValues,
     PowerOfTwoQuantizer,
     Ranges,
     Refines,
@@ -51,7 +52,7 @@ ABILITIES = {
     PowerOfTwoQuantizer: {FitsPoints},
     InstanceGroupQuantizer: {PerInstance},
     ChannelGroups: set(),
-    CodebookQuantizer: {SoftRounding, FitsPoints, FitsTensor, Rescales},
+    CodebookQuantizer: {SoftRounding, FitsPoints, FitsTensor, PlacesValues},
 }
 
 

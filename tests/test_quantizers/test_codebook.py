@@ -116,15 +116,18 @@ def test_levels_apart():
     torch.testing.assert_close(q(x, level=0), want)
 
 
-def test_rescaling_keeps_codes():
-    x, q = torch.randn(3, 50, generator=seeded(3)), weights(3)
-    q.fit(x)
-    factors = torch.tensor([0.5, 1.0, 1.7])
-    codes, values = q.encode(x), q(x)
-    q.rescale(factors)
-    again = q(x * factors[:, None])
-    assert torch.equal(q.encode(x * factors[:, None]), codes)
-    torch.testing.assert_close(again, values * factors[:, None])
+def test_values_are_put_anywhere():
+    q = weights(2)
+    q.fit(torch.randn(2, 50, generator=seeded(3)))
+    values = torch.tensor([[3.0, -1.0, 0.5, 0.0], [1.0, 2.0, 3.0, 9.0]])
+    q.place(values)
+    found = q.encoding()
+    torch.testing.assert_close(found.table, values.sort(-1).values)
+    torch.testing.assert_close(
+        found.bounds[0], torch.tensor([-0.5, 0.25, 1.75])
+    )
+    torch.testing.assert_close(q.low, torch.tensor([-1.0, 1.0]))
+    torch.testing.assert_close(q.high, torch.tensor([3.0, 9.0]))
 
 
 def test_every_value_is_stored():

@@ -16,7 +16,7 @@ from ...checks import number, one_of, whole
 from ...detectors import adapter_for
 from ...errors import NumericError
 from ...layers import QuantLayer, quantizing
-from ...quantizers import Rescales
+from ...quantizers import PlacesValues, Rescales
 from ...records import RoundingRecord
 from ...registry import PASSES
 from ...structures import Unit
@@ -63,9 +63,9 @@ class CompensateRounding(BasePass):
             moved to what is best with the others. Defaults to 1.
         refits (int): How often the steps of the weights are fitted anew to
             the codes that were found, and the columns are visited again; of
-            quantizers whose values can be multiplied. Each output channel
-            is then scaled as its float output asks, and its bias moved
-            (affine repair). Defaults to 0.
+            quantizers whose values can be multiplied or moved. Each output
+            channel is then scaled as its float output asks, and its bias
+            moved (affine repair). Defaults to 0.
         columns (int): Most columns that are looked at together; they take
             about 80 times their square of bytes (1.6 GiB for the default). A
             weight with more is parted into blocks that do not make up for
@@ -223,7 +223,7 @@ class CompensateRounding(BasePass):
                 f'{found.damping:g}: its inputs depend on each other'
             )
         quantizer = layer.weight_quantizer
-        if self.refits and not isinstance(quantizer, Rescales):
+        if self.refits and not isinstance(quantizer, PlacesValues | Rescales):
             notes.append(
                 f'{name}: its steps stay as they are, as the values of a '
                 f'{type(quantizer).__name__} cannot be multiplied '

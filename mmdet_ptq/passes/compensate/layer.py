@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ...calibration import weight_matrix, weight_tensor
 from ...layers import QuantLayer
+from ...quantizers import PlacesValues
 from .moments import PairedMoments, Product, System
 from .nearest import Nearest
+from .placed import Placed
 from .rounding import (
     compensate,
     damped,
@@ -134,7 +136,8 @@ def _rounded(
     # the largest inputs first: their errors are the dearest
     diagonal = system.second.diagonal(dim1=1, dim2=2)
     order = diagonal.argsort(1, descending=True)
-    nearest = Nearest(layer, product, order)
+    places = isinstance(layer.weight_quantizer, PlacesValues)
+    nearest = (Placed if places else Nearest)(layer, product, order)
     weight = _taken(weight, order)
     second = _taken(_taken(system.second, order).mT, order)
     root, turned, damping = _factored(second, damping, inverse_root)
@@ -151,7 +154,7 @@ def _rounded(
     after = squared_error(found, aim, turned)
     found = torch.where((after > before)[..., None], plain, found)
     after = after.minimum(before)
-    if refits and nearest.rescales:
+    if refits and nearest.refits:
         for _ in range(refits):
             found, after = _refitted(found, after, aim, turned, nearest)
         found = nearest.settle(found)
@@ -166,12 +169,13 @@ def _refitted(
     nearest: Nearest,
 ) -> tuple[Tensor, Tensor]:
     """Values on steps that fit them, where that is better, and errors."""
-    factors = nearest.factors
+    steps = nearest.steps
     start = nearest.refit(found, aim, moments)
     again = descend(start, aim, moments, nearest, 1)
     new = squared_error(again, aim, moments)
     better = nearest.summed(new) < nearest.summed(errors)
-    nearest.factors = torch.where(better, nearest.factors, factors)
+    kept = better.view(-1, *[1] * (steps.dim() - 1))
+    nearest.steps = torch.where(kept, nearest.steps, steps)
     rows = nearest.spread(better)
     return (
         torch.where(rows[..., None], again, found),

@@ -19,11 +19,14 @@ class Nearest:
         order (Tensor): ``[G, N]``, the order in which columns are asked for.
 
     Attributes:
-        rescales (bool): Whether :meth:`refit` can do anything: all columns
-            have one grid, and its quantizer can be rescaled.
-        factors (Tensor): float64 ``[K]``, by which the steps of each row of
-            the quantizer are multiplied; see :meth:`settle`.
+        refits (bool): Whether :meth:`refit` can do anything: all columns
+            have one grid, and its quantizer can be changed so.
+        steps (Tensor): float64 ``[K, ...]``, what :meth:`refit` changes:
+            by what the steps of each row of the quantizer are multiplied.
+            See :meth:`settle`.
     """
+
+    kind: type = Rescales
 
     def __init__(
         self, layer: QuantLayer, product: Product, order: Tensor
@@ -44,8 +47,8 @@ class Nearest:
         alike = torch.equal(self._rows, first.expand_as(self._rows))
         self._row = first[..., 0]
         self._grid = self.encoding.take(first.flatten()) if alike else None
-        self.rescales = alike and isinstance(self.quantizer, Rescales)
-        self.factors = torch.ones(count, dtype=torch.float64).to(weight.device)
+        self.refits = alike and isinstance(self.quantizer, self.kind)
+        self.steps = torch.ones(count, dtype=torch.float64).to(weight.device)
 
     def __call__(self, j: int, column: Tensor) -> Tensor:
         """The nearest values.
@@ -55,7 +58,7 @@ class Nearest:
             column (Tensor): ``[G, R]``.
         """
         grid = self._grid or self.encoding.take(self._rows[..., j].flatten())
-        factors = self.factors[self._rows[..., j]].to(column)
+        factors = self.steps[self._rows[..., j]].to(column)
         parts = (column / factors).float().reshape(-1, 1)
         values = grid.decode(grid.encode(parts))
         return values.view_as(column).to(column) * factors
@@ -66,14 +69,13 @@ class Nearest:
         return torch.stack(columns, 2)
 
     def summed(self, values: Tensor) -> Tensor:
-        """``[G, R]`` added up for each row of the quantizer, ``[K]``."""
-        total = torch.zeros_like(self.factors)
-        return total.index_add_(
-            0, self._row.flatten(), values.flatten().to(total)
-        )
+        """``[G, R, ...]`` added up for each row of the quantizer."""
+        values = values.flatten(0, 1).double()
+        total = values.new_zeros(len(self.steps), *values.shape[1:])
+        return total.index_add_(0, self._row.flatten(), values)
 
     def spread(self, rows: Tensor) -> Tensor:
-        """What belongs to rows of the quantizer ``[K]``, as ``[G, R]``."""
+        """What belongs to rows of the quantizer, as ``[G, R, ...]``."""
         return rows[self._row]
 
     def refit(self, found: Tensor, target: Tensor, moments: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ class Nearest:
         fits = self.summed((made * target).sum(2))
         power = self.summed((made * found).sum(2))
         slope = torch.where(power > 0, fits / power, 1.0).clamp(0.5, 2.0)
-        self.factors = self.factors * slope
+        self.steps = self.steps * slope
         return found * self.spread(slope)[..., None].to(found)
 
     def settle(self, found: Tensor) -> Tensor:
@@ -110,8 +112,8 @@ class Nearest:
         Returns:
             Tensor: The same codes, values of the quantizer to the bit.
         """
-        self.quantizer.rescale(self.factors)
+        self.quantizer.rescale(self.steps)
         self.encoding = self.quantizer.encoding(self._weight)
         self._grid = self.encoding.take(self._row.flatten())
-        self.factors = torch.ones_like(self.factors)
+        self.steps = torch.ones_like(self.steps)
         return self.all(found)

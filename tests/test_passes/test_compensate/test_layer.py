@@ -7,6 +7,7 @@ from compensate_kit import GRIDS, LAYERS, data, gathered, twin
 
 from mmdet_ptq.passes.compensate.layer import confirmed_share, round_layer
 from mmdet_ptq.quantizers import (
+    PlacesValues,
     Rescales,
 )
 
@@ -28,12 +29,11 @@ def test_the_output_is_nearer(kind, grid):
     plain = error([layer(x) for x in noisy], wanted)
     found = round_layer(layer, gathered(layer, exact, noisy), 0.01, False, 1)
     ours = [layer(x) for x in noisy]
-    # few subsets leave nothing to choose
     assert found.after <= found.before and found.share == 0
-    assert found.after < found.before or (kind, grid) == (
-        'depthwise',
-        'subset',
-    )
+    # few subsets leave nothing to choose, and errors of means add up to 0,
+    # which is what all channels of these inputs have in common
+    nothing = grid == 'codebook' or (kind, grid) == ('depthwise', 'subset')
+    assert found.after < found.before or nothing
     assert error(ours, wanted) < plain
     # every weight is on the grid
     q = layer.weight_quantizer
@@ -123,7 +123,7 @@ def test_refitted_steps_are_nearer_still(kind, grid):
         found[refits] = round_layer(layer, moments, 0.01, True, 1, refits)
         q = layer.weight_quantizer
         assert torch.equal(q(layer.rounded), layer.rounded)
-    if isinstance(q, Rescales):
+    if isinstance(q, PlacesValues | Rescales):
         assert found[3].after < found[0].after
     else:
         assert found[3] == found[0]

@@ -49,7 +49,7 @@ def test_steps_that_fit_the_codes_by_hand():
     target = torch.tensor([[[1.5, 2, 3], [1, -2, 5]]]).double()
     again = nearest.refit(found, target, torch.eye(3).double()[None])
     slopes = torch.tensor([14.5 / 14, 10 / 20]).double()
-    torch.testing.assert_close(nearest.factors, slopes)
+    torch.testing.assert_close(nearest.steps, slopes)
     torch.testing.assert_close(again[0], found[0] * slopes[:, None])
     # the nearest values are those of the new grid
     torch.testing.assert_close(nearest.all(again), again)
@@ -71,7 +71,7 @@ def test_output_channels_that_share_a_step():
     nearest.refit(found, target, moments)
     expected = (3.0 + 4 + 9 + 4 + 8) / (2.0 + 4 + 9 + 8 + 16)
     torch.testing.assert_close(
-        nearest.factors, torch.tensor([expected]).double()
+        nearest.steps, torch.tensor([expected]).double()
     )
 
 
@@ -79,4 +79,4 @@ def test_a_row_of_zeros_keeps_its_steps():
     _, nearest = small('channel', [1.0, 2.0])
     zero = torch.zeros(1, 2, 3).double()
     nearest.refit(zero, zero + 1, torch.eye(3).double()[None])
-    assert nearest.factors.tolist() == [1, 1]
+    assert nearest.steps.tolist() == [1, 1]
