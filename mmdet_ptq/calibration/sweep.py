@@ -210,14 +210,21 @@ def _joined(name: str, inner: Collection[str]) -> Iterator[str]:
 
 
 def _outside(model: nn.Module, units: Sequence[Unit]) -> dict[str, nn.Module]:
-    """Modules that hold layers and are not a part of a unit."""
+    """Modules that are not a part of a unit, and more than one operation.
+
+    Besides those that hold layers, those that hold other modules: a RoI
+    extractor takes longer than the layer behind it.
+    """
     owner = {layer: unit.name for unit in units for layer in unit.layers}
+    names = tuple(f'{unit.name}.' for unit in units)
     found = {}
     for name, module in model.named_modules():
         layers = list(_joined(name, quant_layers(module)))
         owners = {owner.get(layer) for layer in layers}
         unit = next(iter(owners), None)
         part = len(owners) == 1 and name.startswith(f'{unit}.')
-        if name and layers and not part:
+        if not layers:
+            part = name.startswith(names) or not [*module.children()]
+        if name and not part:
             found[name] = module
     return found

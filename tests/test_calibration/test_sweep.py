@@ -170,3 +170,40 @@ def test_objects_are_made_anew(cache):
     assert first is not second
     assert torch.equal(first.value, second.value)
     assert sweep.computed == 3  # the box twice, the layer once
+
+
+class Resampled(Nested):
+    """Between neck and head is a module without layers, as a RoI head has."""
+
+    def __init__(self):
+        super().__init__()
+        self.extractor = nn.Sequential(nn.AvgPool2d(2), nn.Upsample(None, 2))
+        self.calls = 0
+        self.extractor[0].register_forward_hook(self._count)
+
+    def _count(self, *_):
+        self.calls += 1
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = self.backbone(torch.stack(list(inputs)).float())
+        return [self.head(self.extractor(self.neck[0](x)))]
+
+
+def test_a_module_without_layers_is_called_once(cache):
+    session = quantize_detector(
+        Resampled().eval(),
+        batches(),
+        dict(bits='w4a4', rules=RULES[:1], passes=PASSES),
+    )
+    model, layers, data = session.model, session.layers, batches(1)
+    sweep = Sweep(model, session.graph.units, cache)
+    with torch.no_grad(), frozen(model), sweep.watching():
+        for changed, calls in ((), 1), (('head.0',), 0), (('neck.0',), 1):
+            for name in changed:
+                narrow(layers[name])
+            sweep.change(changed)
+            model.calls = 0
+            found = sweep.run(0, lambda: outputs(model, data))
+            assert model.calls == calls
+            exact = outputs(model, data)
+            assert all(map(torch.equal, found, exact))

@@ -22,7 +22,7 @@ HALF = 16
 #: grids are compared, the ranges that stay are found later
 SAMPLE, ROWS, STEPS = 2**17, 1024, 20
 #: elements to which what a range leaves open is fitted
-FITTED = 2**12
+FITTED = 2**10
 
 Levels = list[Tensor]
 """Rows ``[T, C]`` of each pyramid level"""
