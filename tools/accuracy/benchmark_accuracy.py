@@ -204,9 +204,14 @@ def main(words: list[str] | None = None, runner: Runner = run_cell) -> int:
             print(error, flush=True)
             failed.append(cell)
             return
+        before = floats[cell[0]]
         found.update(
-            float=floats[cell[0]], hash=cell_hash(cell, budget), code=code
+            float=before['coco/bbox_mAP'],
+            hash=cell_hash(cell, budget),
+            code=code,
         )
+        if 'mask' in found:
+            found['mask_float'] = before['coco/segm_mAP']
         table.add(found)
         print(*cell, found['quantized'], f'{found["seconds"]} s', flush=True)
 

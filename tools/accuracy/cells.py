@@ -127,6 +127,7 @@ def run_cell(cell: tuple, budget: dict, work: Path, threads: int) -> dict:
         raise RuntimeError(f'{cell}: exit code {done.returncode}, see {log}')
     found = json.loads((folder / 'ptq_result.json').read_text())
     units = found.get('reconstruction', [])
+    mask = found['quantized'].get('coco/segm_mAP')
     return dict(
         detector=detector,
         recipe=method,
@@ -134,6 +135,7 @@ def run_cell(cell: tuple, budget: dict, work: Path, threads: int) -> dict:
         seed=seed,
         metric='coco/bbox_mAP',
         quantized=found['quantized']['coco/bbox_mAP'],
+        **({} if mask is None else dict(mask=mask)),
         seconds=round(sum(found['seconds'].values()), 1),
         evaluation_seconds=round(found['seconds']['quantized evaluation'], 1),
         peak_rss_mb=found['peak_rss_mb'],
@@ -147,10 +149,10 @@ def run_cell(cell: tuple, budget: dict, work: Path, threads: int) -> dict:
     )
 
 
-def float_metrics(results: Path) -> dict[str, float]:
-    """Float AP of each detector, from committed result files."""
+def float_metrics(results: Path) -> dict[str, dict[str, float]]:
+    """Float metrics of each detector, from committed result files."""
     cells = json.loads((results / 'zoo.json').read_text())['cells']
     yolox = json.loads((results / 'yolox_nano_uniform_w8a8.json').read_text())
     found = {c['detector']: c['float'] for c in cells if c['float']}
     found[YOLOX] = yolox['float']
-    return {name: ap['coco/bbox_mAP'] for name, ap in found.items()}
+    return found

@@ -5,6 +5,7 @@ import copy
 from pathlib import Path
 
 from mmdet_ptq.quant_cfg import load_recipe
+from tools.accuracy import transformers
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTORS = ('retinanet', 'yolof', 'faster-rcnn', 'mask-rcnn_swin', 'detr')
@@ -128,6 +129,7 @@ VARIANTS = {
         )
         for recipe in ('qdrop', 'reg_ptq')
     },
+    **transformers.VARIANTS,
 }
 
 
@@ -216,6 +218,8 @@ SUITES = {
         *_cells(SIX, ('gptq',), BITS[2::-1]),
         *_cells((YOLOX,), ('gptq',), ('w4a4', 'w6a6')),
         *_cells(('detr',), ('gptq_attention',), BITS[:0:-1]),
+        *_cells(SIX, ('gptq_codebook',), BITS[2::-1]),
+        *_cells((YOLOX,), ('gptq_codebook',), ('w4a4', 'w6a6')),
         *_cells(LEARNED, ('gptq_recon',), ('w3a3', 'w4a4')),
         *_cells((*SIX, YOLOX), ('uniform',), BITS[:1:-1]),
         *_cells((YOLOX,), ('uniform',), ('w6a6',)),
@@ -234,6 +238,7 @@ SUITES = {
         # whether 4 bits hurt its weights or its activations
         *_cells((YOLOX,), ('uniform', 'qdrop'), ('w8a4',)),
     ],
+    **transformers.suites(_cells),
 }
 BUDGETS = {
     # a CPU has 200 steps a unit where a GPU has 2000, looks at the

@@ -18,33 +18,33 @@ def to_markdown(suite: str, cells: list[dict], command: str) -> str:
         f'{torch.__version__}. {_budgets(cells)}',
         '',
     ]
-    detectors = list(dict.fromkeys(c['detector'] for c in cells))
+    masked = [c for c in cells if 'mask' in c]
     for bits in dict.fromkeys(c['bits'] for c in cells):
-        here = [c for c in cells if c['bits'] == bits]
-        lines += [
-            f'## {bits}',
-            '',
-            '| method | ' + ' | '.join(detectors) + ' | mean |',
-            '|---' * (len(detectors) + 2) + '|',
-        ]
-        floats = {c['detector']: c['float'] for c in cells}
-        lines.append(_row('float', [[floats[d]] for d in detectors]))
-        for recipe in dict.fromkeys(c['recipe'] for c in here):
-            lines.append(
-                _row(
-                    recipe,
-                    [
-                        [
-                            c['quantized']
-                            for c in here
-                            if (c['recipe'], c['detector']) == (recipe, d)
-                        ]
-                        for d in detectors
-                    ],
-                )
-            )
-        lines.append('')
+        lines += [f'## {bits}', '', *_table(cells, bits)]
+        if any(c['bits'] == bits for c in masked):
+            lines += ['Mask AP:', '', *_table(masked, bits, 'mask', 'mask_')]
     return '\n'.join([*lines, *_overall(cells)])
+
+
+def _table(
+    cells: list[dict], bits: str, after: str = 'quantized', kind: str = ''
+) -> list[str]:
+    """A row a method, a column a detector."""
+    detectors = list(dict.fromkeys(c['detector'] for c in cells))
+    floats = {c['detector']: c[f'{kind}float'] for c in cells}
+    lines = [
+        '| method | ' + ' | '.join(detectors) + ' | mean |',
+        '|---' * (len(detectors) + 2) + '|',
+        _row('float', [[floats[d]] for d in detectors]),
+    ]
+    here = [c for c in cells if c['bits'] == bits]
+    for recipe in dict.fromkeys(c['recipe'] for c in here):
+        mine = [c for c in here if c['recipe'] == recipe]
+        found = [
+            [c[after] for c in mine if c['detector'] == d] for d in detectors
+        ]
+        lines.append(_row(recipe, found))
+    return [*lines, '']
 
 
 def _machines(cells: list[dict]) -> str:
