@@ -14,7 +14,7 @@ from mmdet_ptq.passes.scale_inputs.grids import (
     output_error,
     percentile_ranges,
 )
-from mmdet_ptq.quantizers import UniformQuantizer
+from mmdet_ptq.quantizers import CodebookQuantizer, UniformQuantizer
 
 
 def rows(count=4000, seed=0):
@@ -113,6 +113,20 @@ def test_narrow_channels_with_large_weights_gain():
         for s in (None, ranges.scaling(1.0, True))
     )
     assert scaled < 0.2 * plain
+
+
+@torch.no_grad()
+def test_a_grid_that_fits_points_is_judged_as_it_will_be():
+    """By the values that it would have, not by the steps of its range."""
+    layer = layer_of([1.0, 1.0, 1.0, 1.0])
+    fit, held = (rows(seed=seed).relu() ** 2 for seed in (0, 1))
+    act = layer.act_quantizers['input']
+    own = CodebookQuantizer(act.bits)
+    uniform, placed = (
+        output_error([layer], q, [fit], [held], None, 2.0) for q in (act, own)
+    )
+    assert placed < 0.7 * uniform
+    assert own.table.numel() == 0
 
 
 @torch.no_grad()
