@@ -21,3 +21,4 @@ rules = [
     ),
     _base_.rules[-1],
 ]
+passes = [*_base_.passes[:-1], dict(type='CompensateRounding', refits=2)]
