@@ -93,7 +93,7 @@ class CodebookQuantizer(
         points, shares = points.double(), shares.double()
         values = self.grid(*self.numbers_of(level)).table.to(points)
         best = values
-        least = torch.full_like(points[:, :1], torch.inf)
+        least = points.new_full((len(points), 1), torch.inf)
         for _ in range(VISITS):
             bounds = (values[:, 1:] + values[:, :-1]) / 2
             codes = torch.searchsorted(bounds.contiguous(), points, right=True)

@@ -130,5 +130,13 @@ def test_values_are_put_anywhere():
     torch.testing.assert_close(q.high, torch.tensor([3.0, 9.0]))
 
 
+def test_without_points_it_keeps_equal_steps():
+    q = CodebookQuantizer(2)
+    q.set_range(torch.zeros(1), torch.full((1,), 3.0))
+    q.fit_points(torch.zeros(1, 0), torch.zeros(1, 0))
+    want = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+    torch.testing.assert_close(q.encoding().table, want)
+
+
 def test_every_value_is_stored():
     assert weights(3).parameter_bits(5) == 5 * 8 * 32
