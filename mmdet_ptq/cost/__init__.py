@@ -14,19 +14,23 @@ from .paper import (
 )
 from .report import cost_of, part_of
 from .storage import REST, storage_bits, storage_mb
+from .table import OTHER, mean_bits, part_table
 
 __all__ = [
     'MIB',
     'MILLION_FLOATS',
+    'OTHER',
     'REST',
     'bops',
     'cost_of',
     'count_macs',
     'grouping_bops',
     'layer_macs',
+    'mean_bits',
     'operand_bits',
     'paired_bits',
     'part_of',
+    'part_table',
     'reg_ptq_flops',
     'reg_ptq_inventory',
     'storage_bits',

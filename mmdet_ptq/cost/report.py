@@ -2,7 +2,7 @@
 """The cost of one surveyed forward, before and after quantization."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any
 
@@ -35,11 +35,12 @@ def cost_of(
         sums over calls; ``scaled_elements`` is how many numbers are
         multiplied, in float, before they are quantized, and ``grouping`` the
         BOPs of :func:`grouping_bops`, both part of the quantized BOPs;
+        ``bytes`` is the size of all parameters, ``float`` and ``quantized``;
         ``layers`` has of each layer its part, MACs, BOPs (without those of
         ``grouping``) and calls, of both operands bits and elements (of
-        inputs over all calls), its parameters and their bytes, ``float``
-        and ``quantized``; ``not_counted`` says how often other operations
-        that multiply were called.
+        inputs over all calls), its parameters and their bytes;
+        ``not_counted`` says how often other operations that multiply were
+        called.
     """
     macs = count_macs(model, graph)
     modules = dict(model.named_modules())
@@ -47,6 +48,7 @@ def cost_of(
         name: operand_bits(plan.layers[name], modules[name]) for name in macs
     }
     paired = all_paired_bits(modules, graph, macs)
+    sizes = storage_bits(model, graph)
     total = sum(map(sum, macs.values()))
     scaled = scaled_elements(model, graph, plan)
     grouping = grouping_bops(model, graph, plan)
@@ -66,7 +68,8 @@ def cost_of(
         reg_ptq_flops=reg_ptq_flops(macs, bits),
         scaled_elements=scaled,
         grouping=grouping,
-        layers=_layers(model, graph, macs, bits, paired),
+        bytes=_bytes(sizes.values()),
+        layers=_layers(model, graph, macs, bits, paired, sizes),
         not_counted=_not_counted(graph, plan, macs),
     )
 
@@ -77,11 +80,13 @@ def _layers(
     macs: Macs,
     bits: Bits,
     paired: Mapping[str, float],
+    sizes: Mapping[str, tuple[int, int]],
 ) -> dict[str, dict[str, Any]]:
     """What :func:`cost_of` says of each layer."""
-    sizes, found = storage_bits(model, graph), {}
+    found = {}
     for name, calls in macs.items():
         node = graph.layers[name]
+        # a model that is not converted yet has no twins
         full, packed = sizes.get(name, (node.params * 32, node.params * 32))
         found[name] = dict(
             part=part_of(node),
@@ -90,22 +95,27 @@ def _layers(
             calls=len(calls),
             bits=list(bits[name]),
             elements=_elements(model.get_submodule(name), node, graph),
-            params=node.params,
-            bytes=dict(float=full / 8, quantized=packed / 8),
+            params=full // 32,
+            bytes=_bytes([(full, packed)]),
         )
     return found
 
 
+def _bytes(sizes: Iterable[tuple[int, int]]) -> dict[str, float]:
+    full, packed = (sum(side) / 8 for side in zip(*sizes, strict=True))
+    return dict(float=full, quantized=packed)
+
+
 def _elements(
     layer: nn.Module, node: LayerNode, graph: LayerGraph
-) -> list[int]:
-    """Of the weight and of the inputs, or of both inputs of a product."""
-    read = [
-        sum(prod(graph.values[call.inputs[at]].shape) for call in node.calls)
-        for at in range(len(node.ports))
-    ]
+) -> dict[str, int]:
+    """Of the weight and of the input, or of both inputs of a product."""
     weight = layer._parameters.get('weight')
-    return read if weight is None else [weight.numel(), *read]
+    found = {} if weight is None else dict(weight=weight.numel())
+    for at, port in enumerate(node.ports):
+        read = [graph.values[call.inputs[at]].shape for call in node.calls]
+        found[port] = sum(map(prod, read))
+    return found
 
 
 def scaled_elements(

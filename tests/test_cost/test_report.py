@@ -74,7 +74,7 @@ def test_mixed_plan_against_a_double_loop(detectors):
         bops=macs * w * a,
         calls=5,
         bits=[w, a],
-        elements=[numel, 22400 * 256],
+        elements=dict(weight=numel, input=22400 * 256),
         params=numel + 9 * 80,
         # the plan is not carried out here
         bytes=dict.fromkeys(('float', 'quantized'), 4.0 * (numel + 9 * 80)),
@@ -196,7 +196,7 @@ def test_result_file_and_table(ptq):
         bops=macs * 4 * 8,
         calls=4,
         bits=[4, 8],
-        elements=[numel, 340 * 16],
+        elements=dict(weight=numel, input=340 * 16),
         params=numel + 16,
         # a scale and a zero point of each row, and of the input
         bytes=dict(
@@ -211,6 +211,8 @@ def test_result_file_and_table(ptq):
     rois = fc['macs'] // (16 * 49 * 32)
     assert mask['macs'] == rois * 49 * 16 * 16 * 4
     assert cost['macs'] == sum(v['macs'] for v in layers.values())
+    for side, size in run.result['storage_mb'].items():
+        assert round(cost['bytes'][side] / 1e6, 4) == size
     quantized = cost['bops']['quantized']
     assert quantized == sum(
         v['macs'] * v['bits'][0] * v['bits'][1] for v in layers.values()
