@@ -26,12 +26,13 @@ from .config import leave_scope, quant_cfg_of, read_config
 #: of the result of a run
 KEYS = ('config', 'recipe', 'bits', 'scope', 'storage_mb', 'cost', 'layers')
 KEYS += ('notes',)
-#: columns of the table: what is in them, and in which unit
+#: columns of the table: what is in them, in which unit, and whether its
+#: share is said
 COLUMNS = {
-    'MACs (G)': (['macs'], 1e9),
-    'BOPs (T)': (['bops'], 1e12),
-    'params (M)': (['params'], 1e6),
-    'MB': (['float', 'quantized'], 1e6),
+    'MACs (G)': (['macs'], 1e9, False),
+    'BOPs (T)': (['bops'], 1e12, True),
+    'params (M)': (['params'], 1e6, False),
+    'MB': (['float', 'quantized'], 1e6, True),
 }
 
 
@@ -162,7 +163,7 @@ def _print(found: dict[str, Any]) -> None:
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
-    for name in ('part', 'layers', 'bits', *COLUMNS):
+    for name in ('part', 'bits', *COLUMNS):
         words = name in ('part', 'bits')
         table.add_column(
             name, justify='left' if words else 'right', no_wrap=True
@@ -172,12 +173,8 @@ def _print(found: dict[str, Any]) -> None:
             table.add_section()
         table.add_row(
             name,
-            str(row['layers']),
             '' if name == 'all' else _widths(row['bits']),
-            *(
-                _cell(row, rows['all'], keys, unit)
-                for keys, unit in COLUMNS.values()
-            ),
+            *(_cell(row, rows['all'], *one) for one in COLUMNS.values()),
         )
     console.print(table)
     weights, inputs = mean_bits(cost)
@@ -194,12 +191,16 @@ def _print(found: dict[str, Any]) -> None:
 
 
 def _cell(
-    row: dict[str, Any], whole: dict[str, Any], keys: list[str], unit: float
+    row: dict[str, Any],
+    whole: dict[str, Any],
+    keys: list[str],
+    unit: float,
+    shared: bool,
 ) -> str:
     """Numbers of a part, and the share of the last in all."""
-    share = 100 * row[keys[-1]] / (whole[keys[-1]] or 1)
     numbers = ' → '.join(f'{row[key] / unit:,.2f}' for key in keys)
-    return f'{numbers} {share:3.0f}%'
+    share = 100 * row[keys[-1]] / (whole[keys[-1]] or 1)
+    return f'{numbers} {share:3.0f}%' if shared else numbers
 
 
 def _widths(bits: Counter[str]) -> str:
