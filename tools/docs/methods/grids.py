@@ -143,7 +143,7 @@ def noisyquant() -> Figure:
         # the bias takes the mean of the noise away again
         error = quantizer(data) - data
         rms = float(error[:, 40:].mean(0).view(-1, 40).mean(1).square().mean())
-        title = f'{title}: error of sums of 40 inputs {rms**0.5 / step:.2f}'
+        title = f'{title}: error of means of 40 inputs {rms**0.5 / step:.2f}'
         found.append((f'{title} steps', data, [('grid', values(quantizer))]))
     return panels(*found)
 
