@@ -205,6 +205,6 @@ def _cell(
 
 def _widths(bits: Counter[str]) -> str:
     """The most common first."""
-    found = [f'{name} ({count})' for name, count in bits.most_common(2)]
+    found = [f'{name} ({count})' for name, count in bits.most_common(3)]
     more = len(bits) - len(found)
-    return ', '.join([*found, *([f'{more} more'] if more else [])])
+    return '\n'.join([*found, *([f'{more} more'] if more else [])])

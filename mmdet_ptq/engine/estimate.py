@@ -5,20 +5,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.structures import InstanceData
-from torch import nn
 
 from ..calibration import Batches
 from ..cost import cost_of, storage_mb
-from ..errors import PTQError, QuantConfigError
+from ..errors import QuantConfigError
 from ..passes import FoldBatchNorm
 from ..quant_cfg import QuantConfig
 from .quantize import prepare
 from .result import left_float
+from .untrained import untrained
 
 
 def estimate(
@@ -44,7 +42,7 @@ def estimate(
         PTQError: One of its subclasses, if the detector cannot be built or
             run, or the rules do not fit it.
     """
-    model = _build(cfg)
+    model = untrained(cfg)
     batch = _noise(size)
     session = prepare(model, quant, batch, Batches(model, [batch]))
     with torch.no_grad():
@@ -63,21 +61,6 @@ def estimate(
         layers=dict(float=left),
         notes=session.notes,
     )
-
-
-def _build(cfg: Config) -> nn.Module:
-    """The detector with the weights that its layers are made with."""
-    register_all_modules(init_default_scope=True)
-    torch.manual_seed(0)
-    try:
-        model: nn.Module = MODELS.build(cfg.model)
-    except Exception as error:
-        # whatever the classes of a config raise
-        raise PTQError(
-            f'the model of {cfg.filename} cannot be built: '
-            f'{type(error).__name__}: {error}'
-        ) from error
-    return model.eval()
 
 
 def _noise(size: tuple[int, int]) -> dict[str, Any]:

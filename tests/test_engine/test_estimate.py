@@ -9,7 +9,11 @@ from mmdet_ptq.cost import cost_of
 from mmdet_ptq.engine.estimate import estimate, size_of
 from mmdet_ptq.errors import PTQError, QuantConfigError
 from mmdet_ptq.quant_cfg import parse_quant_cfg
-from mmdet_ptq.testing import noise_batches, random_detector
+from mmdet_ptq.testing import (
+    config_path,
+    noise_batches,
+    random_detector,
+)
 
 QUANT = dict(recipe='minmax', bits='w4a6')
 
@@ -33,6 +37,23 @@ def test_a_model_that_cannot_be_built(tiny):
     cfg.model.backbone.type = 'NoSuchNet'
     with pytest.raises(PTQError, match=r'cannot be built: .*NoSuchNet'):
         estimate(cfg, parse_quant_cfg(QUANT), (64, 64))
+
+
+def test_embeddings_that_only_training_starts(tiny):
+    """MMDetection allocates them and leaves what was in memory there."""
+    cfg = Config.fromfile(
+        str(
+            config_path(
+                'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
+            )
+        )
+    )
+    cfg.model.backbone.update(depth=18, base_channels=8)
+    cfg.model.neck.in_channels = [16, 32, 64]
+    for part in (cfg.model.encoder, cfg.model.decoder):
+        part.num_layers = 1
+    cost = estimate(cfg, parse_quant_cfg(QUANT), (64, 64))['cost']
+    assert cost['macs'] > 0
 
 
 @pytest.mark.parametrize(
