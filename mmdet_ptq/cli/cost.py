@@ -162,6 +162,7 @@ def _print(found: dict[str, Any]) -> None:
         caption='bits: weight x input (layers); per cent of all',
         box=SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
     )
     for name in ('part', 'bits', *COLUMNS):
         words = name in ('part', 'bits')
@@ -200,7 +201,10 @@ def _cell(
     """Numbers of a part, and the share of the last in all."""
     numbers = ' → '.join(f'{row[key] / unit:,.2f}' for key in keys)
     share = 100 * row[keys[-1]] / (whole[keys[-1]] or 1)
-    return f'{numbers} {share:3.0f}%' if shared else numbers
+    # the sums are all of it
+    return (
+        f'{numbers} {share:3.0f}%' if shared and row is not whole else numbers
+    )
 
 
 def _widths(bits: Counter[str]) -> str:

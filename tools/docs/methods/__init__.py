@@ -9,6 +9,7 @@ from .channels import fq_vit, group_static, igq_vit, repq_vit
 from .grids import (
     adalog,
     apq_vit,
+    gptq_codebook,
     minmax,
     noisyquant,
     ptq4vit,
@@ -32,7 +33,7 @@ from .structure import f_lbq, gptq, gptq_attention
 DRAWINGS: tuple[Callable[[], Figure], ...] = (
     *(minmax, uniform, q_yolo, lapq, det_ptq),
     *(adaround, adaquant, brecq, qdrop, pd_quant, subsetq, reg_ptq),
-    *(gptq, gptq_attention),
+    *(gptq, gptq_codebook, gptq_attention),
     *(ptq_for_vit, ptq4vit, apq_vit, fq_vit, repq_vit, noisyquant),
     *(adalog, igq_vit, group_static, f_lbq),
 )

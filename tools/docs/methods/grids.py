@@ -86,8 +86,33 @@ def q_yolo() -> Figure:
 def subsetq() -> Figure:
     """Values are sums of powers of two."""
     x, rows = weights(BITS)
-    del rows['LLAQ']
-    return panels(('weights of a channel', x, lines_of(x, rows)))
+    kept = {k: rows[k] for k in ('Uniform', 'SubSetQ')}
+    return panels(('weights of a channel', x, lines_of(x, kept)))
+
+
+def gptq_codebook() -> Figure:
+    """Values of least error, at any distance from each other."""
+    x, _ = weights(BITS)
+    ends = lines_of(x, dict(Uniform=UniformQuantizer(BITS)))
+    lines = [*ends, ('least error', lloyd(x, 2**BITS))]
+    return panels(('weights of a channel', x, lines))
+
+
+def lloyd(x: Tensor, count: int, steps: int = 200) -> list[float]:
+    """Values of least squared error, each the mean of what is nearest to it.
+
+    Args:
+        x (Tensor): The data.
+        count (int): How many values.
+        steps (int): How often data and values are matched (Lloyd, 1982).
+    """
+    x = x.flatten()
+    found = x.quantile((torch.arange(count) + 0.5) / count)
+    for _ in range(steps):
+        nearest = (x[:, None] - found).abs().argmin(1)
+        size = nearest.bincount(minlength=count).clamp(min=1)
+        found = torch.zeros(count).index_add(0, nearest, x) / size
+    return sorted(found.tolist())
 
 
 def ptq4vit() -> Figure:

@@ -141,6 +141,6 @@ def reg_ptq() -> Figure:
     losses = (3, 'error,\nweighed'), (HEAD, 'classes\nand boxes,\nfiltered')
     scheme(top, (2, 3), 'rounding and steps of a block', losses, half=True)
     x, rows = weights(4)
-    del rows['SubSetQ']
-    draw_lines(low, 'weights of a head', x, lines_of(x, rows))
+    kept = {k: rows[k] for k in ('Uniform', 'LLAQ')}
+    draw_lines(low, 'weights of a head', x, lines_of(x, kept))
     return figure
