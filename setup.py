@@ -16,6 +16,7 @@ MIM_ITEMS = {
     for name in (
         *(f'configs/{p.name}' for p in (ROOT / 'configs').iterdir()),
         'model-index.yml',
+        'tools/cost.py',
         'tools/dist_ptq.sh',
         'tools/ptq.py',
         'tools/report.py',

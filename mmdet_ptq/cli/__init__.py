@@ -5,10 +5,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import quantize, report
+from . import cost, quantize, report
 
 #: a module by name of its command
-COMMANDS = {'quantize': quantize, 'report': report}
+COMMANDS = {'quantize': quantize, 'report': report, 'cost': cost}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

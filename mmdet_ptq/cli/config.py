@@ -101,7 +101,7 @@ def _with_iters(quant_cfg: dict, iters: int) -> dict:
     return args | {k: {**args.get(k, {}), 'iters': iters} for k in kinds}
 
 
-def _leave_scope(cfg: Any) -> None:
+def leave_scope(cfg: Any) -> None:
     """Parts of a config of this package are those of MMDetection.
 
     MMEngine notes of each part in which package its config lies, to look
@@ -113,7 +113,7 @@ def _leave_scope(cfg: Any) -> None:
         cfg = list(cfg.values())
     if isinstance(cfg, list | tuple):
         for one in cfg:
-            _leave_scope(one)
+            leave_scope(one)
 
 
 def read_config(name: str) -> Config:
@@ -173,7 +173,7 @@ def _reason(error: BaseException) -> str:
 def load_config(args: argparse.Namespace) -> Config:
     """The detector's config, made into one that PTQRunner runs."""
     cfg = read_config(args.config)
-    _leave_scope(list(cfg.values()))
+    leave_scope(list(cfg.values()))
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     cfg.quant_cfg = quant_cfg_of(cfg, args)

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from ..layers import QuantLayer, quant_layers
+from ..layers import MatMul, QuantLayer, quant_layers
 from ..quantizers import BaseQuantizer, PerInstance
 from ..structures import LayerGraph, QuantPlan
 from .macs import Shape
@@ -29,7 +29,9 @@ def grouping_bops(
 
     Scales of the groups of a grouped convolution, or of the heads of an
     attention, are not added to one another and cost nothing; nor do those
-    of the rows of a softmax, once they are chosen.
+    of the rows of a softmax, once they are chosen. Where both inputs of a
+    product have several scales along what is summed up, those of the one
+    are taken to end where those of the other do.
 
     Args:
         model (nn.Module): The quantized model.
@@ -48,19 +50,19 @@ def grouping_bops(
         if name not in graph.layers:
             continue
         node = graph.layers[name]
-        for at, port in enumerate(node.ports):
-            if port not in layer.act_quantizers:
-                continue
-            quantizer: Any = layer.act_quantizers[port]
-            for call in node.calls:
-                shape = graph.values[call.inputs[at]].shape
-                out = graph.values[call.outputs[0]].shape
-                sums = _scales(layer, quantizer, shape) - 1
-                found['partial_sums'] += prod(out) * sums * WIDTH
-                key = (shared.get((name, port), (name, port)), call.inputs[at])
+        quantizers: dict[str, Any] = dict(layer.act_quantizers.items())
+        for call in node.calls:
+            out, scales = graph.values[call.outputs[0]].shape, [1]
+            for port, value in zip(node.ports, call.inputs, strict=False):
+                if port not in quantizers:
+                    continue
+                shape = graph.values[value].shape
+                scales.append(_scales(layer, port, quantizers[port], shape))
+                key = (shared.get((name, port), (name, port)), value)
                 if key not in seen:
                     seen.add(key)
-                    found.update(_choosing(quantizer, shape))
+                    found.update(_choosing(quantizers[port], shape))
+            found['partial_sums'] += prod(out) * (max(scales) - 1) * WIDTH
     return dict(found)
 
 
@@ -77,13 +79,24 @@ def _choosing(quantizer: BaseQuantizer, shape: Shape) -> dict[str, int]:
     )
 
 
-def _scales(layer: QuantLayer, quantizer: BaseQuantizer, shape: Shape) -> int:
+def _scales(
+    layer: QuantLayer, port: str, quantizer: BaseQuantizer, shape: Shape
+) -> int:
     """How many scales of an input meet in one sum, at most."""
-    grain = quantizer.granularity
-    if layer.weight_axis is None or grain.kind in ('tensor', 'row'):
+    grain, groups = quantizer.granularity, 1
+    if grain.kind == 'tensor':
         return 1
+    if isinstance(layer, MatMul):
+        # (..., n, k) and (..., k, m) are summed up over k
+        summed = len(shape) - (1 if port == 'a' else 2)
+        along = grain.channel_axis(shape) == summed
+        if along == (grain.kind == 'row'):
+            return 1
+    elif layer.weight_axis is None or grain.kind == 'row':
+        return 1
+    elif layer.has_groups:
+        groups = cast(int, layer.groups)
     rows = grain.num_rows(shape)
     if isinstance(quantizer, PerInstance):
         rows = min(rows, quantizer.num_groups)
-    groups = cast(int, layer.groups) if layer.has_groups else 1
     return max(1, -(-rows // groups))

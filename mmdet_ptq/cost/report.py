@@ -2,68 +2,19 @@
 """The cost of one surveyed forward, before and after quantization."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any
 
 from torch import nn
 
 from ..graph.vocabulary import MIXING, canonical
-from ..layers import QuantLayer
-from ..structures import (
-    LayerGraph,
-    LayerNode,
-    LayerPlan,
-    QuantPlan,
-    QuantSpec,
-)
+from ..structures import LayerGraph, LayerNode, QuantPlan
+from .bops import FLOAT_BITS, all_paired_bits, bops, operand_bits
 from .grouping import grouping_bops
 from .macs import Bits, Macs, count_macs
 from .paper import reg_ptq_flops
-
-FLOAT_BITS = 32
-
-
-def operand_bits(
-    plan: LayerPlan, layer: nn.Module | None = None
-) -> tuple[float, float]:
-    """Bits of the two numbers that a layer multiplies, 32 for float.
-
-    Args:
-        plan (LayerPlan): What became of the layer.
-        layer (nn.Module, optional): The layer. Where it has quantizers,
-            widths that differ between channels are averaged: each output
-            channel multiplies as often as another, and each input channel.
-    """
-    specs = {'weight': plan.weight, **plan.acts}
-    found = {}
-    if isinstance(layer, QuantLayer):
-        found = {'weight': layer.weight_quantizer, **layer.act_quantizers}
-    # a product has two ports and no weight
-    first, second = (
-        _bits(spec, found.get(name)) for name, spec in [*specs.items()][-2:]
-    )
-    return first, second
-
-
-def _bits(spec: QuantSpec | None, quantizer: Any) -> float:
-    if spec is None:
-        return FLOAT_BITS
-    return spec.bits if quantizer is None else quantizer.mean_bits()
-
-
-def bops(macs: Macs, bits: Bits) -> float:
-    """Bit operations: MACs times the bits of both operands, summed.
-
-    Args:
-        macs (Mapping): From :func:`count_macs`.
-        bits (Mapping): From :func:`operand_bits`, for each layer.
-
-    Returns:
-        float: BOPs; divided by 1024 they are float32 MACs worth as much.
-    """
-    return sum(
-        sum(n) * bits[name][0] * bits[name][1] for name, n in macs.items()
-    )
+from .storage import storage_bits
 
 
 def cost_of(
@@ -84,19 +35,24 @@ def cost_of(
         sums over calls; ``scaled_elements`` is how many numbers are
         multiplied, in float, before they are quantized, and ``grouping`` the
         BOPs of :func:`grouping_bops`, both part of the quantized BOPs;
-        ``layers`` has MACs, calls and operand bits of each
-        layer; ``not_counted`` says how often other operations that multiply
-        were called.
+        ``bytes`` is the size of all parameters, ``float`` and ``quantized``;
+        ``layers`` has of each layer its part, MACs, BOPs (without those of
+        ``grouping``) and calls, of both operands bits and elements (of
+        inputs over all calls), its parameters and their bytes;
+        ``not_counted`` says how often other operations that multiply were
+        called.
     """
     macs = count_macs(model, graph)
     modules = dict(model.named_modules())
     bits = {
         name: operand_bits(plan.layers[name], modules[name]) for name in macs
     }
+    paired = all_paired_bits(modules, graph, macs)
+    sizes = storage_bits(model, graph)
     total = sum(map(sum, macs.values()))
     scaled = scaled_elements(model, graph, plan)
     grouping = grouping_bops(model, graph, plan)
-    quantized = bops(macs, bits) + scaled * FLOAT_BITS**2
+    quantized = bops(macs, bits, paired) + scaled * FLOAT_BITS**2
     quantized += sum(grouping.values())
     parts: Counter[str] = Counter()
     for name, calls in macs.items():
@@ -112,14 +68,54 @@ def cost_of(
         reg_ptq_flops=reg_ptq_flops(macs, bits),
         scaled_elements=scaled,
         grouping=grouping,
-        layers={
-            name: dict(
-                macs=sum(calls), calls=len(calls), bits=list(bits[name])
-            )
-            for name, calls in macs.items()
-        },
+        bytes=_bytes(sizes.values()),
+        layers=_layers(model, graph, macs, bits, paired, sizes),
         not_counted=_not_counted(graph, plan, macs),
     )
+
+
+def _layers(
+    model: nn.Module,
+    graph: LayerGraph,
+    macs: Macs,
+    bits: Bits,
+    paired: Mapping[str, float],
+    sizes: Mapping[str, tuple[int, int]],
+) -> dict[str, dict[str, Any]]:
+    """What :func:`cost_of` says of each layer."""
+    found = {}
+    for name, calls in macs.items():
+        node = graph.layers[name]
+        # a model that is not converted yet has no twins
+        full, packed = sizes.get(name, (node.params * 32, node.params * 32))
+        found[name] = dict(
+            part=part_of(node),
+            macs=sum(calls),
+            bops=bops({name: calls}, bits, paired),
+            calls=len(calls),
+            bits=list(bits[name]),
+            elements=_elements(model.get_submodule(name), node, graph),
+            params=full // 32,
+            bytes=_bytes([(full, packed)]),
+        )
+    return found
+
+
+def _bytes(sizes: Iterable[tuple[int, int]]) -> dict[str, float]:
+    full, packed = (sum(side) / 8 for side in zip(*sizes, strict=True))
+    return dict(float=full, quantized=packed)
+
+
+def _elements(
+    layer: nn.Module, node: LayerNode, graph: LayerGraph
+) -> dict[str, int]:
+    """Of the weight and of the input, or of both inputs of a product."""
+    weight = layer._parameters.get('weight')
+    found = {} if weight is None else dict(weight=weight.numel())
+    for at, port in enumerate(node.ports):
+        read = [graph.values[call.inputs[at]].shape for call in node.calls]
+        found[port] = sum(map(prod, read))
+    return found
 
 
 def scaled_elements(

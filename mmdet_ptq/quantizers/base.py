@@ -144,8 +144,13 @@ class BaseQuantizer(nn.Module, ABC):
         """Number of pyramid levels with a range of their own."""
         return 1
 
-    def mean_bits(self) -> float:
-        """Bits of a code, on average over the rows."""
+    def mean_bits(self, shape: Sequence[int] | None = None) -> float:
+        """Bits of a code, on average over the rows.
+
+        Args:
+            shape (Sequence[int], optional): Of the tensor; not needed once
+                there are ranges.
+        """
         return self.bits
 
     def storage_bits(self, shape: Sequence[int]) -> int:

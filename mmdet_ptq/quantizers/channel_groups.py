@@ -198,12 +198,12 @@ class ChannelGroups(BaseQuantizer, Searchable):
         """See :meth:`BaseQuantizer.num_rows`."""
         return sum(part.num_rows() for part in self.each())
 
-    def mean_bits(self) -> float:
-        """See :meth:`BaseQuantizer.mean_bits`; of the rows that it has."""
+    def mean_bits(self, shape: Sequence[int] | None = None) -> float:
+        """See :meth:`BaseQuantizer.mean_bits`."""
+        widths = self.widths
         if self.role == 'weight':
-            widths = self.row_widths(len(self._known()))
-        else:
-            widths = self.widths
+            rows = self.granularity.num_rows(shape) if shape else 0
+            widths = self.row_widths(rows or len(self._known()))
         return sum(widths) / len(widths)
 
     def storage_bits(self, shape: Sequence[int]) -> int:

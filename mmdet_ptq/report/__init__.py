@@ -1,10 +1,18 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Reports: what is known of runs as one HTML file."""
 
-from .files import DATA, PAGE, RESULT, Run, read_run, write_data
+from .files import (
+    DATA,
+    PAGE,
+    RESULT,
+    Run,
+    read_run,
+    write_data,
+    write_text,
+)
 from .gather import gathered
 from .layers import layer_table
-from .page import write_page, write_report
+from .page import write_budget, write_page, write_report
 from .predictions import ImageRow, row_of, unique
 
 __all__ = [
@@ -18,7 +26,9 @@ __all__ = [
     'read_run',
     'row_of',
     'unique',
+    'write_budget',
     'write_data',
     'write_page',
     'write_report',
+    'write_text',
 ]

@@ -186,7 +186,7 @@ def _row(
     return dict(
         name=name,
         part=part_of(node),
-        bits=list(operand_bits(plan)),
+        bits=list(operand_bits(plan, layer)),
         weight=plan.weight.type if plan.weight else None,
         inputs=[spec.type for spec in plan.acts.values() if spec],
         **errors.to_dict(),

@@ -3,12 +3,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import PTQError
+from .charts import budget
 from .files import PAGE, Run, read_run, write_text
 from .markup import Html, esc, is_number, join, num, paragraph, tag
 from .sections import accuracy, costs, lost, network, pictures, settings, units
 from .sections.words import labels
+from .svg import picture
 
 STYLE = Path(__file__).with_name('style.css')
 #: bytes that a page may have
@@ -153,6 +156,23 @@ def write_page(runs: Sequence[Run], path: str | Path) -> list[str]:
     return problems
 
 
+def write_budget(found: dict[str, Any], path: str | Path) -> None:
+    """Writes the chart of where bits go as a picture of its own.
+
+    Args:
+        found (dict): ``cost``, ``config``, ``recipe`` and ``bits`` of a
+            result.
+        path (str | Path): Of the SVG file.
+
+    Raises:
+        PTQError: If it cannot be written.
+    """
+    name = Path(found['config']).stem
+    title = f'{name}, {found["recipe"]} {found["bits"]}'
+    style = Html(STYLE.read_text(encoding='utf-8'))
+    write_text(Path(path), picture(budget(found['cost'], title), title, style))
+
+
 def write_report(folders: Sequence[str | Path], path: str | Path) -> list[str]:
     """Makes the report of one or several work dirs.
 
@@ -173,4 +193,11 @@ def write_report(folders: Sequence[str | Path], path: str | Path) -> list[str]:
     return problems + write_page(runs, path)
 
 
-__all__ = ['PAGE', 'SECTIONS', 'page', 'write_page', 'write_report']
+__all__ = [
+    'PAGE',
+    'SECTIONS',
+    'page',
+    'write_budget',
+    'write_page',
+    'write_report',
+]

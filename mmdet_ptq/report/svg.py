@@ -5,6 +5,7 @@ Charts are 400 units wide, as wide as a phone; text is 11 units high.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,6 +87,35 @@ def chart(name: str, height: float, *parts: Any) -> Html:
         viewBox=f'0 0 {WIDTH} {round(height)}',
         role='img',
         aria_label=name,
+    )
+
+
+def picture(drawing: Html, title: str, style: Html) -> Html:
+    """A drawing as a file of its own, with its title on top.
+
+    Args:
+        drawing (Html): From :func:`chart`.
+        title (str): The line above it.
+        style (Html): The style sheet.
+    """
+    size = re.match(r'<svg[^>]*viewBox="0 0 (\d+) (\d+)"', drawing)
+    if size is None:
+        raise ValueError('the drawing is not from chart()')
+    width, height = int(size[1]) + 20, int(size[2]) + 40
+    paper = tag('rect', width=width, height=height, style='fill: var(--paper)')
+    inner = tag('svg', drawing, x=10, y=30, width=size[1], height=size[2])
+    return tag(
+        'svg',
+        tag('title', title),
+        tag('style', style),
+        paper,
+        label(12, 20, title),
+        inner,
+        xmlns='http://www.w3.org/2000/svg',
+        viewBox=f'0 0 {width} {height}',
+        width=2 * width,
+        height=2 * height,
+        font_family='sans-serif',
     )
 
 

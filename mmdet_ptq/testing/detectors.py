@@ -4,7 +4,6 @@
 import copy
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,16 +12,7 @@ from mmdet.models.backbones.trident_resnet import TridentConv
 from mmengine.config import Config
 from torch import Tensor, nn
 
-
-def config_path(path: str | Path) -> Path:
-    """Path of a config that MMDetection ships, for ``mmdet::...``."""
-    name = str(path)
-    if name.startswith('mmdet::'):
-        import mmdet
-
-        root = Path(mmdet.__file__).parent / '.mim' / 'configs'
-        return root / name.removeprefix('mmdet::')
-    return Path(path)
+from ..engine.untrained import config_path, without_pretrained
 
 
 def random_detector(path: str | Path, heads: bool = False) -> nn.Module:
@@ -93,41 +83,6 @@ def calm(model: nn.Module) -> None:
             nn.init.constant_(module.bias, 1.5)
         else:
             nn.init.constant_(module.weight, 0.2)
-
-
-def without_pretrained(cfg: Any) -> Any:
-    """Takes out of a config what needs a network or a process group.
-
-    Args:
-        cfg (Any): A model config or a part of one; changed in place.
-
-    Returns:
-        Any: The same object.
-    """
-    if isinstance(cfg, dict):
-        teacher = cfg.get('teacher_config')
-        if isinstance(teacher, str) and not Path(teacher).exists():
-            # relative to MMDetection's repository
-            teacher = 'mmdet::' + teacher.removeprefix('configs/')
-            cfg['teacher_config'] = str(config_path(teacher))
-        for key in ('pretrained', 'teacher_ckpt'):
-            if isinstance(cfg.get(key), str | dict):
-                cfg[key] = None
-        if cfg.get('pretrained') is True:
-            # what backbones of timm are told
-            cfg['pretrained'] = False
-        init = cfg.get('init_cfg')
-        # the PVT backbones leave the type out
-        if isinstance(init, dict) and 'checkpoint' in init:
-            cfg['init_cfg'] = None
-        if cfg.get('type') == 'MMSyncBN':
-            cfg['type'] = 'BN'
-        for value in cfg.values():
-            without_pretrained(value)
-    elif isinstance(cfg, list | tuple):
-        for value in cfg:
-            without_pretrained(value)
-    return cfg
 
 
 def noise_batches(

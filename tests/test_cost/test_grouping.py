@@ -100,3 +100,25 @@ def test_heads_and_whole_tensors_cost_nothing(kit):
     plain = QuantSpec('UniformQuantizer', 4)
     net = surveyed(kit, matmul_a=heads, first=plain, conv=plain)
     assert not any(grouping_bops(*net).values())
+
+
+@pytest.mark.parametrize(
+    ('port', 'axis', 'sums'),
+    [('a', -1, 7), ('a', -2, 0), ('b', -2, 7), ('b', -1, 0), ('b', 1, 0)],
+)
+def test_a_product_adds_where_scales_differ_along_its_sum(
+    kit, port, axis, sums
+):
+    """(1, 1, 197, 8) times (1, 1, 8, 197); eight groups of channels."""
+    spec = QuantSpec(
+        'UniformQuantizer', 4, dict(granularity='channel', axis=axis)
+    )
+    found = grouping_bops(*surveyed(kit, **{f'matmul_{port}': spec}))
+    assert found['partial_sums'] == 197 * 197 * sums * 32
+
+
+def test_grids_along_the_sum_of_both_inputs_end_together(kit):
+    a = QuantSpec('UniformQuantizer', 4, dict(granularity='channel', axis=-1))
+    b = QuantSpec('UniformQuantizer', 4, dict(granularity='channel', axis=-2))
+    found = grouping_bops(*surveyed(kit, matmul_a=a, matmul_b=b))
+    assert found['partial_sums'] == 197 * 197 * 7 * 32

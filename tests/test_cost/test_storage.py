@@ -6,9 +6,12 @@ import torch
 from torch import nn
 
 from mmdet_ptq.apis import load_quantized, quantize_detector, save_quantized
-from mmdet_ptq.cost import storage_mb
+from mmdet_ptq.calibration import Batches
+from mmdet_ptq.cost import REST, storage_bits, storage_mb
+from mmdet_ptq.engine.quantize import prepare
 from mmdet_ptq.layers import convert
-from mmdet_ptq.quantizers import UniformQuantizer
+from mmdet_ptq.quant_cfg import parse_quant_cfg
+from mmdet_ptq.quantizers import InstanceGroupQuantizer, UniformQuantizer
 from mmdet_ptq.surgery import FoldedNorm
 from mmdet_ptq.testing.detectors import noise_batches, random_detector
 
@@ -45,6 +48,56 @@ def test_inputs_count_the_rows_that_they_have():
     levels.set_range(-torch.ones(5, 3), torch.ones(5, 3))
     packed = storage_mb(model)[1]
     assert round((packed - full) * 8e6, 6) == 5 * 3 * (32 + 4)
+
+
+def test_grids_that_images_choose_by_hand():
+    """Two ends of 32 bits each; nothing else of an activation is stored."""
+    model = nn.Sequential(nn.Linear(16, 2))
+    convert(model)
+    grids = InstanceGroupQuantizer(4, num_groups=8, axis=-1)
+    model[0].attach(acts=dict(input=grids))
+    full, packed = storage_mb(model)
+    assert packed == full
+    grids.set_range(-torch.ones(8), torch.ones(8))
+    packed = storage_mb(model)[1]
+    assert round((packed - full) * 8e6, 6) == 8 * 64
+
+
+#: inputs that have no range yet, and what they take once they have one
+AHEAD = [
+    dict(type='UniformQuantizer'),
+    dict(type='UniformQuantizer', per_level=True),
+    dict(type='UniformQuantizer', granularity='group', group_size=2),
+    dict(type='ChannelGroups', widths=[3, 5], bits=5, channels=8),
+    dict(type='PowerOfTwoQuantizer'),
+]
+
+
+@pytest.mark.parametrize('act', AHEAD, ids=str)
+def test_size_is_known_before_calibration(tiny, act):
+    """As large as it is afterwards."""
+    config = parse_quant_cfg(
+        dict(
+            bits='w3a5',
+            rules=[
+                dict(match='*', skip=True),
+                dict(match='bbox_head.cls_convs.0.conv', skip=False, act=act),
+            ],
+            passes=[
+                dict(type='Observe', observer=dict(type='MinMaxObserver')),
+                dict(type='SetRanges'),
+            ],
+        )
+    )
+    (batch,) = noise_batches(1, (64, 64))
+    ready = [random_detector(tiny.config['retinanet']) for _ in range(2)]
+    before = prepare(ready[0], config, batch, Batches(ready[0], [batch]))
+    after = quantize_detector(ready[1], [batch], config.to_dict())
+    ahead = storage_bits(ready[0], before.graph)
+    assert ahead == storage_bits(ready[1], after.graph)
+    # known from the ranges alone, too
+    assert ahead == storage_bits(ready[1])
+    assert ahead[REST][0] == ahead[REST][1] > 0
 
 
 #: bits of each element of a quantizer's state; what is missing says nothing

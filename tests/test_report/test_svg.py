@@ -1,15 +1,19 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Scales and ticks."""
 
+from xml.etree import ElementTree
+
 import pytest
 from report_kit import HOSTILE, harmless
 
+from mmdet_ptq.report.markup import Html
 from mmdet_ptq.report.svg import (
     across,
     box,
     chart,
     label,
     legend,
+    picture,
     scale,
     short,
     ticks,
@@ -48,3 +52,16 @@ def test_text_in_a_chart_is_escaped():
     parts = [label(0, 0, HOSTILE), box(0, 0, 1, 1, HOSTILE, HOSTILE), names]
     parts += across(place, [0, 1], 0, 1, HOSTILE)
     harmless(chart(HOSTILE, 10, *parts))
+
+
+def test_a_picture_of_its_own_keeps_the_scale():
+    """Twice as large as its units, the drawing in them one to one."""
+    found = picture(chart('a', 100), HOSTILE, Html('text {}'))
+    root = ElementTree.fromstring(found)
+    assert root.get('viewBox') == '0 0 420 140'
+    assert (root.get('width'), root.get('height')) == ('840', '280')
+    inner = root[-1]
+    assert (inner.get('width'), inner.get('height')) == ('400', '100')
+    assert HOSTILE not in found
+    with pytest.raises(ValueError, match='not from chart'):
+        picture(Html('<p></p>'), 'a', Html(''))

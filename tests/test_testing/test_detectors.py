@@ -7,33 +7,13 @@ from mmdet.models.backbones.trident_resnet import TridentConv
 from torch import nn
 
 from mmdet_ptq.testing import noise_batches, random_detector
-from mmdet_ptq.testing.detectors import calm, without_pretrained
+from mmdet_ptq.testing.detectors import calm
 
 
 def test_a_detector_that_distils_is_returned_too(tmp_path):
     """Its ``train`` and ``eval`` return None; its teacher is no file."""
     model = random_detector('mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py')
     assert isinstance(model, nn.Module) and not model.training
-
-
-def test_configs_lose_what_needs_a_network_or_a_process_group():
-    cfg = dict(
-        init_cfg=dict(checkpoint='https://x'),  # PVT: no type
-        pretrained='x',
-        norm_cfg=[dict(type='MMSyncBN', requires_grad=True)],
-        neck=dict(init_cfg=dict(type='Normal')),
-    )
-    assert without_pretrained(cfg) == dict(
-        init_cfg=None,
-        pretrained=None,
-        norm_cfg=[dict(type='BN', requires_grad=True)],
-        neck=dict(init_cfg=dict(type='Normal')),
-    )
-
-
-def test_backbones_of_timm_download_nothing():
-    cfg = dict(backbone=dict(type='TIMMBackbone', pretrained=True))
-    assert without_pretrained(cfg)['backbone']['pretrained'] is False
 
 
 def test_samples_bring_boxes_only_where_asked():

@@ -117,27 +117,42 @@ def levels(quantizer: BaseQuantizer, rows: int) -> list[list[float]]:
     return [row.unique().tolist() for row in e.decode(codes)]
 
 
-def draw(axes: Axes, title: str, x: Tensor, rows: Rows) -> None:
-    """One panel: the data, and below them a line for each quantizer."""
-    names, at = [], 0
-    low, high = float(x.min()), float(x.max())
+Lines = list[tuple[str, list[float]]]
+"""Name and values of each line of a panel."""
+
+
+def lines_of(x: Tensor, rows: Rows) -> Lines:
+    """Fits quantizers to data, and says which values they have then."""
+    found = []
     for name, quantizer in rows.items():
         fit(quantizer, x)
-        found = levels(quantizer, len(x))
-        for i, values in enumerate(found):
-            colour = UNIFORM if name == 'Uniform' else OTHER
-            axes.vlines(values, at - 0.32, at + 0.32, colour, linewidth=1.6)
-            which = f', channel {i + 1}' if len(found) > 1 else ''
-            names.append(name + which)
-            at += 1
-            low, high = min(low, *values), max(high, *values)
+        every = levels(quantizer, len(x))
+        for i, values in enumerate(every):
+            which = f', channel {i + 1}' if len(every) > 1 else ''
+            found.append((name + which, values))
+    return found
+
+
+def draw(axes: Axes, title: str, x: Tensor, rows: Rows) -> None:
+    """One panel: the data, and below them a line for each quantizer."""
+    draw_lines(axes, title, x, lines_of(x, rows))
+
+
+def draw_lines(axes: Axes, title: str, x: Tensor, lines: Lines) -> None:
+    """One panel: the data, and below them values; the rows of Uniform pale."""
+    low, high = float(x.min()), float(x.max())
+    for at, (name, values) in enumerate(lines):
+        colour = UNIFORM if name == 'Uniform' else OTHER
+        axes.vlines(values, at - 0.32, at + 0.32, colour, linewidth=1.6)
+        low, high = min(low, *values), max(high, *values)
+    at = len(lines)
     heights, edges = (t.numpy() for t in torch.histogram(x.flatten(), 60))
     # roots, so that tails are seen
     heights = (heights / heights.max()) ** 0.5 * at
     axes.stairs(
         at - 0.5 - heights, edges, baseline=at - 0.5, fill=True, color=DATA
     )
-    axes.set_yticks(range(at), names)
+    axes.set_yticks(range(at), [name for name, _ in lines])
     axes.set_ylim(at - 0.5, -0.5)
     room = 0.02 * (high - low)
     axes.set_xlim(low - room, high + room)

@@ -1,26 +1,26 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Fills the marked places of docs/reproduce.md.
 
-Published numbers come from docs/results/published_reg_ptq.json, those of
-this project from docs/results/reproduce/NAME.json, each the
-``ptq_result.json`` of a run. Addresses of checkpoints are read from the
-metafiles of the installed MMDetection.
+Published numbers come from docs/results/published_reg_ptq.json and
+published_transformers.json, those of this project from
+docs/results/reproduce/NAME.json, each the ``ptq_result.json`` of a run.
 """
 
 import argparse
-import functools
 import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-import mmdet
-import yaml
+from tools.docs.make_ptq_configs import RECIPES as TRANSFORMERS
+from tools.docs.markdown import markdown_table
+from tools.docs.transformer_tables import transformer_places
+from tools.docs.zoo import checkpoints
 
 DATA = Path('docs/results/published_reg_ptq.json')
+OTHERS = Path('docs/results/published_transformers.json')
 RESULTS = Path('docs/results/reproduce')
-ZOO = Path(mmdet.__file__).parent / '.mim' / 'configs'
 RECIPES = {
     'AdaRound': 'adaround',
     'AdaQuant': 'adaquant',
@@ -59,7 +59,8 @@ class Found:
         self.asked.add(name)
         run = self.runs.get(name)
         recipe = variant.removesuffix('_fp_head')
-        recipe = recipe if recipe in RECIPES.values() else 'reg_ptq'
+        known = {*RECIPES.values(), *TRANSFORMERS}
+        recipe = recipe if recipe in known else 'reg_ptq'
         if run and (run['recipe'], run['bits']) != (recipe, bits):
             raise ValueError(
                 f'{name}.json is of {run["recipe"]} {run["bits"]}'
@@ -107,11 +108,6 @@ def _ap(metrics: dict) -> str:
     return f'{100 * next(metrics[k] for k in METRICS if k in metrics):.1f}'
 
 
-def _table(head: list, rows: list[list]) -> str:
-    lines = ['| ' + ' | '.join(map(str, r)) + ' |' for r in (head, *rows)]
-    return '\n'.join([lines[0], '|---' * len(head) + '|', *lines[1:]])
-
-
 def _cell(published: float | str, here: str) -> str:
     return f'{published} / {here}'.rstrip()
 
@@ -134,7 +130,7 @@ def methods(table: dict, names: dict, found: Found, tail: str = '') -> str:
             ]
         )
     heads = [names[d]['name'] for d in table['columns']]
-    return _table(['method', 'bits', *heads], rows)
+    return markdown_table(['method', 'bits', *heads], rows)
 
 
 def thresholds(table: dict, found: Found) -> str:
@@ -153,7 +149,7 @@ def thresholds(table: dict, found: Found) -> str:
             ]
         )
     local = _cell(table['baseline'], found.ap(d, bits, 'uniform_heads'))
-    text = _table(['θ_I \\ θ_C', *table['theta_c']], rows)
+    text = markdown_table(['θ_I \\ θ_C', *table['theta_c']], rows)
     return f'{text}\n\nLocal loss alone: {local}.'
 
 
@@ -170,7 +166,7 @@ def heads(table: dict, names: dict, found: Found) -> str:
         ]
         for d, kind, values in table['rows']
     ]
-    return _table(['detector', 'heads', *table['bits']], rows)
+    return markdown_table(['detector', 'heads', *table['bits']], rows)
 
 
 def cost(table: dict, names: dict, found: Found) -> str:
@@ -186,7 +182,7 @@ def cost(table: dict, names: dict, found: Found) -> str:
         ]
         rows.append([names[d]['name'], bits, what[variant], *cells])
     head = ['detector', 'bits', 'quantized', 'GFLOPs', 'storage (M)']
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def deployed(table: dict, detector: str, found: Found) -> str:
@@ -201,38 +197,7 @@ def deployed(table: dict, detector: str, found: Found) -> str:
         size = found.cost(detector, *ours[kind])[1] if kind in ours else None
         here = f'{size * 1e6 / 2**20:.1f}' if size else ''
         rows.append([kind, latency, _cell(storage, here)])
-    return _table(['type', 'latency (ms)', 'storage (MB)'], rows)
-
-
-@functools.cache
-def zoo() -> dict[str, dict]:
-    """What the metafiles of MMDetection say, by the stem of a config."""
-    models = {}
-    for file in sorted(ZOO.glob('*/metafile.yml')):
-        found = yaml.safe_load(file.read_text())
-        # some are a bare list
-        found = found.get('Models', []) if isinstance(found, dict) else found
-        models.update({Path(m['Config']).stem: m for m in found})
-    return models
-
-
-def checkpoints(data: dict) -> tuple[str, str]:
-    """The table of detectors and the commands that fetch them."""
-    printed = {}
-    for table in data['tables'].values():
-        if table.get('rows') and table['rows'][0][0] == 'float':
-            printed.update(
-                zip(table['columns'], table['rows'][0][2], strict=True)
-            )
-    rows, lines = [], []
-    for stem, detector in data['detectors'].items():
-        model = zoo().get(stem)
-        url = model['Weights'] if model else detector['weights']
-        ap = model['Results'][0]['Metrics']['box AP'] if model else ''
-        rows.append([detector['name'], f'`{stem}`', printed[stem], ap])
-        lines.append(f'wget -O checkpoints/{stem}.pth \\\n    {url}')
-    head = ['detector', 'MMDetection config', 'paper', 'MMDetection']
-    return _table(head, rows), '\n'.join(lines)
+    return markdown_table(['type', 'latency (ms)', 'storage (MB)'], rows)
 
 
 def document(text: str, found: Found | None = None) -> str:
@@ -253,6 +218,7 @@ def document(text: str, found: Found | None = None) -> str:
     """
     data = json.loads(DATA.read_text())
     names, t = data['detectors'], data['tables']
+    others = json.loads(OTHERS.read_text())
     found = found or Found(RESULTS)
     table, commands = checkpoints(data)
     lists = dict(
@@ -263,6 +229,8 @@ def document(text: str, found: Found | None = None) -> str:
         QDROP=data['qdrop_coco']['columns'],
         THETA_C=t['2']['theta_c'],
         THETA_I=t['2']['theta_i'],
+        SWIN=others['swin']['columns'],
+        TRANSFORMERS=TRANSFORMERS,
     )
     variables = '\n'.join(f'{k}="{" ".join(v)}"' for k, v in lists.items())
     places = dict(
@@ -274,6 +242,7 @@ def document(text: str, found: Found | None = None) -> str:
         table_3=heads(t['3'], names, found),
         table_4=cost(t['4'], names, found),
         table_s5=deployed(t['S5'], t['2']['detector'], found),
+        **transformer_places(others, found),
     )
     for key in ('1', 'S1', 'S2', 'S3', 'S4'):
         places[f'table_{key.lower()}'] = methods(t[key], names, found)

@@ -111,7 +111,9 @@ def strip(
         hints (Sequence[str]): What a pointer shows.
     """
     every = sorted({b for _, bits in rows for b in bits if is_number(b)})
-    names, top = legend([(bits_class(b), bits_name(b)) for b in every], 0)
+    # what is mean bits of several widths has the colour of the nearest
+    found = {bits_class(b): bits_name(round(b)) for b in every}
+    names, top = legend([*found.items()], 0)
     top, left = top + 16, 82
     x = scale(0, max(len(parts_of), 1), left, WIDTH - 10)
     bottom = top + 30 * len(rows)
@@ -134,9 +136,9 @@ def strip(
 
 def bits_class(bits: float) -> str:
     """Class of the colour of a bit-width."""
-    return 'bfloat' if bits > 16 else f'b{min(int(bits), 8)}'
+    return 'bfloat' if bits > 16 else f'b{min(round(bits), 8)}'
 
 
 def bits_name(bits: float) -> str:
     """A bit-width in words."""
-    return 'float' if bits > 16 else f'{int(bits)} bits'
+    return 'float' if bits > 16 else f'{bits:.3g} bits'

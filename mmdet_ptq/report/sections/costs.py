@@ -3,7 +3,8 @@
 
 from collections.abc import Sequence
 
-from ..charts import bars
+from ...cost import mean_bits
+from ..charts import bars, budget
 from ..files import Run
 from ..markup import (
     Html,
@@ -16,6 +17,9 @@ from ..markup import (
     table,
 )
 from .words import labels
+
+#: layers whose bits are drawn at most, so that the page stays small
+MOST = 1500
 
 
 def costs(runs: Sequence[Run]) -> Html:
@@ -36,6 +40,11 @@ def costs(runs: Sequence[Run]) -> Html:
         'Arithmetic is simulated; this is no measured speed.'
     )
     charts = [_parts(name, run) for name, run in _one(runs, known)]
+    charts += [
+        _budget(name if len(runs) > 1 else '', run)
+        for name, run in zip(labels(runs), runs, strict=True)
+        if _has_elements(run)
+    ]
     return join([words, table(head, rows), grid(*charts)])
 
 
@@ -98,6 +107,28 @@ def _parts(name: str, run: Run) -> Html:
     see = f'{rows[0][0]} has {100 * rows[0][1] / total:.0f} % of them.'
     title = 'Where products are.'
     return figure(title, see, bars(title, rows, 'MACs (G)'))
+
+
+def _has_elements(run: Run) -> bool:
+    """Whether it is known how many numbers each layer reads, of not too many.
+
+    Runs of earlier versions do not say it.
+    """
+    layers = run.part('cost', 'layers') or {}
+    return 0 < len(layers) <= MOST and all(
+        'elements' in one for one in layers.values()
+    )
+
+
+def _budget(name: str, run: Run) -> Html:
+    title = f'Where bits go{f", {name}" if name else ""}.'
+    weights, inputs = mean_bits(run.part('cost'))
+    see = (
+        f'A bar is as high as its bits and as wide as its share: '
+        f'{weights:.2f} bits a weight and {inputs:.2f} an input on average, '
+        'float counted as 32.'
+    )
+    return figure(title, see, budget(run.part('cost'), title))
 
 
 def time(runs: Sequence[Run]) -> Html:

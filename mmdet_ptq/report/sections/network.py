@@ -45,7 +45,7 @@ def _layers(run: Run) -> list[dict]:
         return gathered
     counted = run.part('cost', 'layers') or {}
     return [
-        dict(name=name, part='network', bits=one['bits'])
+        dict(name=name, part=one.get('part', 'network'), bits=one['bits'])
         for name, one in counted.items()
     ]
 

@@ -16,6 +16,8 @@ TABLES = json.loads(
     (ROOT / 'docs/results/published_reg_ptq.json').read_text()
 )['tables']
 
+SWIN = 'mask-rcnn_swin-t-p4-w7_fpn_3x_coco'
+
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
@@ -60,12 +62,26 @@ def test_results_fill_their_cells(results):
             quantized={'pascal_voc/mAP': 0.7561, 'pascal_voc/AP50': 0.756}
         ),
         **{
+            'detr_r50_8xb2-150e_coco_w6a6_igq_vit': result(
+                'igq_vit', 'w6a6', 0.388
+            ),
+            f'{SWIN}_w4a4_repq_vit': result(
+                'repq_vit',
+                quantized={'coco/bbox_mAP': 0.352, 'coco/segm_mAP': 0.349},
+            ),
             'retinanet_r50_fpn_2x_coco_w2a4_thresholds_c5e-5_i0.5': result(
                 bits='w2a4', ap=0.238
-            )
+            ),
         },
     )
     rows = page.splitlines()
+    assert any(
+        r.startswith(
+            '| RepQ-ViT | w4a4 | 36.1 36.0 / 35.2 34.9 | 44.2 40.2 / |'
+        )
+        for r in rows
+    )
+    assert '| IGQ-ViT | w6a6 | 41.1 / 38.8 |' in rows
     in_row = [r for r in rows if r.startswith('| Reg-PTQ | w4a4 | 36.7 / 34')]
     assert len(in_row) == 2  # Tables 1 and S1
     assert sum('| float |  | 37.4 / 37.4 | 38.9 / |' in r for r in rows) == 3
