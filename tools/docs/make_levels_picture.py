@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from mmdet_ptq.quantizers import (
     AdaLogQuantizer,
     BaseQuantizer,
+    CodebookQuantizer,
     FitsPoints,
     FitsTensor,
     LLAQuantizer,
@@ -39,6 +40,7 @@ def weights(bits: int) -> tuple[Tensor, Rows]:
         'Uniform': UniformQuantizer(bits, symmetric=True),
         'LLAQ': LLAQuantizer(bits, granularity='tensor'),
         'SubSetQ': SubsetQuantizer(min(bits, 4), granularity='tensor'),
+        'Codebook': CodebookQuantizer(bits, role='weight'),
     }
 
 
