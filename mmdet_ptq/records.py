@@ -36,8 +36,8 @@ class AllocationRecord(Record):
             one image.
         bits (int): What it got.
         widths (list[int]): What it could have got, rising.
-        curve (list[float]): What each of these was seen to add to the
-            distance from the float detector.
+        curve (list[float | None]): What each of these was seen to add to the
+            distance from the float detector, None where that is not finite.
     """
 
     tensor: str
@@ -46,7 +46,7 @@ class AllocationRecord(Record):
     elements: int
     bits: int
     widths: list[int]
-    curve: list[float]
+    curve: list[float | None]
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def records(
                     size,
                     bits,
                     list(one.widths),
-                    np.where(np.isfinite(curve), curve, 0).tolist(),
+                    [float(c) if np.isfinite(c) else None for c in curve],
                 )
             )
             row += 1

@@ -12,8 +12,8 @@ from mmengine.dist import get_world_size
 
 from ...calibration import Images, Session, frozen
 from ...checks import number, one_of, whole
-from ...detectors import adapter_for, why_no_outputs
-from ...errors import QuantConfigError
+from ...detectors import adapter_for
+from ...errors import BudgetError, QuantConfigError
 from ...quant_cfg import check_rule, patterns_of
 from ...registry import PASSES
 from ...solvers import METHODS, mean_bits_problem, solve
@@ -21,14 +21,15 @@ from ..base import BasePass
 from ..observe import Observe
 from .adopt import adopt, line, records
 from .bench import Bench
-from .budgets import BUDGETS, Budget, Part, cost_of_widths, solved
-from .choice import Choice, widths_of
-from .curves import Curves, Measuring
-from .objectives import Distance, Features, Predictions
-from .operands import KINDS, Operand, Wanted
+from .budgets import BUDGETS, Budget
+from .choice import widths_of
+from .curves import Measuring
+from .objectives import OBJECTIVES, distance_of
+from .operands import KINDS, NAMES, Operand, Wanted
+from .parts import Part
+from .search import search
 from .trials import make_trials
 
-OBJECTIVES = ('feature', 'output', 'roi')
 CURVES = ('probes', 'exact')
 
 
@@ -156,7 +157,7 @@ class AllocateBits(BasePass):
 
     def prepare(self, session: Session) -> None:
         """See :meth:`BasePass.prepare`; budgets out of reach are found."""
-        self._distance(session)
+        distance_of(session, self.objective)
         operands = self._wanted(session).find(session)
         widths = widths_of(operands)
         nothing = np.zeros((sum(len(o.sizes) for o in operands), len(widths)))
@@ -176,11 +177,12 @@ class AllocateBits(BasePass):
             trials = make_trials(session, operands)
             bench = Bench(session, trials)
             with (
-                session.resumable(partial(_export, session)),
+                session.resumable(partial(_export, session, operands)),
                 session.cache() as cache,
                 frozen(session.model),
             ):
-                distance = self._distance(session)
+                parts = self._parts(session, operands)
+                distance = distance_of(session, self.objective)
                 adapter = adapter_for(
                     session.model, session.graph, distance.on_outputs
                 )
@@ -196,66 +198,12 @@ class AllocateBits(BasePass):
                     self.objective,
                 )
                 with bench.mounted():
-                    best, uniform = self._search(session, operands, measuring)
+                    best, uniform = search(
+                        self, session, operands, parts, measuring
+                    )
             adopt(session, operands, best)
             session.records += records(self, operands, best, uniform)
             line(session, best, uniform)
-
-    def _search(
-        self,
-        session: Session,
-        operands: list[Operand],
-        measuring: Measuring,
-    ) -> tuple[Choice, float | None]:
-        """The best choice that was measured, and the distance of one width."""
-        parts = self._parts(session, operands)
-        choices = []
-        now: Any = [[None] * len(one.sizes) for one in operands]
-        for k in range(self.rounds):
-            probes = self.probes if self.curves == 'probes' else None
-            curves = measuring.curves(f'curves {k}', now, probes)
-            found: dict[int, int] = {}
-            for part in parts:
-                chosen, _ = solved(
-                    part, curves.added, self.solver, self.solver_args
-                )
-                found |= chosen
-            columns = [found[unit] for unit in range(len(found))]
-            choice = Choice.of(operands, parts, curves, columns)
-            choices.append(
-                choice.at(measuring.distances(f'choice {k}', choice.widths))
-            )
-            now = choice.widths
-        flat = self._uniform(operands, parts, choices[0].curves)
-        if flat is None:
-            return min(choices, key=lambda c: c.measured), None
-        flat = flat.at(measuring.distances('one width', flat.widths))
-        best = min([*choices, flat], key=lambda c: c.measured)
-        if best is flat and flat.columns != choices[-1].columns:
-            session.notes.append(
-                'AllocateBits: one width for all stays, as no choice was '
-                'measured to be nearer to the float detector'
-            )
-        return best, flat.measured
-
-    def _uniform(
-        self, operands: list[Operand], parts: list[Part], curves: Curves
-    ) -> Choice | None:
-        """The widths of ``quant_cfg.bits``, None if they are no choice."""
-        widths = widths_of(operands)
-        base = {one.spec.bits for one in operands}
-        if not base <= set(widths):
-            return None
-        columns = [
-            widths.index(one.spec.bits) for one in operands for _ in one.sizes
-        ]
-        spent = [cost_of_widths(part, columns) for part in parts]
-        if not np.isfinite(curves.of(columns)) or any(
-            s is None or s * part.resource.unit > part.resource.limit
-            for s, part in zip(spent, parts, strict=True)
-        ):
-            return None
-        return Choice.of(operands, parts, curves, columns)
 
     def _wanted(self, session: Session) -> Wanted:
         bits = session.config.bits
@@ -265,10 +213,15 @@ class AllocateBits(BasePass):
                 "what rules have pinned; add e.g. bits='w4a4'"
             )
         base = dict(weight=bits.weight, input=bits.act)
-        floor = {
-            kind: self.floor or max(2, ceil(mean) - 1)
-            for kind, mean in self._means(base).items()
-        }
+        floor = {}
+        for kind, mean in self._means(base).items():
+            floor[kind] = self.floor or max(2, ceil(mean) - 1)
+            if floor[kind] >= self.most:
+                raise BudgetError(
+                    f'AllocateBits: {NAMES[kind]}: a mean of {mean:g} bits is '
+                    f'out of reach with most={self.most}; give a lower mean '
+                    'or a greater most'
+                )
         return Wanted(self.scope, base, floor, self.most, self.channels)
 
     def _means(self, base: Mapping[str, int]) -> dict[str, float]:
@@ -279,17 +232,6 @@ class AllocateBits(BasePass):
         budget = Budget(self.budget, self._means(base), self.amount, base)
         return budget.parts(session, operands, widths_of(operands))
 
-    def _distance(self, session: Session) -> Distance:
-        if self.objective == 'feature':
-            return Features(session.model)
-        why = why_no_outputs(session.model, session.graph)
-        if why:
-            raise QuantConfigError(
-                f'AllocateBits: objective={self.objective!r} compares the '
-                f"detector's outputs, but {why}; use objective='feature'"
-            )
-        return Predictions('roi_head' if self.objective == 'roi' else '')
-
     def _observed(self, session: Session) -> list[Operand]:
         """Operands whose rows the observers have seen.
 
@@ -297,16 +239,16 @@ class AllocateBits(BasePass):
         ``Observe`` has to be run again for.
         """
         operands = self._wanted(session).find(session)
-        grouped = [o for o in operands if o.kind == 'input' and o.channels]
+        grouped = _grouped(operands)
         for one in grouped:
             spec = one.spec_of([one.spec.bits] * len(one.sizes))
             session.replace_group(one.holders, spec)
-        if 'measured' in session.state:
+        if 'measured' not in session.state and grouped:
+            _observe_again(session, self)
+        elif grouped:
             session.stats.load_state_dict(
                 session.state['stats'], session.layers, session.device
             )
-        elif grouped:
-            _observe_again(session, self)
         return operands
 
 
@@ -319,12 +261,17 @@ def _observe_again(session: Session, before: BasePass) -> None:
     observe[-1].run(session)
 
 
-def _export(session: Session) -> dict[str, Any]:
-    """What was measured, and the statistics of groups of channels."""
-    return dict(
-        stats=session.stats.state_dict(),
-        measured=dict(session.state['measured']),
-    )
+def _export(session: Session, operands: list[Operand]) -> dict[str, Any]:
+    """What was measured, and statistics that were taken anew for it."""
+    found: dict[str, Any] = dict(measured=dict(session.state['measured']))
+    if _grouped(operands):
+        found['stats'] = session.stats.state_dict()
+    return found
+
+
+def _grouped(operands: list[Operand]) -> list[Operand]:
+    """Inputs that are parted in groups of channels."""
+    return [one for one in operands if one.kind == 'input' and one.channels]
 
 
 def _mean(name: str, value: float | None) -> float | None:

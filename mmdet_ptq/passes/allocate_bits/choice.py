@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from .budgets import Part, cost_of_widths
 from .curves import Curves
 from .operands import Operand
+from .parts import Part, cost_of_widths
 
 
 def widths_of(operands: Sequence[Operand]) -> list[int]:

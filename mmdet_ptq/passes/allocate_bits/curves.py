@@ -103,8 +103,6 @@ class Measuring:
         """
 
         def one(j: int) -> Tensor:
-            for slot in self.slots:
-                slot.heard = False
             if probes is None:
                 return self._by_forwards(j, now)
             return self._by_probes(j, now, probes)
@@ -158,7 +156,10 @@ class Measuring:
         """Constants of the float detector."""
         self.bench.reset()
         with torch.no_grad():
-            return self.distance.targets(self._run(j))
+            found = self.distance.targets(self._run(j))
+        for slot in self.slots:
+            slot.heard = False
+        return found
 
     def _by_probes(self, j: int, now: Sequence[Widths], probes: int) -> Tensor:
         """Mean squares of ``<v, r>``, to first order in what changes.

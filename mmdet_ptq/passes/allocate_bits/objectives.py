@@ -16,16 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ...calibration import Images
+from ...calibration import Images, Session
+from ...detectors import has_adapter, why_no_outputs
 from ...errors import QuantConfigError
 from ...losses.boxes import pick_boxes
 from ...losses.rows import confidence, is_mask, surest_rows
 from ...structures import DetectionOutputs
 
+OBJECTIVES = ('feature', 'output', 'roi')
 Target = dict[str, Tensor]
 #: rows of highest confidence that are looked at on a pyramid level
 ROWS = 1000
 TINY = 1e-12
+ROI = 'roi_head'
 
 
 class _Enough(Exception):
@@ -150,35 +153,30 @@ class Predictions(Distance):
     that nobody described count by their relative squared errors.
 
     Args:
-        only (str): Beginning of the names of the heads that count, or
-            ``''`` for all.
+        model (nn.Module): The detector.
+        roi (bool): Whether RoI heads alone count. Defaults to False.
+
+    Raises:
+        QuantConfigError: If they should and there are none.
     """
 
-    def __init__(self, only: str = '') -> None:
-        self.only = only
-
-    def run(self, images: Images, j: int) -> list[Any]:
-        """See :meth:`Distance.run`.
-
-        Raises:
-            QuantConfigError: If the detector has none of the heads.
-        """
-        found = list(images.run(j))
-        if not self.only:
-            return found
-        named = [
-            one
-            for one in found
-            if isinstance(one, DetectionOutputs)
-            and one.name.startswith(self.only)
-        ]
-        if not named:
+    def __init__(self, model: nn.Module, roi: bool = False) -> None:
+        self.roi = roi
+        if roi and (
+            ROI not in dict(model.named_children()) or not has_adapter(model)
+        ):
             raise QuantConfigError(
                 "AllocateBits: objective='roi' compares what RoI heads give, "
-                'and this detector has none that an adapter reads; use '
-                "objective='output'"
+                f'and {type(model).__name__} has none that an adapter reads; '
+                "use objective='output'"
             )
-        return named
+
+    def run(self, images: Images, j: int) -> list[Any]:
+        """See :meth:`Distance.run`."""
+        found = images.run(j)
+        if not self.roi:
+            return list(found)
+        return [one for one in found if one.name.startswith(ROI)]
 
     @torch.no_grad()
     def targets(self, outputs: Sequence[Any]) -> list[Target]:
@@ -254,3 +252,24 @@ def _logit_residual(output: DetectionOutputs, target: Target) -> Tensor:
         return d * (p * (1 - p)).sqrt() * weight
     p = target['logits'].softmax(1)
     return (d - (p * d).sum(1, keepdim=True)) * p.sqrt() * weight
+
+
+def distance_of(session: Session, objective: str) -> Distance:
+    """The distance of an objective.
+
+    Args:
+        session (Session): The running quantization.
+        objective (str): One of :data:`OBJECTIVES`.
+
+    Raises:
+        QuantConfigError: If the detector has not what it compares.
+    """
+    if objective == 'feature':
+        return Features(session.model)
+    why = why_no_outputs(session.model, session.graph)
+    if why:
+        raise QuantConfigError(
+            f"AllocateBits: objective={objective!r} compares the detector's "
+            f"outputs, but {why}; use objective='feature'"
+        )
+    return Predictions(session.model, objective == 'roi')

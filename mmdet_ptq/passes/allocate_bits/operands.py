@@ -13,7 +13,9 @@ from ...plan import build_quantizer, hits
 from ...quantizers import BaseQuantizer, PerInstance
 from ...structures import Port, QuantSpec
 
-KINDS = ('weight', 'input')
+#: what operands are, and how these are called in messages
+NAMES = dict(weight='weights', input='inputs')
+KINDS = tuple(NAMES)
 #: what ChannelGroups gives its parts, or what follows from the groups
 _GIVEN = ('axis', 'granularity', 'group_size', 'per_level')
 
