@@ -1,11 +1,15 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """A small detector whose bits are allocated."""
 
+import torch
+from mmengine.model import BaseModel
 from reconstruct_model import RULES, Net, batches
+from torch import nn
 
 from mmdet_ptq import quantize_detector
 from mmdet_ptq.calibration import Batches
 from mmdet_ptq.engine.quantize import prepare
+from mmdet_ptq.layers.matmul import MatMul
 from mmdet_ptq.passes import AllocateBits, Observe
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 
@@ -21,6 +25,28 @@ LAYERS = [
     'neck.1',
     'tower',
 ]
+
+
+class Attention(BaseModel):
+    """Queries, keys and values of the same tokens, and products."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Conv2d(3, 8, 4, 4)
+        self.qkv = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.qk, self.pv = MatMul(), MatMul()
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = self.backbone(torch.stack(list(inputs)).float())
+        tokens = x.flatten(2).mT
+        q, k, v = (
+            part(tokens).unflatten(-1, (2, 4)).transpose(1, 2)
+            for part in self.qkv
+        )
+        mixed = self.pv(self.qk(q, k.mT).softmax(-1), v)
+        return [self.out(tokens + mixed.transpose(1, 2).flatten(2))]
 
 
 def passes(**args):

@@ -68,10 +68,10 @@ TAIL = """
   and the divisor of the softmax out of what is quantized. DETR loses
   {attention}.
 * `gptq_recon` learns on from there, as `qdrop` does.
-* `gptq_mixed`, `reg_ptq_mixed`, `adalog_mixed` and `igq_mixed` give each tensor
-  the bits that it needs, with those of `--bits` on average. A runtime has to
-  have all of these widths. `f_lbq_dp` and `f_lbq_lg` do so with groups of
-  channels of the backbone alone.
+* `gptq_mixed`, `reg_ptq_mixed`, `adalog_mixed` and `igq_mixed` give each
+  tensor the bits that it needs, with those of `--bits` on average. A runtime
+  has to have all of these widths. `f_lbq_dp` and `f_lbq_lg` do so with groups
+  of channels of the backbone alone.
 
 ## How long it takes on your detector
 

@@ -135,10 +135,7 @@ class Features(Distance):
         self, outputs: Sequence[Tensor], targets: Sequence[Target]
     ) -> list[Tensor]:
         """See :meth:`Distance.residuals`."""
-        return [
-            (y - t['value']) * t['factor']
-            for y, t in zip(outputs, targets, strict=True)
-        ]
+        return _relative_residuals(outputs, targets)
 
 
 class Predictions(Distance):
@@ -189,15 +186,13 @@ class Predictions(Distance):
         self, outputs: Sequence[Any], targets: Sequence[Target]
     ) -> list[Tensor]:
         """See :meth:`Distance.residuals`."""
+        if outputs and isinstance(outputs[0], Tensor):
+            return _relative_residuals(outputs, targets)
         found: list[Tensor] = []
         for output, target in zip(outputs, targets, strict=True):
-            if isinstance(output, Tensor):
-                found.append((output - target['value']) * target['factor'])
-                continue
             found.append(_logit_residual(output, target))
             if 'boxes' in target:
                 rows, labels = target['rows'], target['labels']
-                assert output.boxes is not None
                 boxes = pick_boxes(output.boxes, rows, labels)
                 found.append((boxes - target['boxes']) * target['box_factor'])
         return [r / max(1, len(targets)) ** 0.5 for r in found]
@@ -205,14 +200,22 @@ class Predictions(Distance):
 
 def _relative(outputs: Sequence[Tensor]) -> list[Target]:
     """Tensors, and what makes their squared errors relative."""
+    found = []
+    for y in outputs:
+        y = y.detach()
+        squares = y.double().square().sum() * len(outputs)
+        factor = squares.clamp(min=TINY).rsqrt().to(y.dtype)
+        found.append(dict(value=y, factor=factor))
+    return found
+
+
+def _relative_residuals(
+    outputs: Sequence[Tensor], targets: Sequence[Target]
+) -> list[Tensor]:
     return [
-        dict(
-            value=y.detach(),
-            factor=y.detach().double().square().sum().clamp(min=TINY)
-            .rsqrt().to(y.dtype) / max(1, len(outputs)) ** 0.5,
-        )
-        for y in outputs
-    ]  # fmt: skip
+        (y - t['value']) * t['factor']
+        for y, t in zip(outputs, targets, strict=True)
+    ]
 
 
 def _target(output: DetectionOutputs) -> Target:

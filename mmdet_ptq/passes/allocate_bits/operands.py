@@ -211,8 +211,11 @@ class Wanted:
             channels=channels,
         )
         try:
-            for bits in widths:
-                one.build(layers, bits)
+            name, tensor = one.holders[0]
+            rest = len(counts) - 1
+            for bits in widths[1:]:
+                spec = one.spec_of([widths[0], *[bits] * rest])
+                build_quantizer(spec, layers[name], tensor, name)
         except QuantConfigError as error:
             raise QuantConfigError(
                 f'AllocateBits: {one.name} cannot have groups of {channels} '

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from allocate_kit import IMAGES, allocated, of_kind, passes, planned
+from allocate_kit import IMAGES, Attention, allocated, of_kind, passes, planned
 from rank_kit import on_ranks
 from reconstruct_model import RULES, Net, batches, error, outputs
 
@@ -71,6 +71,41 @@ def test_the_artefact_reloads(tmp_path):
     assert all(map(torch.equal, outputs(model, data), outputs(fresh, data)))
 
 
+@pytest.mark.parametrize(
+    'act', [dict(), dict(type='InstanceGroupQuantizer', num_groups=2)]
+)
+def test_an_attention(act, tmp_path):
+    """Products, softmaxes, and an input that three layers read."""
+    rules = [
+        dict(match='*', weight=dict(granularity='channel'), act={}),
+        dict(match='@matmul', act=dict(granularity='channel')),
+        dict(
+            match='@softmax',
+            act=dict(
+                type='AdaLogQuantizer', granularity='tensor', fixed_scale=1.0
+            ),
+        ),
+        dict(match='qkv.*', act=act),
+    ]
+    model, session = allocated(net=Attention, rules=rules, floor=2)
+    records = of_kind(session, AllocationRecord)
+    tensors = {(r.unit, r.tensor): r for r in records}
+    assert {('qk', 'a'), ('qk', 'b'), ('pv', 'a'), ('pv', 'b')} < set(tensors)
+    tokens = tensors['qkv.0', 'input']
+    assert tokens.layers == ['qkv.0', 'qkv.1', 'qkv.2']
+    assert tokens.elements == 8 * 9
+    assert len({r.bits for r in records}) > 1
+    quantizers = [m.act_quantizers['input'] for m in model.qkv]
+    assert quantizers[0] is quantizers[1] is quantizers[2]
+    assert quantizers[0].bits == tokens.bits
+    record = of_kind(session, BudgetRecord)[0]
+    assert record.measured <= record.uniform
+    save_quantized(session, tmp_path / 'q.pth')
+    fresh = load_quantized(Attention().eval(), tmp_path / 'q.pth')
+    data = batches(2)
+    assert all(map(torch.equal, outputs(model, data), outputs(fresh, data)))
+
+
 class Store:
     """Keeps progress as a file does; stops at some writes."""
 
@@ -87,10 +122,10 @@ class Store:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize('args', [dict(), dict(channels=4, rounds=2)])
-def test_a_stopped_run_goes_on(args):
+def test_a_stopped_run_goes_on():
     data = batches(9)
-    cfg = dict(bits='w4a4', rules=RULES, passes=passes(probes=1, **args))
+    args = dict(channels=4, rounds=2, probes=1, scope=['neck.*', 'tower'])
+    cfg = dict(bits='w4a4', rules=RULES, passes=passes(**args))
 
     def run(store, resume):
         model = Net().eval()
@@ -121,9 +156,11 @@ def test_a_stopped_run_goes_on(args):
 
 
 def of_rank(rank, count=2):
-    model, data = Net().eval(), batches(5)[rank::count]
-    cfg = dict(bits='w4a4', rules=RULES, passes=passes(images=4))
-    session = quantize_detector(model, data, cfg)
+    model, data = Net().eval(), batches(5)
+    cfg = dict(bits='w4a4', rules=RULES, passes=passes(images=4, channels=4))
+    feed = Batches(model, data[rank::count])
+    # all ranks survey the same image
+    session = run_quantization(model, parse_quant_cfg(cfg), data[0], feed)
     found = {n: t.tolist() for n, t in named_tensors(model).items()}
     return found, [r.to_dict() for r in session.records]
 

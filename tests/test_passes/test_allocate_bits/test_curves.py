@@ -22,7 +22,7 @@ BASE = dict(weight=4, input=4)
 
 
 @contextmanager
-def measuring(scope=('tower', 'neck.1'), feature=False, count=2, most=8):
+def measuring(scope=('neck.1',), feature=False, count=2, most=8):
     session, _ = observed()
     wanted = Wanted(scope, BASE, dict(weight=3, input=3), most, None)
     operands = wanted.find(session)
@@ -63,12 +63,12 @@ def test_forwards_are_those_of_the_changed_detector():
 def test_probes_find_the_same_to_first_order():
     with measuring() as one:
         exact = one.curves('exact', all_at(one, None), None)
-        probed = one.curves('probes', all_at(one, None), 150)
+        probed = one.curves('probes', all_at(one, None), 100)
     assert probed.base == 0
     ratio = probed.added / exact.added
-    # 300 draws have a standard deviation of 8 %; few bits are far from linear
+    # 200 draws have a standard deviation of 10 %, and few bits are not small
     assert np.abs(ratio - 1)[:, 3:].max() < 0.4
-    assert np.abs(ratio - 1)[:, 3:].mean() < 0.15
+    assert np.abs(ratio - 1)[:, 3:].mean() < 0.2
 
 
 def test_around_other_widths():
@@ -77,9 +77,9 @@ def test_around_other_widths():
         now = all_at(one, 4)
         exact = one.curves('exact', now, None)
         base = one.distances('now', now)
-        probed = one.curves('probes', now, 100)
+        probed = one.curves('probes', now, 50)
         assert exact.base == pytest.approx(base, rel=1e-5)
-        assert probed.base == pytest.approx(base, rel=0.3)
+        assert probed.base == pytest.approx(base, rel=0.4)
         for curves in (exact, probed):
             assert (curves.added[:, 1] <= 1e-6 * base).all()
             assert (curves.added[:, 2] <= curves.added[:, 1]).all()

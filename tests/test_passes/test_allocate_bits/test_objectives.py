@@ -10,6 +10,7 @@ from torch import nn
 from mmdet_ptq.calibration import Images
 from mmdet_ptq.detectors import RawAdapter
 from mmdet_ptq.errors import QuantConfigError
+from mmdet_ptq.layers import float_mode
 from mmdet_ptq.losses.rows import confidence, divergence
 from mmdet_ptq.passes.allocate_bits.objectives import (
     Features,
@@ -35,7 +36,7 @@ def test_what_follows_the_backbone_is_not_run():
     session = planned()
     calls = []
     session.model.neck[0].register_forward_hook(lambda *_: calls.append(1))
-    with session.cache() as cache:
+    with session.cache() as cache, float_mode(session.model):
         images = Images(session, cache, RawAdapter(), [])
         found = Features(session.model).run(images, 0)
     assert not calls

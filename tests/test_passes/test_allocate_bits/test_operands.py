@@ -12,6 +12,7 @@ from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.passes.allocate_bits.operands import Wanted, largest_divisor
 
 BASE = dict(weight=4, input=4)
+INSTANCES = 'InstanceGroupQuantizer'
 
 
 def found(session, scope=('*',), floor=3, channels=None):
@@ -109,5 +110,9 @@ def test_mistakes_are_named():
     assert names['tower.weight'] == (3, 4)
     with pytest.raises(QuantConfigError, match=r'tower\.weight.* has 2, 3, 4'):
         found(session, floor=4)
-    with pytest.raises(QuantConfigError, match='cannot be a part of channel'):
+    rules = [*RULES, dict(match='tower', act=dict(type=INSTANCES))]
+    session = planned(rules=rules)
+    assert found(session)[-1].channels is None
+    match = r'tower\.input cannot have groups of 4 .* be a part of channel'
+    with pytest.raises(QuantConfigError, match=match):
         found(session, channels=4)
