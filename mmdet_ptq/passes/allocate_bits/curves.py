@@ -10,12 +10,13 @@ import torch
 from mmengine.dist import all_gather_object
 from torch import Tensor
 
-from ...calibration import Images, Prefix, Session, room_for_outputs
+from ...calibration import Images, Session
 from ...errors import NumericError, QuantConfigError
 from ...observers import fetch
 from ...solvers import decreasing
 from .bench import Bench, Slot
 from .objectives import Distance
+from .tables import by_forwards, by_probes
 from .trials import Widths
 
 Floats = npt.NDArray[np.float64]
@@ -103,11 +104,17 @@ class Measuring:
         """
 
         def one(j: int) -> Tensor:
+            targets = self._targets(j)
+            self.bench.set(now)
             if probes is None:
-                return self._by_forwards(j, now)
-            return self._by_probes(j, now, probes)
+                cache = self.images.cache
+                room = cache.limit - cache.in_memory
+                return self._table(by_forwards(self, j, targets, now, room))
+            rng = self.session.rng(PROBES, j)
+            return self._table(by_probes(self, j, targets, probes, rng))
 
-        tables = self._each(key, one)
+        # of forwards there may be thousands for an image
+        tables = self._each(key, one, 1 if probes is None else SAVED)
         self._check_heard(tables)
         mean = np.mean([t[:, 1:] for t in tables], 0)
         rest, last = mean[:-1], mean[-1]
@@ -128,12 +135,14 @@ class Measuring:
             targets = self._targets(j)
             self.bench.set(widths)
             with torch.no_grad():
-                found = self.distance(self._run(j), targets)
+                found = self.distance(self.run(j), targets)
             return found[None].cpu()
 
         return float(np.mean(self._each(key, one)))
 
-    def _each(self, key: str, one: Callable[[int], Tensor]) -> list[Floats]:
+    def _each(
+        self, key: str, one: Callable[[int], Tensor], every: int = SAVED
+    ) -> list[Floats]:
         """What a function gives of each image of all ranks, in order."""
         mine = [j for j in self.images.mine if j < self.count]
         for i, j in enumerate(mine):
@@ -141,7 +150,7 @@ class Measuring:
             name = f'{key}/{j}'
             if name not in self.found:
                 self.found[name] = one(j)
-                if i % SAVED == SAVED - 1:
+                if i % every == every - 1:
                     self.session.save()
         gathered: dict[int, Floats] = {}
         here = {j: self.found[f'{key}/{j}'].numpy() for j in mine}
@@ -149,101 +158,18 @@ class Measuring:
             gathered |= part
         return [gathered[j] for j in sorted(gathered)]
 
-    def _run(self, j: int) -> list[Any]:
+    def run(self, j: int) -> list[Any]:
+        """What the detector, as it is now, gives on image ``j``."""
         return self.distance.run(self.images, j)
 
     def _targets(self, j: int) -> list[dict[str, Tensor]]:
         """Constants of the float detector."""
         self.bench.reset()
         with torch.no_grad():
-            found = self.distance.targets(self._run(j))
+            found = self.distance.targets(self.run(j))
         for slot in self.slots:
             slot.heard = False
         return found
-
-    def _by_probes(self, j: int, now: Sequence[Widths], probes: int) -> Tensor:
-        """Mean squares of ``<v, r>``, to first order in what changes.
-
-        With error e of the outputs as they are, and a change d of them by
-        another width, ``E <v, e + d>^2 = |e + d|^2``.
-        """
-        targets = self._targets(j)
-        changes = any(w is not None for one in now for w in one)
-        self.bench.set(now)
-        with torch.enable_grad():
-            found = self.distance.residuals(self._run(j), targets)
-            rng = self.session.rng(PROBES, j)
-            total: list[Tensor] = []
-            for k in range(probes):
-                value = sum(
-                    (r * torch.randn(r.shape, generator=rng, device=r.device))
-                    .sum()
-                    for r in found
-                )  # fmt: skip
-                if isinstance(value, Tensor) and value.requires_grad:
-                    value.backward(retain_graph=k < probes - 1)
-                error = value.detach().double() * changes  # type: ignore
-                total = self._add(total, error)
-        return self._table([t / probes for t in total])
-
-    def _add(self, total: list[Tensor], error: Tensor) -> list[Tensor]:
-        """Adds the squares of a probe, those of the error last."""
-        parts = [(error + slot.collect()).square() for slot in self.slots]
-        parts.append(error.square().reshape(1, 1))
-        if not total:
-            return parts
-        return [a + b for a, b in zip(total, parts, strict=True)]
-
-    def _by_forwards(self, j: int, now: Sequence[Widths]) -> Tensor:
-        """A forward for each unit and width, from the last unit on."""
-        targets = self._targets(j)
-        room = room_for_outputs(
-            self.images.cache.limit - self.images.cache.in_memory,
-            self.session.device,
-        )
-        prefix = Prefix(self.session.layers, room)
-        found: list[Tensor] = []
-        self.bench.set(now)
-        with torch.no_grad(), prefix.watching():
-
-            def distance(changed: set[str]) -> Tensor:
-                prefix.change(changed)
-                outputs = prefix.run(j, lambda: self._run(j))
-                return self.distance(outputs, targets)
-
-            base = distance(set())
-            before: set[str] = set()
-            # what comes before a unit is as in the forward before
-            for at in self._last_first():
-                slot = self.slots[at]
-                names = {name for name, _ in slot.trial.operand.holders}
-                rows = []
-                for unit in range(slot.trial.units):
-                    row = []
-                    for bits in slot.trial.operand.widths:
-                        widths = list(now[at])
-                        widths[unit] = bits
-                        slot.set(widths)
-                        row.append(distance(names | before))
-                        before = set()
-                    rows.append(torch.stack(row))
-                slot.set(now[at])
-                before = names
-                found.append(torch.stack(rows))
-        order = self._last_first()
-        tables = [t for _, t in sorted(zip(order, found, strict=True),
-                                       key=lambda pair: pair[0])]  # fmt: skip
-        return self._table([*tables, base.reshape(1, 1)])
-
-    def _last_first(self) -> list[int]:
-        """Operands, those of the last layers first."""
-        order = {n: i for i, n in enumerate(self.session.graph.layers)}
-
-        def first(at: int) -> int:
-            holders = self.slots[at].trial.operand.holders
-            return min(order[name] for name, _ in holders)
-
-        return sorted(range(len(self.slots)), key=first, reverse=True)
 
     def _table(self, parts: list[Tensor]) -> Tensor:
         """``[U + 1, 1 + K]`` on the CPU: whether it was heard, and squares.
