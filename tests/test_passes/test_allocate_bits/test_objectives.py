@@ -1,8 +1,12 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Distances by hand, and against the divergences that they approximate."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
+from adapter_kit import float_run
 from allocate_kit import planned
 from reconstruct_model import Net
 from torch import nn
@@ -101,6 +105,21 @@ def test_tensors_that_nobody_described_are_relative():
     found = distance([one + 1, other + 1], targets)
     # each head once: 2 / 25 and 1 / 4, the mean of both
     assert float(found) == pytest.approx((2 / 25 + 1 / 4) / 2)
+
+
+def test_roi_heads_alone():
+    model, _, _, _, found = float_run('faster_rcnn')
+    images = SimpleNamespace(run=lambda j: found)
+    names = {o.name for o in Predictions(model).run(images, 0)}
+    assert names == {'rpn_head', 'roi_head.bbox_head'}
+    distance = Predictions(model, roi=True)
+    some = distance.run(images, 0)
+    assert {o.name for o in some} == {'roi_head.bbox_head'}
+    targets = distance.targets(some)
+    assert distance(some, targets) == 0
+    other = [replace(o, boxes=o.boxes * 1.5) for o in some]
+    # half of the size off, everywhere, and the mean over images
+    assert float(distance(other, targets)) == pytest.approx(0.25, rel=1e-4)
 
 
 def test_what_a_detector_lacks_is_named():
