@@ -75,6 +75,7 @@ def observed(**args):
     """Session behind ``Observe``, and the pass that comes next."""
     session = planned(**args)
     Observe().run(session)
+    session.state = {}  # as between two passes
     kinds = session.config.built_passes
     return session, next(p for p in kinds if isinstance(p, AllocateBits))
 

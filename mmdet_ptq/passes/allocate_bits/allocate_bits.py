@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import ceil
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,12 +18,12 @@ from ...quant_cfg import check_rule, patterns_of
 from ...registry import PASSES
 from ...solvers import METHODS, mean_bits_problem, solve
 from ..base import BasePass
-from ..observe import Observe
 from .adopt import adopt, line, records
 from .bench import Bench
 from .budgets import BUDGETS, Budget
 from .choice import widths_of
 from .curves import Measuring
+from .groups import export, observe_groups
 from .objectives import OBJECTIVES, distance_of
 from .operands import KINDS, NAMES, Operand, Wanted
 from .parts import Part
@@ -47,10 +47,9 @@ class AllocateBits(BasePass):
     several layers read has one width. Where the choice is measured to be
     farther from the float detector than one width for all, the latter stays.
 
-    Curves by probes come from gradients (section 7 of RDO-Q's public
-    description): with random v, the mean square of ``<v, J d>`` is the
-    squared distance that a change d of a tensor makes, to first order. One
-    backward of an image serves all units and widths.
+    Curves by probes come from gradients: with random v, the mean square of
+    ``<v, J d>`` is the squared distance that a change d of a tensor makes,
+    to first order. One backward of an image serves all units and widths.
 
     Args:
         objective (str): What the distance is of. ``'output'``: the
@@ -64,8 +63,9 @@ class AllocateBits(BasePass):
             weight, channels of an input, of which a unit has the next lower
             number that makes them equal. Products, inputs that have grids
             for groups of channels already, and inputs that equal units of at
-            least a quarter of this do not fit are one unit. Defaults to
-            None: units are whole tensors.
+            least a quarter of this do not fit are one unit. Rounding cannot
+            be learned (``AdaRound``) where groups of a weight differ.
+            Defaults to None: units are whole tensors.
         budget (str): ``'separate'``: mean bits of weights and of inputs, by
             their elements, each for itself. ``'joint'``: of both together.
             ``'bytes'``: bytes of weights; inputs by their mean bits.
@@ -173,11 +173,12 @@ class AllocateBits(BasePass):
     def run(self, session: Session) -> None:
         """See :meth:`BasePass.run`; can be resumed after every image."""
         with session.stage('bit allocation'):
-            operands = self._observed(session)
+            operands = self._wanted(session).find(session)
+            observe_groups(session, operands, self)
             trials = make_trials(session, operands)
             bench = Bench(session, trials)
             with (
-                session.resumable(partial(_export, session, operands)),
+                session.resumable(partial(export, session, operands)),
                 session.cache() as cache,
                 frozen(session.model),
             ):
@@ -231,47 +232,6 @@ class AllocateBits(BasePass):
         base = self._wanted(session).base
         budget = Budget(self.budget, self._means(base), self.amount, base)
         return budget.parts(session, operands, widths_of(operands))
-
-    def _observed(self, session: Session) -> list[Operand]:
-        """Operands whose rows the observers have seen.
-
-        Groups of the channels of an input have ranges of their own, which
-        ``Observe`` has to be run again for.
-        """
-        operands = self._wanted(session).find(session)
-        grouped = _grouped(operands)
-        for one in grouped:
-            spec = one.spec_of([one.spec.bits] * len(one.sizes))
-            session.replace_group(one.holders, spec)
-        if 'measured' not in session.state and grouped:
-            _observe_again(session, self)
-        elif grouped:
-            session.stats.load_state_dict(
-                session.state['stats'], session.layers, session.device
-            )
-        return operands
-
-
-def _observe_again(session: Session, before: BasePass) -> None:
-    """Runs the last ``Observe`` before a pass once more."""
-    passes = session.config.built_passes
-    kinds = [type(one) for one in passes]
-    earlier = passes[: kinds.index(type(before))]
-    observe = [one for one in earlier if isinstance(one, Observe)]
-    observe[-1].run(session)
-
-
-def _export(session: Session, operands: list[Operand]) -> dict[str, Any]:
-    """What was measured, and statistics that were taken anew for it."""
-    found: dict[str, Any] = dict(measured=dict(session.state['measured']))
-    if _grouped(operands):
-        found['stats'] = session.stats.state_dict()
-    return found
-
-
-def _grouped(operands: list[Operand]) -> list[Operand]:
-    """Inputs that are parted in groups of channels."""
-    return [one for one in operands if one.kind == 'input' and one.channels]
 
 
 def _mean(name: str, value: float | None) -> float | None:
