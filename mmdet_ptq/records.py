@@ -24,6 +24,67 @@ class Record:
 
 
 @dataclass(frozen=True)
+class AllocationRecord(Record):
+    """Bits that a weight, an input or some of its channels got.
+
+    Attributes:
+        tensor (str): ``'weight'`` or a port, of the first of its layers.
+        layers (list[str]): All layers that have it.
+        group (int, optional): Which group of channels, counted from 0; None
+            where it is the whole tensor.
+        elements (int): How many numbers have these bits; of an input, in
+            one image.
+        bits (int): What it got.
+        widths (list[int]): What it could have got, rising.
+        curve (list[float | None]): What each of these was seen to add to the
+            distance from the float detector, None where that is not finite.
+    """
+
+    tensor: str
+    layers: list[str]
+    group: int | None
+    elements: int
+    bits: int
+    widths: list[int]
+    curve: list[float | None]
+
+
+@dataclass(frozen=True)
+class BudgetRecord(Record):
+    """A budget of bits and what was made of it.
+
+    ``unit`` says of what it is: ``'weights'``, ``'inputs'``, ``'weights and
+    inputs'`` or ``'layers'``. Distances are those of the whole detector from
+    the float one, with all that was allocated quantized and the rest float;
+    they are the same in all budgets of a pass.
+
+    Attributes:
+        cost (str): What is counted, e.g. ``'mean bits'``.
+        budget (float): How much there was.
+        spent (float): How much was taken.
+        least (int): Fewest bits that something got.
+        most (int): Most bits.
+        solver (str): What chose.
+        objective (str): Whose distance was made small.
+        predicted (float): Distance as the curves add up.
+        measured (float): Distance as it was then measured.
+        uniform (float, optional): Measured with one width everywhere, None
+            where that does not fit the budget.
+    """
+
+    cost: str
+    budget: float
+    spent: float
+    least: int
+    most: int
+    solver: str
+    objective: str
+    predicted: float
+    measured: float
+    uniform: float | None = None
+
+
+@dataclass(frozen=True)
 class EqualizationRecord(Record):
     """Channels that could be scaled where they are made and read.
 
@@ -209,6 +270,8 @@ def reported(records: Iterable[Record]) -> dict[str, list[dict]]:
         reparametrization=ReparametrizationRecord,
         noise=NoiseRecord,
         search=SearchRecord,
+        allocation=AllocationRecord,
+        budget=BudgetRecord,
     )
     found = list(records)
     return {

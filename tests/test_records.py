@@ -4,7 +4,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from mmdet_ptq.records import RangeRecord, Record, UnitRecord, record_of
+from mmdet_ptq.records import (
+    AllocationRecord,
+    BudgetRecord,
+    RangeRecord,
+    Record,
+    UnitRecord,
+    record_of,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,8 @@ class FinerRecord(WidthRecord):
         RangeRecord('neck', 2.0, 0.5, after=0.25),
         UnitRecord('neck', 1.0, None, False, 'NaN', [1.0, 0.5], ['AdaRound']),
         UnitRecord('neck', 1.0, 0.5, True, correction=[2.0, 1.0]),
+        AllocationRecord('a', 'weight', ['a'], 0, 9, 3, [3, 4], [1.0, None]),
+        BudgetRecord('all', 'bytes', 9, 8.5, 3, 8, 'dp', 'roi', 1.0, 2.0),
         WidthRecord('neck', 3),
         FinerRecord('neck', 3, 'why'),
     ],

@@ -2,7 +2,7 @@
 """What a pass may read and write, and nothing else."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from ..layers import QuantLayer, quant_layers
-from ..plan import replace
+from ..plan import replace, replace_group
 from ..quant_cfg import QuantConfig
 from ..quantizers import BaseQuantizer
 from ..records import Record
-from ..structures import LayerGraph, QuantPlan, QuantSpec
+from ..structures import LayerGraph, Port, QuantPlan, QuantSpec
 from ..surgery import Edit
 from .cache import ActivationCache
 from .feed import Feed
@@ -112,6 +112,24 @@ class Session:
                 quantizer.
         """
         return replace(self.model, self.plan, layer, tensor, spec)
+
+    def replace_group(
+        self, group: Sequence[Port], spec: QuantSpec
+    ) -> BaseQuantizer:
+        """Gives an input that several layers read another quantizer.
+
+        Args:
+            group (Sequence[Port]): All ports of one of the plan's groups.
+            spec (QuantSpec): What it becomes; they go on sharing it.
+
+        Returns:
+            BaseQuantizer: The new quantizer, still without a range.
+
+        Raises:
+            QuantConfigError: If these ports are no group, or there is no
+                such quantizer.
+        """
+        return replace_group(self.model, self.plan, group, spec)
 
     def rng(self, *key: int) -> torch.Generator:
         """A generator that depends on the seed and a key alone.

@@ -7,6 +7,7 @@ from .base import (
     RawAdapter,
     ReadsHead,
     find_adapter,
+    has_adapter,
 )
 from .choose import adapter_for, why_no_outputs
 from .dense import DenseAdapter, GFLAdapter, YOLOXAdapter
@@ -27,6 +28,7 @@ __all__ = [
     'adapter_for',
     'detector_of',
     'find_adapter',
+    'has_adapter',
     'why_no_outputs',
     'without_wrapper',
 ]

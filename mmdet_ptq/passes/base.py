@@ -20,8 +20,9 @@ from ..surgery import Edit
 #: channels that were scaled (``'equalized'``), layers that scale or shift
 #: their inputs (``'scaled'``), what GELUs give shifted (``'shifted'``), inputs
 #: with noise (``'noisy'``), softmaxes whose numerator is quantized
-#: (``'numerators'``) and positional encodings that are projected apart
-#: (``'positions'``).
+#: (``'numerators'``), positional encodings that are projected apart
+#: (``'positions'``) and bits that were chosen for each tensor
+#: (``'allocated'``).
 GIVERS = dict(
     folded='FoldBatchNorm',
     equalized='EqualizeChannels',
@@ -36,6 +37,7 @@ GIVERS = dict(
     numerators='QuantizeNumerator',
     positions='SplitPositions',
     noisy='AddNoise',
+    allocated='AllocateBits',
 )
 
 

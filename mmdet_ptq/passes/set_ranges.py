@@ -79,7 +79,7 @@ class SetRanges(BasePass):
                 quantizer.fit(weight)
             else:
                 ranged.append(quantizer)
-                ends += self._weight_range(weight, quantizer)
+                ends += self.weight_range(weight, quantizer)
         # of all layers, a GPU is asked once
         ends = fetch(ends)
         for quantizer, *found in zip(
@@ -87,9 +87,19 @@ class SetRanges(BasePass):
         ):
             quantizer.set_range(*found)
 
-    def _weight_range(
+    def weight_range(
         self, weight: Tensor, quantizer: BaseQuantizer
     ) -> tuple[Tensor, Tensor]:
+        """The range that a weight gets.
+
+        Args:
+            weight (Tensor): The float weight.
+            quantizer (BaseQuantizer): Its quantizer, none that
+                :class:`FitsTensor`.
+
+        Returns:
+            tuple[Tensor, Tensor]: Low and high, for ``set_range``.
+        """
         observer = build_from(OBSERVERS, self.weight_observer)
         if isinstance(observer, LpObserver):
             return search_weight_range(weight, quantizer, p=observer.p)

@@ -1,12 +1,14 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Another quantizer for one tensor, everything else untouched."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from ..errors import QuantConfigError, unknown
 from ..layers import QuantLayer, divide_batches, quant_layers
 from ..quantizers import BaseQuantizer, PerInstance
-from ..structures import QuantPlan, QuantSpec
+from ..structures import Port, QuantPlan, QuantSpec
 from .attach import build_quantizer
 
 
@@ -68,6 +70,46 @@ def replace(
         found = plan.layers[name]
         quantized = found.weight is not None or any(found.acts.values())
         found.why_float = '' if quantized else 'a pass left it float'
+    return quantizer
+
+
+def replace_group(
+    model: nn.Module,
+    plan: QuantPlan,
+    group: Sequence[Port],
+    spec: QuantSpec,
+) -> BaseQuantizer:
+    """Changes model and plan for one input that several layers read.
+
+    Args:
+        model (nn.Module): A model of twins with the plan's quantizers.
+        plan (QuantPlan): Changed in place.
+        group (Sequence[Port]): All ports of one of its groups, which share
+            the new quantizer as they shared the old one.
+        spec (QuantSpec): What the input becomes.
+
+    Returns:
+        BaseQuantizer: The new quantizer, still without a range.
+
+    Raises:
+        QuantConfigError: If these ports are no group, or there is no such
+            quantizer; nothing is changed then.
+    """
+    wanted = list(group)
+    if wanted not in plan.groups:
+        raise QuantConfigError(
+            f'the inputs {wanted} do not share one quantizer, so they cannot '
+            'get another one together'
+        )
+    layers = quant_layers(model)
+    name, port = wanted[0]
+    device = next(model.parameters()).device
+    quantizer = build_quantizer(spec, layers[name], port, name).to(device)
+    if isinstance(quantizer, PerInstance):
+        divide_batches(model)
+    for name, port in wanted:
+        layers[name].set_quantizer(port, quantizer)
+        plan.layers[name].acts[port] = spec
     return quantizer
 
 

@@ -6,7 +6,13 @@ from .calibration import Calibration
 from .config import QuantConfig, parse_quant_cfg
 from .inherit import replaced_rules
 from .recipes import checked_keys, load_recipe, recipe_names
-from .rules import DEFAULT_QUANTIZER, PORT_ROLES, check_width, patterns_of
+from .rules import (
+    DEFAULT_QUANTIZER,
+    PORT_ROLES,
+    check_rule,
+    check_width,
+    patterns_of,
+)
 from .scopes import SCOPES
 
 __all__ = [
@@ -16,6 +22,7 @@ __all__ = [
     'Bits',
     'Calibration',
     'QuantConfig',
+    'check_rule',
     'check_width',
     'checked_keys',
     'load_recipe',

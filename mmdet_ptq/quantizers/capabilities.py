@@ -239,12 +239,13 @@ class Searchable(ABC):
         """
         return Ranges(low[:, None] * fractions, high[:, None] * fractions)
 
-    def of_rows(self, rows: slice) -> 'Searchable':
+    def of_rows(self, rows: slice | Tensor) -> 'Searchable':
         """What :meth:`trial` is to be asked of for some rows alone.
 
         Args:
-            rows (slice): Of the rows of a tensor; those of all pyramid
-                levels are counted one level after the other.
+            rows (slice | Tensor): Of the rows of a tensor, or their int64
+                indices, which may repeat; those of all pyramid levels are
+                counted one level after the other.
 
         Returns:
             Searchable: Itself, where all rows have grids of one kind.

@@ -222,16 +222,12 @@ class ChannelGroups(BaseQuantizer, Searchable):
             for part, count in zip(self.each(), counts, strict=True)
         )
 
-    def of_rows(self, rows: slice) -> 'WidthsOfRows':
+    def of_rows(self, rows: slice | Tensor) -> 'WidthsOfRows':
         """See :meth:`Searchable.of_rows`."""
         size = self.channels if self.role == 'weight' else 1
         groups = len(self.widths)
         return WidthsOfRows(
-            self,
-            [
-                self.widths[r // size % groups]
-                for r in range(rows.start, rows.stop)
-            ],
+            self, [self.widths[r // size % groups] for r in _indices(rows)]
         )
 
     def trial(self, x: Tensor, candidates: tuple[Tensor, ...]) -> Tensor:
@@ -259,9 +255,10 @@ class WidthsOfRows(Searchable):
     def __init__(self, groups: ChannelGroups, widths: list[int]) -> None:
         self.groups, self.widths = groups, widths
 
-    def of_rows(self, rows: slice) -> 'WidthsOfRows':
+    def of_rows(self, rows: slice | Tensor) -> 'WidthsOfRows':
         """See :meth:`Searchable.of_rows`."""
-        return WidthsOfRows(self.groups, self.widths[rows])
+        widths = [self.widths[r] for r in _indices(rows)]
+        return WidthsOfRows(self.groups, widths)
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Not for some rows alone.
@@ -286,3 +283,10 @@ class WidthsOfRows(Searchable):
             some = type(candidates)(*(c[at] for c in candidates))
             out[at] = part.trial(x if len(x) == 1 else x[at], some)
         return out
+
+
+def _indices(rows: slice | Tensor) -> list[int]:
+    if isinstance(rows, slice):
+        return list(range(rows.start, rows.stop))
+    found: list[int] = rows.tolist()
+    return found

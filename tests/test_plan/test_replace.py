@@ -111,3 +111,26 @@ def test_mistakes_change_nothing(in_a_pass, layer, tensor, spec, match):
         assert session.plan.groups == groups
 
     in_a_pass(look)
+
+
+def test_readers_of_one_input_together(in_a_pass):
+    """They share the new quantizer, and stay a group."""
+
+    def look(session):
+        group = next(g for g in session.plan.groups if ('side', 'input') in g)
+        assert ('bbox_head.0', 'input') in group
+        before = [list(g) for g in session.plan.groups]
+        with pytest.raises(QuantConfigError, match='do not share'):
+            session.replace_group(group[:1], SPEC)
+        new = session.replace_group(group, QuantSpec(SPEC.type, 2))
+        for name, port in group:
+            layer = session.layers[name]
+            assert layer.act_quantizers[port] is new
+            assert session.plan.layers[name].acts[port].bits == 2
+        assert session.plan.groups == before
+        new.set_range(torch.tensor([0.0]), torch.tensor([3.0]))
+
+    model, _ = in_a_pass(look)
+    shared = model.side.act_quantizers['input']
+    assert model.bbox_head[0].act_quantizers['input'] is shared
+    assert shared.bits == 2

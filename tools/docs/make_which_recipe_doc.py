@@ -71,6 +71,10 @@ TAIL = """
   inputs need them, not at equal steps. It loses least at 2 to 4 bits, and the
   file is as small. A runtime has to look values up: it saves no time there.
 * `gptq_recon` and `gptq_codebook_recon` learn on from there, as `qdrop` does.
+* `gptq_mixed`, `reg_ptq_mixed`, `adalog_mixed` and `igq_mixed` give each
+  tensor the bits that it needs, with those of `--bits` on average. A runtime
+  has to have all of these widths. `f_lbq_dp` and `f_lbq_lg` do so with groups
+  of channels of the backbone alone.
 
 ## How long it takes on your detector
 

@@ -204,7 +204,8 @@ class _Part:
         term, columns = self.terms[i], self.columns[i]
         x = term.x[..., columns]
         mine = type(candidates)(*(c[self.local[i]] for c in candidates))
-        tried = self.quantizer.trial(x.reshape(len(x), -1), mine)
+        rows = self.quantizer.of_rows(self.rows[self.local[i]])
+        tried = rows.trial(x.reshape(len(x), -1), mine)
         error = tried.view(len(x), -1, *x.shape[1:]).sub_(x[:, None])
         return term.times_factor(error, columns) + self.offsets[i][:, None]
 

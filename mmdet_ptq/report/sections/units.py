@@ -95,6 +95,30 @@ TABLES = (
         'Scaled inputs: error over that with one grid, 1 where none was made',
         (('error', 'error', '.3g'), ('strength', 'strength', '.2g')),
     ),
+    (
+        'budget',
+        'Budgets of bits, and distances from the float detector',
+        (
+            ('cost', 'of', ''),
+            ('budget', 'budget', '.4g'),
+            ('spent', 'spent', '.4g'),
+            ('least', 'fewest bits', 'd'),
+            ('most', 'most bits', 'd'),
+            ('predicted', 'predicted', '.3g'),
+            ('measured', 'measured', '.3g'),
+            ('uniform', 'with one width', '.3g'),
+        ),
+    ),
+    (
+        'allocation',
+        'Bits that tensors and groups of channels got',
+        (
+            ('tensor', 'tensor', ''),
+            ('group', 'group', 'd'),
+            ('elements', 'elements', ',d'),
+            ('bits', 'bits', 'd'),
+        ),
+    ),
 )
 
 

@@ -318,3 +318,21 @@ def test_its_place(types, match):
     cfg = dict(bits='w4a4', rules=RULES, passes=[dict(type=t) for t in types])
     with pytest.raises(QuantConfigError, match=match):
         quantize_detector(Net().eval(), batches(1), cfg)
+
+
+def test_groups_of_channels_keep_their_widths():
+    """Also where rows are those of a few groups of a convolution."""
+    act = dict(type='ChannelGroups', bits=8, widths=[3, 8], channels=4)
+    weight = dict(type='ChannelGroups', bits=6, widths=[6, 2, 5], channels=3)
+    rules = [*RULES, dict(match=['qkv.*', 'head'], act=act)]
+    rules.append(dict(match=['qkv.*', 'depthwise'], weight=weight))
+    _, session = before_search(rules=rules)
+    SearchScales(rows=64).run(session)
+    found = {(r.unit, r.tensor): r for r in session.records}
+    for key in (('qkv.0', 'input'), ('qkv.1', 'weight'), ('head', 'input')):
+        assert found[key].after < found[key].before, key
+    assert found['depthwise', 'weight'].after <= (
+        found['depthwise', 'weight'].before
+    )
+    assert session.layers['qkv.0'].act_quantizers['input'].widths == [3, 8]
+    assert session.layers['qkv.2'].weight_quantizer.widths == [6, 2, 5]

@@ -1,0 +1,116 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""What is chosen within one budget."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...errors import BudgetError
+from ...solvers import Problem, Resource, solve
+from .curves import Floats
+
+#: what rounding may add to a sum of costs
+SLACK = 1e-9
+
+Picks = tuple[tuple[int, int], ...]
+"""Unit and column of its width, for each unit that an option decides on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One budget and what may be chosen within it.
+
+    Attributes:
+        name (str): What is chosen, for messages.
+        resource (Resource): Costs of each option of each decision.
+        picks (list[list[Picks]]): What each of these means.
+    """
+
+    name: str
+    resource: Resource
+    picks: list[list[Picks]]
+
+    def problem(self, added: Floats) -> Problem:
+        """What is to be solved.
+
+        Args:
+            added (Floats): ``[U, K]``, distances of units at widths; NaN
+                where a unit does not have one.
+        """
+        shape = self.resource.costs.shape
+        table = np.full(shape, np.inf)
+        for i, options in enumerate(self.picks):
+            for k, picks in enumerate(options):
+                table[i, k] = sum(
+                    added[unit, column] for unit, column in picks
+                )
+        return Problem(table, (self.resource,))
+
+    def check(self, added: Floats) -> None:
+        """Refuses a budget that is out of reach, on either side.
+
+        Args:
+            added (Floats): As of :meth:`problem`; its numbers do not matter.
+
+        Raises:
+            BudgetError: With those that can be met.
+        """
+        problem = self.problem(added)
+        resource = self.resource
+        low, high = problem.bounds(resource)
+        slack = SLACK * high
+        if low - slack <= resource.budget <= high + slack:
+            return
+        raise BudgetError(
+            f'AllocateBits: {self.name}: a budget of {resource.budget:.6g} '
+            f'{resource.name} is out of reach: widths from floor to most take '
+            f'{low:.6g} to {high:.6g}; give one of these, or another floor or '
+            'most'
+        )
+
+
+def cost_of_widths(part: Part, columns: Sequence[int]) -> float | None:
+    """What given widths take of a budget, in its unit.
+
+    Args:
+        part (Part): The budget.
+        columns (Sequence[int]): Column of the width of each unit.
+
+    Returns:
+        float | None: None if no option has these widths.
+    """
+    total = 0.0
+    for i, options in enumerate(part.picks):
+        fits = (
+            k
+            for k, picks in enumerate(options)
+            if all(columns[unit] == column for unit, column in picks)
+        )
+        at = next(fits, None)
+        if at is None:
+            return None
+        total += float(part.resource.costs[i, at])
+    return total / part.resource.unit
+
+
+def solved(
+    part: Part, added: Floats, solver: str, options: Mapping[str, object]
+) -> dict[int, int]:
+    """Chooses widths within a budget.
+
+    Args:
+        part (Part): The budget.
+        added (Floats): ``[U, K]``.
+        solver (str): Method of :func:`mmdet_ptq.solvers.solve`.
+        options (Mapping[str, object]): Of the method.
+
+    Returns:
+        dict[int, int]: Column of the width of each unit.
+    """
+    solution = solve(part.problem(added), solver, **options)
+    return {
+        unit: column
+        for options_of, k in zip(part.picks, solution.choice, strict=True)
+        for unit, column in options_of[k]
+    }
