@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
+from ..layers import InputLayerNorm
 from ..structures import Port
 from ..surgery import out_channels
 
 #: labels of a number that is always zero, and of one that is not to change
 ZERO, FIXED = 0, 1
-NORMS = (nn.LayerNorm, nn.GroupNorm)
+NORMS = (nn.LayerNorm, InputLayerNorm, nn.GroupNorm)
 
 
 @dataclass

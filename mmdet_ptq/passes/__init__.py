@@ -8,6 +8,7 @@ from .compensate import CompensateRounding
 from .correct_bias import CorrectBias
 from .equalize import EqualizeChannels
 from .fold_bn import FoldBatchNorm
+from .integer_softmax import IntegerSoftmax
 from .lapq import LAPQ
 from .observe import Observe
 from .quantize_numerator import QuantizeNumerator
@@ -28,6 +29,7 @@ __all__ = [
     'CorrectBias',
     'EqualizeChannels',
     'FoldBatchNorm',
+    'IntegerSoftmax',
     'Observe',
     'QuantizeNumerator',
     'Reconstruct',

@@ -20,7 +20,8 @@ from ..surgery import Edit
 #: channels that were scaled (``'equalized'``), layers that scale or shift
 #: their inputs (``'scaled'``), what GELUs give shifted (``'shifted'``), inputs
 #: with noise (``'noisy'``), softmaxes whose numerator is quantized
-#: (``'numerators'``) and positional encodings that are projected apart
+#: (``'numerators'``), softmaxes of whole logits
+#: (``'whole'``) and positional encodings that are projected apart
 #: (``'positions'``).
 GIVERS = dict(
     folded='FoldBatchNorm',
@@ -34,6 +35,7 @@ GIVERS = dict(
     corrected='CorrectBias',
     learned='Reconstruct',
     numerators='QuantizeNumerator',
+    whole='IntegerSoftmax',
     positions='SplitPositions',
     noisy='AddNoise',
 )
