@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from ..layers import QuantLayer, quant_layers
-from ..plan import replace
+from ..plan import regroup, replace
 from ..quant_cfg import QuantConfig
-from ..quantizers import BaseQuantizer
+from ..quantizers import BaseQuantizer, InstanceGroupQuantizer
 from ..records import Record
-from ..structures import LayerGraph, QuantPlan, QuantSpec
+from ..structures import LayerGraph, Port, QuantPlan, QuantSpec
 from ..surgery import Edit
 from .cache import ActivationCache
 from .feed import Feed
@@ -112,6 +112,23 @@ class Session:
                 quantizer.
         """
         return replace(self.model, self.plan, layer, tensor, spec)
+
+    def regroup(
+        self, group: list[Port], num_groups: int
+    ) -> InstanceGroupQuantizer:
+        """Gives ports that share grids of each image another number of them.
+
+        Args:
+            group (list[Port]): One of the plan's groups.
+            num_groups (int): How many grids.
+
+        Returns:
+            InstanceGroupQuantizer: Theirs, without a range.
+
+        Raises:
+            QuantConfigError: If the ports have another quantizer.
+        """
+        return regroup(self.model, self.plan, group, num_groups)
 
     def rng(self, *key: int) -> torch.Generator:
         """A generator that depends on the seed and a key alone.

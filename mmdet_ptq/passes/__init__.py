@@ -2,6 +2,7 @@
 """Passes: in order, how the numbers of a quantization are found."""
 
 from .add_noise import AddNoise
+from .allocate_groups import AllocateGroups
 from .base import BasePass, checked
 from .choose_exponents import ChooseExponents
 from .compensate import CompensateRounding
@@ -23,6 +24,7 @@ from .split_positions import SplitPositions
 __all__ = [
     'LAPQ',
     'AddNoise',
+    'AllocateGroups',
     'BasePass',
     'ChooseExponents',
     'CompensateRounding',

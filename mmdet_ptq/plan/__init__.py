@@ -4,7 +4,7 @@
 from .attach import attach, check_plan
 from .make import check_globs, make_plan, unmatched_rules
 from .manifest import plan_of, plan_to_dict
-from .replace import replace
+from .replace import regroup, replace
 
 __all__ = [
     'attach',
@@ -13,6 +13,7 @@ __all__ = [
     'make_plan',
     'plan_of',
     'plan_to_dict',
+    'regroup',
     'replace',
     'unmatched_rules',
 ]

@@ -5,72 +5,23 @@ import copy
 
 import pytest
 import torch
-from mmengine.model import BaseModel
-from torch import nn
+from rank_kit import on_ranks
+from scoring import Scoring, batches, scores_adapter
 
 from mmdet_ptq import quantize_detector
-from mmdet_ptq.detectors import Adapter
+from mmdet_ptq.calibration import Batches, ResumeStore
+from mmdet_ptq.engine.quantize import run_quantization
 from mmdet_ptq.errors import QuantConfigError
-from mmdet_ptq.layers import quantizing
-from mmdet_ptq.registry import ADAPTERS
+from mmdet_ptq.layers import named_tensors, quantizing
+from mmdet_ptq.losses import DetectionLoss
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 from mmdet_ptq.structures import DetectionOutputs
-
-
-class ScoresHead(nn.Linear):
-    """Gives logits of three classes."""
-
-
-class Block(nn.Module):
-    """Two layers, a nonlinearity and a skip."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(6, 8)
-        self.second = nn.Linear(8, 6)
-
-    def forward(self, x):
-        return x + self.second(torch.relu(self.first(x)))
-
-
-class Scoring(BaseModel):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem = nn.Linear(6, 6)
-        self.backbone = nn.Sequential(Block())
-        self.bbox_head = ScoresHead(6, 3)
-
-    def forward(self, inputs, data_samples=None, mode='tensor'):
-        x = torch.stack(list(inputs)).float()
-        x = self.stem(x.flatten(1, -2))
-        return self.bbox_head(self.backbone(x))
 
 
 @pytest.fixture(scope='module', autouse=True)
 def adapter():
-    class ScoresAdapter(Adapter):
-        heads = (ScoresHead,)
-
-        def outputs(self, model, batch, anchor):
-            logits = model(batch['inputs'])
-            return [
-                DetectionOutputs('bbox_head', one, 'sigmoid') for one in logits
-            ]
-
-    ADAPTERS.register_module(module=ScoresAdapter, force=True)
-    yield
-    ADAPTERS.module_dict.pop('ScoresAdapter')
-
-
-def batches(count=3):
-    rng = torch.Generator().manual_seed(1)
-    return [
-        dict(
-            inputs=[torch.randn(1, 5, 6, generator=rng) * (i + 1)],
-            data_samples=[None],
-        )
-        for i in range(count)
-    ]
+    with scores_adapter():
+        yield
 
 
 UNIFORM = dict(type='UniformQuantizer', symmetric=True)
@@ -180,8 +131,6 @@ def by_hand(elimination, count=16, rounds=1, images=3):
 
 
 def loss_of(logits, exact):
-    from mmdet_ptq.losses import DetectionLoss
-
     loss = DetectionLoss()
     targets = loss.targets([DetectionOutputs('h', exact, 'sigmoid')])
     return loss([DetectionOutputs('h', logits, 'sigmoid')], targets)
@@ -272,3 +221,54 @@ def test_what_cannot_be_searched():
     cfg = dict(bits='w4a4', rules=rules, passes=[*MINMAX, SEARCH])
     with pytest.raises(QuantConfigError, match='cannot be searched'):
         quantize_detector(Scoring().eval(), batches(), cfg)
+
+
+class Killed(Exception):
+    pass
+
+
+def run(path, rank=0, world=1, resume=False, after=None):
+    """One rank's share of a run, which may be killed at a unit."""
+    model = Scoring().eval()
+    passes = [*MINMAX, SEARCH]
+    rules = [dict(RULES[0], match='*')]
+    cfg = parse_quant_cfg(dict(bits='w3a3', rules=rules, passes=passes))
+    seen = []
+
+    def progress(stage, item, done, total):
+        if stage == 'scales':
+            seen.append(item)
+            if len(seen) == after:
+                raise Killed
+
+    feed = Batches(model, batches()[rank::world])
+    store = ResumeStore(path, 'one') if path else None
+    session = run_quantization(
+        model, cfg, batches()[0], feed, progress, store, resume
+    )
+    return session, seen
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path):
+    expected, seen = run(None)
+    assert seen == ['stem', 'backbone.0']
+    path = tmp_path / 'resume.pth'
+    with pytest.raises(Killed):
+        run(path, after=2)
+    session, seen = run(path, resume=True)
+    assert seen == ['backbone.0']
+    assert session.records == expected.records
+    found, wanted = (named_tensors(s.model) for s in (session, expected))
+    assert all(torch.equal(t, wanted[n]) for n, t in found.items())
+
+
+def _of_rank(rank):
+    session, _ = run(None, rank, 2)
+    return ends_found(session), [r.to_dict() for r in session.records]
+
+
+def test_ranks_find_what_one_finds(tmp_path):
+    ends = ends_found(run(None)[0])
+    for found, _ in (ranks := on_ranks(_of_rank, 2, tmp_path)):
+        assert found == pytest.approx(ends, rel=1e-5)
+    assert ranks[0] == ranks[1]
