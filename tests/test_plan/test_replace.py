@@ -111,3 +111,11 @@ def test_mistakes_change_nothing(in_a_pass, layer, tensor, spec, match):
         assert session.plan.groups == groups
 
     in_a_pass(look)
+
+
+def test_only_grids_of_each_image_have_groups(in_a_pass):
+    def regroup(session):
+        with pytest.raises(QuantConfigError, match='has no number of groups'):
+            session.regroup(session.plan.groups[0], 4)
+
+    in_a_pass(regroup)
