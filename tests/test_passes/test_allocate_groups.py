@@ -50,19 +50,17 @@ def quantized(*passes, **kwargs):
 
 
 def logits_of(model, float_layer=None):
-    found = []
-    layer = None if float_layer is None else model.get_submodule(float_layer)
+    """Probabilities on each image, with one layer left float if named."""
+    if float_layer is not None:
+        layer = model.get_submodule(float_layer)
+        quantizer, weight = layer.act_quantizers['input'], layer.weight
+        layer.set_quantizer('input', None)
+        layer.weight = Scoring().get_submodule(float_layer).weight
     with torch.no_grad():
-        for batch in batches():
-            kept = None
-            if layer is not None:
-                kept = layer.act_quantizers['input'], layer.weight
-                exact = Scoring().get_submodule(float_layer).weight
-                del layer.act_quantizers['input']
-                layer.weight = exact
-            found.append(model(batch['inputs']).double().sigmoid())
-            if kept is not None:
-                layer.act_quantizers['input'], layer.weight = kept
+        found = [model(b['inputs']).double().sigmoid() for b in batches()]
+    if float_layer is not None:
+        layer.set_quantizer('input', quantizer)
+        layer.weight = weight
     return found
 
 
