@@ -14,7 +14,7 @@ from ..surgery import out_channels
 
 #: labels of a number that is always zero, and of one that is not to change
 ZERO, FIXED = 0, 1
-NORMS = (nn.LayerNorm, InputLayerNorm, nn.GroupNorm)
+NORMS = (nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass
@@ -106,7 +106,9 @@ def _channels(module: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> int:
     """Output channels that a module has a factor for each; 0: none."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         return out_channels(module) if is_leaf(module) else 0
-    if type(module) in NORMS or is_batch_norm(module):
+    # layers may be twins by now
+    norm = type(module) in NORMS or isinstance(module, InputLayerNorm)
+    if norm or is_batch_norm(module):
         weight = module.weight
         return len(weight) if weight is not None and weight.dim() == 1 else 0
     return 0

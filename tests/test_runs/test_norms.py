@@ -71,6 +71,12 @@ def test_by_default_norms_are_no_layers():
     assert session.edits == []
 
 
+def scaled(session):
+    """What can be scaled, by the modules that give and read it."""
+    found, _ = session.graph.find_scalings()
+    return [(s.kind, sorted(s.outputs), sorted(s.inputs)) for s in found]
+
+
 def test_a_rule_makes_them_layers_and_changes_nothing_else():
     plain, session = quantized(), quantized(NORM)
     norm = session.layers['block.norm']
@@ -81,6 +87,8 @@ def test_a_rule_makes_them_layers_and_changes_nothing_else():
     assert plan.weight is None and plan.acts['input'].bits == 4
     # what a norm is for the graph it still is
     assert session.graph.norm_links == plain.graph.norm_links
+    ours, theirs = (scaled(s) for s in (session, plain))
+    assert ours == theirs != []
     units = {u.name: u.layers for u in session.graph.units}
     assert units['block'] == ('block.norm', 'block.linear')
     assert [u.name for u in plain.graph.units] == list(units)
