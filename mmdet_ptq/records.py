@@ -227,6 +227,28 @@ class SearchRecord(Record):
 
 
 @dataclass(frozen=True)
+class GroupsRecord(Record):
+    """How many grids of each image an input got.
+
+    Attributes:
+        port (str): Of the first of its layers.
+        layers (list[str]): All layers that share the grids.
+        candidates (list[int]): Numbers of grids that were tried.
+        perturbations (list[float]): What each of them does to the
+            detector's outputs, a mean over images.
+        bops (list[int]): What each of them costs more than one grid.
+        groups (int): The number that was chosen.
+    """
+
+    port: str
+    layers: list[str]
+    candidates: list[int]
+    perturbations: list[float]
+    bops: list[int]
+    groups: int
+
+
+@dataclass(frozen=True)
 class UnitRecord(Record):
     """The reconstruction of one unit.
 
@@ -272,6 +294,7 @@ def reported(records: Iterable[Record]) -> dict[str, list[dict]]:
         search=SearchRecord,
         allocation=AllocationRecord,
         budget=BudgetRecord,
+        groups=GroupsRecord,
     )
     found = list(records)
     return {

@@ -119,7 +119,7 @@ class LayerNode:
             where a head is shared.
         ports (tuple[str, ...]): Names of its quantizable inputs.
         roles (frozenset[str]): Subset of ``stem prediction backbone neck
-            rpn head mask attention offset``.
+            rpn head mask attention offset position norm``.
         port_roles (dict[str, frozenset[str]]): For each port, a subset of
             ``softmax gelu``: what made the tensor that arrives there.
         groups (int): Groups of a convolution; 1 otherwise.

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from ..layers import QuantLayer, quant_layers
-from ..plan import replace, replace_group
+from ..plan import regroup, replace, replace_group
 from ..quant_cfg import QuantConfig
-from ..quantizers import BaseQuantizer
+from ..quantizers import BaseQuantizer, InstanceGroupQuantizer
 from ..records import Record
 from ..structures import LayerGraph, Port, QuantPlan, QuantSpec
 from ..surgery import Edit
@@ -130,6 +130,23 @@ class Session:
                 such quantizer.
         """
         return replace_group(self.model, self.plan, group, spec)
+
+    def regroup(
+        self, group: list[Port], num_groups: int
+    ) -> InstanceGroupQuantizer:
+        """Gives ports that share grids of each image another number of them.
+
+        Args:
+            group (list[Port]): One of the plan's groups.
+            num_groups (int): How many grids.
+
+        Returns:
+            InstanceGroupQuantizer: Theirs, without a range.
+
+        Raises:
+            QuantConfigError: If the ports have another quantizer.
+        """
+        return regroup(self.model, self.plan, group, num_groups)
 
     def rng(self, *key: int) -> torch.Generator:
         """A generator that depends on the seed and a key alone.

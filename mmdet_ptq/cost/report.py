@@ -147,6 +147,10 @@ def part_of(node: LayerNode) -> str:
     return next((role for role in order if role in node.roles), 'head')
 
 
+def _is_norm(graph: LayerGraph, layer: str) -> bool:
+    return 'norm' in graph.layers[layer].roles
+
+
 def _not_counted(
     graph: LayerGraph, plan: QuantPlan, macs: Macs
 ) -> dict[str, int]:
@@ -156,7 +160,7 @@ def _not_counted(
         for op in graph.ops
         if op.module not in macs
         and (
-            op.module in graph.layers
+            (op.module in graph.layers and not _is_norm(graph, op.module))
             or op.module in plan.uncovered
             or canonical(op.name) in multiply
         )

@@ -20,7 +20,7 @@ from ..plan import (
     unmatched_rules,
 )
 from ..quant_cfg import QuantConfig
-from ..surgery import copy_model, decompose, fuse_weights
+from ..surgery import copy_model, decompose, fuse_weights, norm_inputs
 from .arguments import check_model
 from .progress import restore, saved_progress, snapshot, without_twice
 from .survey import (
@@ -113,6 +113,8 @@ def prepare(
         for edit in found:
             edit.apply(model)
         edits += found
+    if config.names_norms():
+        edits += norm_inputs(model)
     check_globs(config, quantizable_names(model))
     seconds: dict[str, float] = {}
     with timed(seconds, 'survey'):
@@ -153,6 +155,8 @@ def check_names(model: nn.Module, config: QuantConfig) -> None:
     model = copy_model(model)
     fuse_weights(model)
     decompose(model)
+    if config.names_norms():
+        norm_inputs(model)
     check_globs(config, quantizable_names(model))
 
 

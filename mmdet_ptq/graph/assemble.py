@@ -124,6 +124,7 @@ def _layers(
         'offset': roles.offset(walker) - prediction,
         'attention': roles.attention(walker, ports),
         'position': roles.position(walker),
+        'norm': roles.norm(walker),
     }
     arriving = roles.port_roles(walker, ports)
     nodes = {}

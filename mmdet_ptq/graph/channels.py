@@ -72,7 +72,7 @@ class ChannelFlow:
 
     def _op(self, op: Op) -> None:
         module = self.modules[op.module] if op.module else None
-        if op.module in self.walker.calls and module is not None:
+        if self.walker.kind(op) == 'layer' and module is not None:
             self._layer(op, module)
             return
         read = [i for i in op.inputs if i in self.labels]

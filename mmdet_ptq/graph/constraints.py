@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
+from ..layers import InputLayerNorm
 from ..structures import Port
 from ..surgery import out_channels
 
@@ -105,7 +106,9 @@ def _channels(module: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> int:
     """Output channels that a module has a factor for each; 0: none."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         return out_channels(module) if is_leaf(module) else 0
-    if type(module) in NORMS or is_batch_norm(module):
+    # layers may be twins by now
+    norm = type(module) in NORMS or isinstance(module, InputLayerNorm)
+    if norm or is_batch_norm(module):
         weight = module.weight
         return len(weight) if weight is not None and weight.dim() == 1 else 0
     return 0

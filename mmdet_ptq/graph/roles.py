@@ -6,7 +6,7 @@ Module names decide nothing but the component: ``backbone``, ``neck``,
 detectors are built, hence part of its interface.
 """
 
-from ..layers import PositionLinear
+from ..layers import InputLayerNorm, PositionLinear
 from ..structures import Op, Port
 from .vocabulary import GELU, PRODUCTS, RANKING, SOFTMAX, canonical
 from .walk import Walker
@@ -110,6 +110,12 @@ def position(walker: Walker) -> set[str]:
     """Layers that project positional encodings and nothing else."""
     modules = walker.record.modules
     return {n for n in walker.calls if isinstance(modules[n], PositionLinear)}
+
+
+def norm(walker: Walker) -> set[str]:
+    """Norms whose input can be quantized."""
+    modules = walker.record.modules
+    return {n for n in walker.calls if isinstance(modules[n], InputLayerNorm)}
 
 
 def _made_by(walker: Walker, value: int, words: frozenset[str]) -> bool:

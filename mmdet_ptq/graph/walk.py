@@ -52,10 +52,11 @@ class Walker:
         self._kinds = [self._classify(op) for op in record.ops]
 
     def _classify(self, op: Op) -> str:
-        if op.module in self.calls:
+        module = self.record.modules[op.module] if op.module else None
+        # a norm whose input is quantized is still a norm
+        if op.module in self.calls and not isinstance(module, NORM_CLASSES):
             return 'layer'
         name = canonical(op.name)
-        module = self.record.modules[op.module] if op.module else None
         if (
             name in NORMS
             or isinstance(module, NORM_CLASSES)

@@ -4,14 +4,18 @@
 from .autocast import in_bfloat16
 from .base import QuantLayer, quant_layers
 from .convert import convert
+from .integer_softmax import OCTAVES, integer_softmax
 from .matmul import MatMul
 from .modes import float_mode, quantizing
+from .norm import InputLayerNorm
 from .one_by_one import divide_batches
 from .position import PositionLinear
 from .state import named_tensors, non_finite, restore_tensors
 from .twins import is_leaf, ports_of, twin_class
 
 __all__ = [
+    'OCTAVES',
+    'InputLayerNorm',
     'MatMul',
     'PositionLinear',
     'QuantLayer',
@@ -19,6 +23,7 @@ __all__ = [
     'divide_batches',
     'float_mode',
     'in_bfloat16',
+    'integer_softmax',
     'is_leaf',
     'named_tensors',
     'non_finite',

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from ..context import current
 from ..registry import QUANT_LAYERS
 from .base import QuantLayer
+from .integer_softmax import integer_softmax
 from .matmul import MatMul
+from .norm import InputLayerNorm
 from .position import PositionLinear
 
 #: what rows are divided by at least
@@ -68,6 +70,14 @@ class QuantMMCVLinear(QuantLayer, wrappers.Linear):
     act_axis = -1
 
 
+@QUANT_LAYERS.implements(InputLayerNorm)
+class QuantLayerNorm(QuantLayer, InputLayerNorm):
+    """Layer norm of a quantized input; its weight and bias are float."""
+
+    weight_axis = None
+    act_axis = -1
+
+
 @QUANT_LAYERS.implements(MatMul)
 class QuantMatMul(QuantLayer, MatMul):
     """Product of two activations, each with a quantizer of its own.
@@ -81,31 +91,47 @@ class QuantMatMul(QuantLayer, MatMul):
             a softmax, that is its numerator. ``'float'``: what undoes the
             scaling; ``'quantized'``: what gives the row, once quantized, the
             sum that it had.
+        softmax_steps (int): Steps of an octave of the logits, where the
+            first operand is a softmax whose quantized form is made by
+            :func:`integer_softmax`; else 0.
+        softmax_sums (bool): Whether that product is divided by the sums of
+            the quantized rows.
     """
 
     ports = ('a', 'b')
     weight_axis = None
     act_axis = 1
     numerator = ''
+    softmax_steps = 0
+    softmax_sums = False
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Returns the product, of shape (..., n, m)."""
+        if self.softmax_steps and self._quantizes_first():
+            return self._whole(integer_softmax(a, self.softmax_steps), b)
         if not self.numerator:
             return super().forward(a, b)
         # a row of zeros alone stays one
         peak = a.amax(-1, keepdim=True).clamp(min=TINY)
         rows = a / peak
         product = super().forward(rows, b) * peak
-        quantizer = self._modules['act_quantizers']._modules.get('a')
-        if (
-            self.numerator == 'float'
-            or quantizer is None
-            or not self.quantize_act
-        ):
+        if self.numerator == 'float' or not self._quantizes_first():
             return product
+        return product * (rows.sum(-1, keepdim=True) / self._sums(rows))
+
+    def _whole(self, a: Tensor, b: Tensor) -> Tensor:
+        product = super().forward(a, b)
+        return product / self._sums(a) if self.softmax_sums else product
+
+    def _sums(self, rows: Tensor) -> Tensor:
+        """Of the first operand of the latest call, quantized."""
+        quantizer = self._modules['act_quantizers']._modules['a']
         level = current().last_level(self.call_key, self.levels)
-        total = quantizer(rows, level).sum(-1, keepdim=True)
-        return product * (rows.sum(-1, keepdim=True) / total.clamp(min=TINY))
+        return quantizer(rows, level).sum(-1, keepdim=True).clamp(min=TINY)
+
+    def _quantizes_first(self) -> bool:
+        quantizers = self._modules['act_quantizers']._modules
+        return self.quantize_act and quantizers.get('a') is not None
 
 
 @QUANT_LAYERS.implements(mmcv.ops.DeformConv2d)

@@ -4,6 +4,7 @@
 from .base import GlobalLoss, GradientWeighted, LocalLoss, Loss, build_loss
 from .detection import DetectionLoss
 from .local import FisherLoss, L2Loss, mean_over_positions
+from .perturbation import OutputPerturbation
 from .prediction_difference import PredictionDifference
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     'L2Loss',
     'LocalLoss',
     'Loss',
+    'OutputPerturbation',
     'PredictionDifference',
     'build_loss',
     'mean_over_positions',

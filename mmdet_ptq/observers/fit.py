@@ -17,8 +17,8 @@ def set_range(
 
     A quantizer that :class:`FitsPoints` finds that on the histogram, by the
     exponent of an :class:`LpObserver`, else by 2. Of an observer without a
-    histogram, and for a pyramid level that had no data, it keeps what the
-    range alone gives.
+    histogram, and for a pyramid level that had no data or zeros alone, it
+    keeps what the range alone gives.
 
     Args:
         quantizer (BaseQuantizer): Of an activation.
@@ -35,4 +35,5 @@ def set_range(
     p = observer.p if isinstance(observer, LpObserver) else 2.0
     for level in observer.known_levels():
         points, shares = points_of([(observer, level)], quantizer.bits)
-        quantizer.fit_points(points[0], shares[0], p, level)
+        if points.numel():
+            quantizer.fit_points(points[0], shares[0], p, level)

@@ -3,12 +3,14 @@
 
 from .add_noise import AddNoise
 from .allocate_bits import AllocateBits
+from .allocate_groups import AllocateGroups
 from .base import BasePass, checked
 from .choose_exponents import ChooseExponents
 from .compensate import CompensateRounding
 from .correct_bias import CorrectBias
 from .equalize import EqualizeChannels
 from .fold_bn import FoldBatchNorm
+from .integer_softmax import IntegerSoftmax
 from .lapq import LAPQ
 from .observe import Observe
 from .quantize_numerator import QuantizeNumerator
@@ -24,12 +26,14 @@ __all__ = [
     'LAPQ',
     'AddNoise',
     'AllocateBits',
+    'AllocateGroups',
     'BasePass',
     'ChooseExponents',
     'CompensateRounding',
     'CorrectBias',
     'EqualizeChannels',
     'FoldBatchNorm',
+    'IntegerSoftmax',
     'Observe',
     'QuantizeNumerator',
     'Reconstruct',

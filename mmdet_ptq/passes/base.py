@@ -20,9 +20,9 @@ from ..surgery import Edit
 #: channels that were scaled (``'equalized'``), layers that scale or shift
 #: their inputs (``'scaled'``), what GELUs give shifted (``'shifted'``), inputs
 #: with noise (``'noisy'``), softmaxes whose numerator is quantized
-#: (``'numerators'``), positional encodings that are projected apart
-#: (``'positions'``) and bits that were chosen for each tensor
-#: (``'allocated'``).
+#: (``'numerators'``), softmaxes of whole logits (``'whole'``), positional
+#: encodings that are projected apart (``'positions'``) and bits that were
+#: chosen for each tensor (``'allocated'``).
 GIVERS = dict(
     folded='FoldBatchNorm',
     equalized='EqualizeChannels',
@@ -35,6 +35,7 @@ GIVERS = dict(
     corrected='CorrectBias',
     learned='Reconstruct',
     numerators='QuantizeNumerator',
+    whole='IntegerSoftmax',
     positions='SplitPositions',
     noisy='AddNoise',
     allocated='AllocateBits',

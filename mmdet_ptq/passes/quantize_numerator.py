@@ -33,7 +33,7 @@ class QuantizeNumerator(BasePass):
 
     gives: ClassVar[frozenset[str]] = frozenset({'numerators'})
     refuses: ClassVar[frozenset[str]] = frozenset(
-        {'numerators', 'observers', 'ranges', 'learned'}
+        {'numerators', 'whole', 'observers', 'ranges', 'learned'}
     )
 
     def __init__(self, divide: str = 'float') -> None:

@@ -4,7 +4,7 @@
 from .attach import attach, build_quantizer, check_plan
 from .make import check_globs, make_plan, unmatched_rules
 from .manifest import plan_of, plan_to_dict
-from .replace import replace, replace_group
+from .replace import regroup, replace, replace_group
 from .rules import hits
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     'make_plan',
     'plan_of',
     'plan_to_dict',
+    'regroup',
     'replace',
     'replace_group',
     'unmatched_rules',

@@ -25,6 +25,9 @@ from ..structures import (
 from .rules import Outcome, apply_rules, hits, holds
 from .shared import settle_shared
 
+#: what the methods of transformers are about
+TOLD = {'@softmax', '@gelu', '@norm'}
+
 
 def check_globs(config: QuantConfig, names: Iterable[str]) -> None:
     """Refuses globs that match no layer.
@@ -61,10 +64,11 @@ def _near(pattern: str, names: list[str]) -> str:
 
 
 def unmatched_rules(config: QuantConfig, graph: LayerGraph) -> list[str]:
-    """A sentence for each rule of the user's that no layer answers to.
+    """A sentence for each rule that no layer answers to.
 
     That is no mistake: one set of rules may be meant for several detectors,
-    of which one has no mask head.
+    of which one has no mask head. Of a recipe only those rules are told that
+    are about attention, GELU or norms, by which it differs from others.
 
     Args:
         config (QuantConfig): The checked configuration.
@@ -73,11 +77,14 @@ def unmatched_rules(config: QuantConfig, graph: LayerGraph) -> list[str]:
     Returns:
         list[str]: Notes, each with the rule's place.
     """
+    own = {i for i, _ in config.own_rules()}
     return [
         f'{config.place(i)}: {" ".join(patterns_of(rule))} matches no layer '
         'that this detector runs'
-        for i, rule in config.own_rules()
-        if not any(hits(rule, node)[1] for node in graph.layers.values())
+        + ('' if i in own else '; its other rules say what becomes of it')
+        for i, rule in enumerate(config.rules)
+        if (i in own or set(patterns_of(rule)) <= TOLD)
+        and not any(hits(rule, node)[1] for node in graph.layers.values())
     ]
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..errors import QuantConfigError, unknown
 from ..layers import QuantLayer, divide_batches, quant_layers
-from ..quantizers import BaseQuantizer, PerInstance
+from ..quantizers import BaseQuantizer, InstanceGroupQuantizer, PerInstance
 from ..structures import Port, QuantPlan, QuantSpec
 from .attach import build_quantizer
 
@@ -110,6 +110,40 @@ def replace_group(
     for name, port in wanted:
         layers[name].set_quantizer(port, quantizer)
         plan.layers[name].acts[port] = spec
+    return quantizer
+
+
+def regroup(
+    model: nn.Module, plan: QuantPlan, group: list[Port], num_groups: int
+) -> InstanceGroupQuantizer:
+    """Gives ports that share grids another number of them.
+
+    Args:
+        model (nn.Module): A model of twins with the plan's quantizers.
+        plan (QuantPlan): Changed in place.
+        group (list[Port]): One of the plan's groups, whose quantizer is an
+            ``InstanceGroupQuantizer``.
+        num_groups (int): How many grids.
+
+    Returns:
+        InstanceGroupQuantizer: Theirs, without a range.
+
+    Raises:
+        QuantConfigError: If the ports have another quantizer.
+    """
+    layers = quant_layers(model)
+    name, port = group[0]
+    quantizer = layers[name].act_quantizers[port]
+    if not isinstance(quantizer, InstanceGroupQuantizer):
+        raise QuantConfigError(
+            f'{name}.{port}: a {type(quantizer).__name__} has no number of '
+            "groups; give it an 'InstanceGroupQuantizer' by a rule"
+        )
+    quantizer.regroup(num_groups)
+    for name, port in group:
+        spec = plan.layers[name].acts[port]
+        args = dict(spec.args, num_groups=num_groups)
+        plan.layers[name].acts[port] = QuantSpec(spec.type, spec.bits, args)
     return quantizer
 
 

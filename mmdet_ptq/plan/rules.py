@@ -8,7 +8,12 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ..quant_cfg import DEFAULT_QUANTIZER, PORT_ROLES, patterns_of
-from ..registry import QUANTIZERS, arguments_of, find_class
+from ..registry import (
+    QUANT_LAYERS,
+    QUANTIZERS,
+    arguments_of,
+    find_class,
+)
 from ..structures import LayerNode
 
 
@@ -117,7 +122,8 @@ def _key(tensor: str) -> str:
 
 
 def _tensors(node: LayerNode) -> list[str]:
-    return [*(['weight'] if node.params else []), *node.ports]
+    own = node.params and QUANT_LAYERS.get(node.cls).weight_axis is not None
+    return [*(['weight'] if own else []), *node.ports]
 
 
 def _is_port_role(pattern: str) -> bool:

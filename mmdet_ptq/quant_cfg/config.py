@@ -19,7 +19,7 @@ from .recipes import (
     recipe_names,
     with_passes,
 )
-from .rules import check_default_widths, check_rule
+from .rules import check_default_widths, check_rule, patterns_of
 from .scopes import scope_rules
 
 
@@ -50,6 +50,13 @@ class QuantConfig:
         """The user's rules, each with its index among all."""
         first = len(self.rules) - self.user_rules
         return list(enumerate(self.rules))[first:]
+
+    def names_norms(self) -> bool:
+        """Whether a rule says what becomes of the inputs of norms."""
+        return any(
+            '@norm' in patterns_of(rule) and rule.get('act') is not None
+            for rule in self.rules
+        )
 
     def place(self, i: int) -> str:
         """Where rule ``i`` stands, as its author counts, for messages."""

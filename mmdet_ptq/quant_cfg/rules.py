@@ -20,6 +20,7 @@ ROLES = {
     'attention': 'projections and products of an attention',
     'matmul': 'products of two activations',
     'position': 'projections of positional encodings, after `SplitPositions`',
+    'norm': 'layer norms, which are float unless a rule says `@norm`',
     'linear': 'linear layers',
     'grouped': 'convolutions with groups, depthwise ones included',
     'transposed': 'transposed convolutions',

@@ -82,6 +82,21 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
         self.register_buffer('low', torch.empty(0))
         self.register_buffer('high', torch.empty(0))
 
+    def regroup(self, num_groups: int) -> None:
+        """Has another number of grids from now on, and no range yet.
+
+        Args:
+            num_groups (int): How many, at least 1.
+        """
+        self.num_groups = whole('num_groups', num_groups, 1)
+        device = self.low.device
+        self.grids = UniformQuantizer(
+            self.bits, granularity='channel', axis=0
+        ).to(device)
+        self.low = torch.empty(0, device=device)
+        self.high = torch.empty(0, device=device)
+        self.initialized.fill_(False)
+
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Fixes the grids.

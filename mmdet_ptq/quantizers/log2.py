@@ -17,7 +17,7 @@ from .stored_table import (
 )
 
 BASES = {'log2': 1.0, 'sqrt2': 0.5}
-ROUNDINGS = ('log', 'linear', 'inverse')
+ROUNDINGS = ('log', 'linear', 'inverse', 'whole')
 
 
 class PowersQuantizer(StoredTableQuantizer):
@@ -151,7 +151,8 @@ class LogQuantizer(PowersQuantizer):
         rounding (str): Where one value ends and the next begins. ``'log'``:
             where k is halfway. ``'linear'``: halfway between the values,
             which is the least error. ``'inverse'``: halfway between their
-            inverses, as FQ-ViT's integer softmax rounds.
+            inverses. ``'whole'``: the same, once the inverse is rounded to a
+            whole number, as FQ-ViT's integer softmax does.
         shift (float): Is added before and taken away after: values down to
             ``-shift`` have a code. Defaults to 0.
         powers (int, optional): How many powers have a code. None is
@@ -211,6 +212,11 @@ class LogQuantizer(PowersQuantizer):
             if self.has_zero:
                 below[-1] = 0.0
             return above, (above + below) / 2
+        if self.rounding == 'whole':
+            # of 2^k whole numbers from 2^k on, the first half belong to k
+            first = 1.5 / above - 0.5
+            first[..., 0] = 1.5
+            return above, 1 / first
         if self.rounding == 'inverse':
             return above, 2 / (1 / above + 1 / below)
         return above, torch.exp2(-(k[:-1] + 0.5) * step)

@@ -6,7 +6,9 @@ from .decompose import Decomposable, decompose
 from .edits import AddedBias, Decomposed, Edit, FoldedNorm, edits_of
 from .fold import fold_batch_norm, out_channels, scaled_outputs
 from .fuse import FusedWeight, copy_model, fuse_weights
+from .integer_softmax import WholeSoftmax
 from .modules import find_module
+from .norm_input import NormInput, norm_inputs
 from .numerator import DIVISORS, SoftmaxNumerator
 from .padding import PaddedShiftWindowMSA, PadsWithValue, can_pad
 from .positions import PositionsSplit, positions_used
@@ -30,6 +32,7 @@ __all__ = [
     'Edit',
     'FoldedNorm',
     'FusedWeight',
+    'NormInput',
     'PaddedShiftWindowMSA',
     'PadsWithValue',
     'PlainConvAWS2d',
@@ -41,6 +44,7 @@ __all__ = [
     'SoftmaxNumerator',
     'SplitMultiheadAttention',
     'SplitWindowMSA',
+    'WholeSoftmax',
     'can_pad',
     'can_shift',
     'copy_model',
@@ -50,6 +54,7 @@ __all__ = [
     'fold_batch_norm',
     'fuse_weights',
     'input_columns',
+    'norm_inputs',
     'out_channels',
     'output_rows',
     'positions_used',

@@ -87,6 +87,7 @@ for _name, (_cls, _args) in {
     'log2-channel': (LogQuantizer, dict(granularity='channel')),
     'log2-linear': (LogQuantizer, dict(rounding='linear')),
     'log2-inverse': (LogQuantizer, dict(rounding='inverse')),
+    'log2-whole': (LogQuantizer, dict(rounding='whole')),
     'sqrt2': (LogQuantizer, dict(base='sqrt2')),
     'sqrt2-shift': (LogQuantizer, dict(base='sqrt2', shift=GELU)),
     'sqrt2-fixed': (LogQuantizer, dict(base='sqrt2', fixed_scale=1.0)),

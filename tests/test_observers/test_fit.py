@@ -112,3 +112,12 @@ def test_others_are_given_their_range_alone():
     other = UniformQuantizer(4)
     other.set_range(low, high)
     assert torch.equal(q.scale, other.scale)
+
+
+def test_zeros_alone_leave_what_the_range_gives():
+    """As the input of the first norm of DETR's decoder may be."""
+    q = PowerOfTwoQuantizer(8, axis=-1)
+    zeros = torch.zeros(2, 3, 5)
+    observer = seen(PercentileObserver(percentile=1.0), q, zeros)
+    set_range(q, observer, *observer.ranges(q))
+    assert torch.equal(q(zeros), zeros)

@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 from mmengine.registry import init_default_scope
+from tiny_kit import TINY_DETR
 
 from mmdet_ptq import load_quantized, quantize_detector, save_quantized
 from mmdet_ptq.calibration import Batches
@@ -15,32 +16,6 @@ from mmdet_ptq.quant_cfg import load_recipe, parse_quant_cfg
 from mmdet_ptq.surgery import PositionsSplit
 from mmdet_ptq.testing import noise_batches, random_detector
 
-TINY = """
-_base_ = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
-model = dict(
-    num_queries=6,
-    test_cfg=dict(max_per_img=6),
-    backbone=dict(depth=18, base_channels=8, init_cfg=None),
-    neck=dict(in_channels=[64], out_channels=16),
-    encoder=dict(
-        num_layers=1,
-        layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=16, num_heads=2),
-            ffn_cfg=dict(embed_dims=16, feedforward_channels=32),
-        ),
-    ),
-    decoder=dict(
-        num_layers=2,
-        layer_cfg=dict(
-            self_attn_cfg=dict(embed_dims=16, num_heads=2),
-            cross_attn_cfg=dict(embed_dims=16, num_heads=2),
-            ffn_cfg=dict(embed_dims=16, feedforward_channels=32),
-        ),
-    ),
-    positional_encoding=dict(num_feats=8),
-    bbox_head=dict(num_classes=3, embed_dims=16),
-)
-"""
 BASE = load_recipe('uniform')
 PASSES = [
     dict(type='SplitPositions'),
@@ -55,7 +30,7 @@ PASSES = [
 def detr(tmp_path_factory):
     init_default_scope('mmdet')
     path = tmp_path_factory.mktemp('detr') / 'detr.py'
-    path.write_text(TINY)
+    path.write_text(TINY_DETR)
     return random_detector(path)
 
 

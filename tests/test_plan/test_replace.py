@@ -134,3 +134,11 @@ def test_readers_of_one_input_together(in_a_pass):
     shared = model.side.act_quantizers['input']
     assert model.bbox_head[0].act_quantizers['input'] is shared
     assert shared.bits == 2
+
+
+def test_only_grids_of_each_image_have_groups(in_a_pass):
+    def regroup(session):
+        with pytest.raises(QuantConfigError, match='has no number of groups'):
+            session.regroup(session.plan.groups[0], 4)
+
+    in_a_pass(regroup)

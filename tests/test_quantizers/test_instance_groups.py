@@ -86,6 +86,26 @@ def test_a_group_for_each_channel_is_a_range_for_each_in_any_order():
     assert torch.equal(q(x[..., order]), plain(x)[..., order])
 
 
+def test_another_number_of_groups():
+    x = tokens()
+    q = InstanceGroupQuantizer(4, num_groups=3, axis=-1)
+    q.set_range(torch.zeros(3), torch.arange(1, 4).float())
+    q.regroup(2)
+    assert q.num_groups == 2 and not q.initialized
+    with pytest.raises(CalibrationError):
+        q(x)
+    low, high = torch.tensor([-1.0, -3.0]), torch.tensor([1.0, 2.0])
+    q.set_range(low, high)
+    fresh = InstanceGroupQuantizer(4, num_groups=2, axis=-1)
+    fresh.set_range(low, high)
+    assert torch.equal(q(x), fresh(x))
+    mine, other = q.state_dict(), fresh.state_dict()
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(t, other[n]) for n, t in mine.items())
+    with pytest.raises(ValueError, match='num_groups'):
+        q.regroup(0)
+
+
 def test_images_choose_for_themselves():
     q = InstanceGroupQuantizer(8, num_groups=2)
     q.set_range(torch.tensor([0.0, 0.0]), torch.tensor([1.0, 8.0]))

@@ -94,6 +94,19 @@ def test_inverse_rounds_as_integer_softmax():
     assert ready(4)(1 / ratio.double()).ne(want)[~tie].any()
 
 
+def test_whole_rounds_the_ratio_first():
+    """FQ-ViT's softmax takes the sum over one exponential as it comes."""
+    ratio = torch.linspace(1, 3000, 50021, dtype=torch.float64)
+    q = ready(4, rounding='whole', fixed_scale=1.0)
+    powers = []
+    for one in ratio.tolist():
+        number = round(one)
+        k = number.bit_length() - 1
+        k += number - 2**k >= 2**k / 2
+        powers.append(2.0**-k if k < 15 else 0.0)
+    assert torch.equal(q(1 / ratio), torch.tensor(powers).double())
+
+
 @pytest.mark.parametrize('base', ['log2', 'sqrt2'])
 def test_linear_takes_the_nearest_value(base):
     q, x = ready(4, base, rounding='linear'), softmax()

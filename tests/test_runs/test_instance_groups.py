@@ -2,11 +2,10 @@
 """Groups of each image in a whole detector: Swin, RPN, boxes and masks."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
+from tiny_kit import tiny_swin
 
 from mmdet_ptq import load_quantized, quantize_detector
 from mmdet_ptq.apis import save_quantized
@@ -15,28 +14,15 @@ from mmdet_ptq.engine.quantize import run_quantization
 from mmdet_ptq.errors import CalibrationError, PTQError, QuantConfigError
 from mmdet_ptq.layers import named_tensors
 from mmdet_ptq.quant_cfg import parse_quant_cfg
-from mmdet_ptq.testing import noise_batches, random_detector
+from mmdet_ptq.testing import noise_batches
 
-ROOT = Path(__file__).parents[2]
 CFG = dict(recipe='igq_vit', bits='w4a4')
 SIZE = (64, 96)
 
 
 @pytest.fixture(scope='module')
 def detector(tmp_path_factory):
-    """A small Mask R-CNN with a Swin of four blocks."""
-    cfg = Config.fromfile(
-        str(ROOT / 'configs/digits/mask-rcnn_swin_digits.py')
-    )
-    model = cfg.model
-    model.backbone.update(
-        embed_dims=16, depths=[2, 1, 1, 1], num_heads=[1, 2, 2, 2]
-    )
-    model.neck.update(in_channels=[16, 32, 64, 128])
-    model.test_cfg.rpn.update(nms_pre=20, max_per_img=8)
-    path = tmp_path_factory.mktemp('config') / 'tiny.py'
-    Config(dict(model=model)).dump(path)
-    return random_detector(path)
+    return tiny_swin(tmp_path_factory.mktemp('config'))
 
 
 @pytest.fixture(scope='module')

@@ -1,13 +1,23 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Every recipe, run as a user runs it."""
 
+import copy
+
 import pytest
+import torch
 from mmengine.config import Config
+from tiny_kit import predictions, tiny_detr, tiny_swin
 from torch import nn
 
-from mmdet_ptq import PTQRunner, quantize_detector
+from mmdet_ptq import (
+    PTQRunner,
+    load_quantized,
+    quantize_detector,
+    save_quantized,
+)
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.quant_cfg import load_recipe, recipe_names
+from mmdet_ptq.testing import noise_batches
 
 #: as short as it gets
 SHORT = dict(
@@ -15,20 +25,29 @@ SHORT = dict(
     LAPQ=dict(exponents=[2, 3, 4], powell_iters=0, images=1),
     ChooseExponents=dict(exponents=[2, 3], images=1),
     SearchScales=dict(rows=64, rounds=1, count=16, steps=1),
+    AllocateGroups=dict(candidates=[2, 8], images=1),
 )
 SHORT_CORRECTION = dict(iters=1)
 
 
-def shortened(name):
-    """Options for the passes that the recipe has."""
-    passes = load_recipe(name)['passes']
-    words = []
-    for one in passes:
+def short_args(name):
+    """``pass_args`` for the passes that the recipe has."""
+    found = {}
+    for one in load_recipe(name)['passes']:
         args = dict(SHORT.get(one['type'], {}))
         if 'distribution_correction' in one:
             args['distribution_correction'] = SHORT_CORRECTION
+        if args:
+            found[one['type']] = args
+    return found
+
+
+def shortened(name):
+    """The same as options of a command."""
+    words = []
+    for kind, args in short_args(name).items():
         for key, value in args.items():
-            where = f'quant_cfg.pass_args.{one["type"]}.{key}'
+            where = f'quant_cfg.pass_args.{kind}.{key}'
             if isinstance(value, dict):
                 (inner, value), *_ = value.items()
                 where = f'{where}.{inner}'
@@ -61,6 +80,44 @@ def test_every_recipe_by_the_command(ptq, name):
     assert ('chosen ranges' in run.out) == bool(ranges)
     for one in ranges:
         assert f'{one["exponent"]:.3g}' in run.out
+
+
+@pytest.fixture(scope='module')
+def detectors(tmp_path_factory):
+    """Each is made once, and copied."""
+    folder = tmp_path_factory.mktemp('detectors')
+    return dict(detr=tiny_detr(folder), swin=tiny_swin(folder))
+
+
+#: those that do something else where there are windows or GELUs
+OF_SWIN = ('adalog', 'apq_vit', 'fq_vit', 'igq_allocate', 'ptq4vit')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'kind, name',
+    [
+        *(('detr', name) for name in recipe_names()),
+        *(('swin', name) for name in OF_SWIN),
+    ],
+)
+@torch.no_grad()
+def test_every_recipe_reloads(detectors, tmp_path, kind, name):
+    """Loaded, the artefact predicts the same to the bit, and not as float."""
+    float_model, data = detectors[kind], noise_batches(2, (64, 96))
+    model = copy.deepcopy(float_model)
+    cfg = dict(recipe=name, bits='w4a4', pass_args=short_args(name))
+    with torch.enable_grad():
+        session = quantize_detector(model, data, cfg)
+    save_quantized(session, tmp_path / 'quantized.pth')
+    loaded = load_quantized(
+        copy.deepcopy(float_model), tmp_path / 'quantized.pth'
+    )
+    wanted = predictions(model, data)
+    assert len(wanted[0])
+    assert all(map(torch.equal, predictions(loaded, data), wanted))
+    exact = predictions(copy.deepcopy(float_model), data)
+    assert not all(map(torch.equal, exact, wanted))
 
 
 def test_iters_of_the_command(ptq):

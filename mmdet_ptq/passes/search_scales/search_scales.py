@@ -10,14 +10,17 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 
 from ...calibration import Images, Session, frozen
 from ...calibration.rows import DEFORMABLE
-from ...checks import number, one_of, whole
+from ...checks import below_one, number, one_of, whole
 from ...detectors import adapter_for, why_no_outputs
 from ...errors import QuantConfigError
+from ...layers import InputLayerNorm
 from ...losses import GradientWeighted, build_loss
 from ...quantizers import BaseQuantizer, Searchable
 from ...registry import PASSES
 from ..base import BasePass
 from ..reconstruct.progress import export, resume
+from .block import BlockGrid
+from .blocks import search_blocks
 from .component import Component, ComponentSearch, components
 from .gather import Samples
 from .objectives import Objective, Pearson, Squares
@@ -25,10 +28,15 @@ from .operands import Sampled, weighed
 from .search import Grid
 from .share import packed, take
 
-OBJECTIVES = ('output', 'hessian', 'pearson', 'tensor')
+OBJECTIVES = ('output', 'hessian', 'pearson', 'tensor', 'block')
 CANDIDATES = ('progressive', 'ranges')
 TENSORS = ('all', 'weights', 'activations')
 FISHER = dict(type='FisherLoss', damping=0.8)
+#: layers whose outputs are no products of sampled rows
+UNSAMPLED = {
+    'deformable convolutions': DEFORMABLE,
+    'layer norms': InputLayerNorm,
+}
 #: a resume file is written after so many components
 SAVED = 8
 
@@ -51,13 +59,21 @@ class SearchScales(BasePass):
     transformers (Liu et al., 2021) is ``objective='pearson'``,
     ``candidates='ranges'``, ``fractions=(0.5, 1.2)``, ``rounds=3``.
 
+    APQ-ViT (Ding et al., 2022) is ``objective='block'``,
+    ``candidates='ranges'``, ``rounds=3``. Blocks are run on whole images with
+    each candidate, which takes much longer: ``count=20`` is a good number.
+    All rows of a quantizer take the same share of their ranges, and a softmax
+    one from 0.8 to 1.2.
+
     Args:
         objective (str): What is to be least. ``'output'``: the squared
             error of the layer's output. ``'hessian'``: the same, weighed by
             squared gradients at each sampled position. ``'pearson'``: one
             minus the correlation of the output, plus what changes the order
             of attention logits. ``'tensor'``: the squared error of the
-            quantized tensor itself. Defaults to ``'output'``.
+            quantized tensor itself. ``'block'``: the squared error of what
+            the block gives that holds the layer, weighed as by
+            ``'hessian'``; see below. Defaults to ``'output'``.
         candidates (str): ``'progressive'``: made anew around the best few,
             where the quantizer can do that. ``'ranges'``: shares of the
             range of the samples, or what the quantizer has in their place.
@@ -84,6 +100,10 @@ class SearchScales(BasePass):
             ``dict(type='FisherLoss', damping=0.8)``.
         ranking (float): Factor of the ranking loss of ``'pearson'``.
             Defaults to 0.1.
+        elimination (float): Of ``'block'``: share of the errors, the
+            smallest, that are left out; from 0, below 1. Defaults to 0.5.
+        images (int): Of ``'block'``: how many images the blocks are run on,
+            of each rank. Defaults to 8.
 
     Raises:
         ValueError: If an argument is not among the allowed values.
@@ -108,6 +128,8 @@ class SearchScales(BasePass):
         first: str = 'weights',
         loss: dict = FISHER,
         ranking: float = 0.1,
+        elimination: float = 0.5,
+        images: int = 8,
     ) -> None:
         self.objective = one_of('objective', objective, OBJECTIVES)
         self.candidates = one_of('candidates', candidates, CANDIDATES)
@@ -129,6 +151,13 @@ class SearchScales(BasePass):
         self.first = one_of('first', first, TENSORS[1:])
         self.loss = loss
         self.ranking = number('ranking', ranking)
+        self.elimination = below_one('elimination', elimination)
+        self.images = whole('images', images, 1)
+        if objective == 'block' and candidates != 'ranges':
+            raise ValueError(
+                f"candidates must be 'ranges' for objective='block', got "
+                f'{candidates!r}: the rows of a quantizer are not told apart'
+            )
         build_loss(self.loss, 'SearchScales.loss', GradientWeighted)
 
     def prepare(self, session: Session) -> None:
@@ -143,10 +172,10 @@ class SearchScales(BasePass):
                     'another quantizer'
                 )
         why = why_no_outputs(session.model, session.graph)
-        if why and self.objective == 'hessian':
+        if why and self.objective in ('hessian', 'block'):
             raise QuantConfigError(
-                "SearchScales: objective='hessian' differentiates the "
-                f"detector's outputs, but {why}; use objective='output'"
+                f'SearchScales: objective={self.objective!r} differentiates '
+                f"the detector's outputs, but {why}; use objective='output'"
             )
 
     def _wanted(
@@ -166,6 +195,15 @@ class SearchScales(BasePass):
     @torch.no_grad()
     def run(self, session: Session) -> None:
         """See :meth:`BasePass.run`."""
+        if self.objective == 'block':
+            wanted = [one[:2] for one in self._wanted(session)]
+            grid = BlockGrid(
+                self.count, self.rounds, self.fractions, self.elimination
+            )
+            if self.first == 'activations':
+                wanted.sort(key=lambda one: one[1] == 'weight')
+            search_blocks(session, wanted, grid, self.loss, self.images)
+            return
         parts = self._parts(session)
         done = resume(session)
         with (
@@ -189,11 +227,16 @@ class SearchScales(BasePass):
         layers = session.layers
         names = [n for n in session.graph.layers if n in layers]
         wanted = {(name, tensor) for name, tensor, _ in self._wanted(session)}
-        strange = {n for n in names if isinstance(layers[n], DEFORMABLE)}
+        strange = {
+            name: kind
+            for kind, classes in UNSAMPLED.items()
+            for name in names
+            if isinstance(layers[name], classes)
+        }
         groups = [
             group
             for group in session.plan.groups
-            if group[0] in wanted and not strange & {n for n, _ in group}
+            if group[0] in wanted and not any(n in strange for n, _ in group)
         ]
         weights = [
             n
@@ -202,12 +245,14 @@ class SearchScales(BasePass):
             and n not in strange
             and not layers[n].tied
         ]
-        left = sorted(strange & {n for n, _ in wanted})
-        if left:
-            session.notes.append(
-                'SearchScales: deformable convolutions keep their grids: '
-                + ', '.join(left)
-            )
+        found = {n for n, _ in wanted}
+        for kind in UNSAMPLED:
+            left = [n for n in strange if strange[n] == kind and n in found]
+            if left:
+                session.notes.append(
+                    f'SearchScales: {kind} keep their grids: '
+                    + ', '.join(sorted(left))
+                )
         return components(names, groups, weights)
 
     def _samples(

@@ -1,0 +1,118 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""The pass after which attention computes its softmax in whole numbers."""
+
+import logging
+import math
+from typing import ClassVar
+
+import torch
+from mmengine.dist import all_gather_object
+from mmengine.logging import print_log
+from torch import Tensor
+
+from ..calibration import Session, observing
+from ..checks import whole
+from ..layers import OCTAVES, float_mode
+from ..registry import PASSES
+from ..surgery import WholeSoftmax
+from .base import BasePass
+
+#: what a logit lies below the largest by and still counts
+MOST = OCTAVES * math.log(2)
+
+
+@PASSES.register_module()
+class IntegerSoftmax(BasePass):
+    """Has attentions quantize a softmax of integer logits (FQ-ViT).
+
+    Lin et al. (2022) quantize logits and compute their exponentials by
+    shifts and a polynomial in whole numbers. Here the logits of each
+    attention are quantized by their largest distance from the maximum of
+    their row in the calibration images, 30 octaves at most. An octave has a
+    whole number of steps; see :func:`mmdet_ptq.layers.integer_softmax`. The
+    float detector stays the same.
+
+    Powers of two do not add up to 1, which the paper leaves so and DETR does
+    not bear: products are divided by the sums of the quantized rows.
+
+    Args:
+        bits (int): Width of the logits, 5 to 16: with fewer a step may be
+            more than an octave. Defaults to 8.
+        sums (bool): Whether products are divided by the sums of the
+            quantized rows. False is the paper's form. Defaults to True.
+
+    Raises:
+        ValueError: If ``bits`` is something else.
+    """
+
+    gives: ClassVar[frozenset[str]] = frozenset({'whole'})
+    refuses: ClassVar[frozenset[str]] = frozenset(
+        {'whole', 'numerators', 'ranges', 'learned'}
+    )
+
+    def __init__(self, bits: int = 8, sums: bool = True) -> None:
+        self.bits = whole('bits', bits, 5)
+        self.sums = sums
+        if bits > 16:
+            raise ValueError(f'bits must be from 5 to 16, got {bits}')
+
+    @torch.no_grad()
+    def run(self, session: Session) -> None:
+        """See :meth:`BasePass.run`."""
+        found = dict.fromkeys(_products(session), None)
+        if not found:
+            line = (
+                'IntegerSoftmax: no quantized product has a softmax as its '
+                'first operand here, so nothing was changed'
+            )
+            session.notes.append(line)
+            print_log(line, 'current', logging.WARNING)
+            return
+        reach = _reach(session, list(found))
+        for name, most in reach.items():
+            step = most / (2**self.bits - 1)
+            steps = max(1, int(math.log(2) / step))
+            session.edit(WholeSoftmax(name, steps, self.sums))
+        session.notes.append(
+            f'IntegerSoftmax: {len(reach)} products take a softmax of '
+            f'{self.bits}-bit logits'
+        )
+
+
+def _products(session: Session) -> list[str]:
+    return [
+        name
+        for name, node in session.graph.layers.items()
+        if 'softmax' in node.port_roles.get('a', ())
+        and session.plan.layers[name].acts['a'] is not None
+    ]
+
+
+def _reach(session: Session, products: list[str]) -> dict[str, float]:
+    """How far logits lie below the largest of their row, of all ranks.
+
+    Between an octave, for softmaxes that never were far from uniform, and
+    what an exponential of whole numbers reaches.
+    """
+    seen: dict[str, list[Tensor]] = {name: [] for name in products}
+
+    def see(name: str, port: str, level: int, x: Tensor) -> None:
+        if port == 'a' and x.numel():
+            # masked entries are no logits
+            least = torch.where(x > 0, x, 1.0).amin(-1)
+            seen[name].append((x.amax(-1) / least).log().amax())
+
+    layers = {name: session.layers[name] for name in products}
+    with (
+        session.stage('logits'),
+        observing(layers, inputs=see),
+        float_mode(session.model),
+    ):
+        session.feed.predict()
+    mine = {
+        name: float(torch.stack(some).amax()) if some else 0.0
+        for name, some in seen.items()
+    }
+    parts = all_gather_object(mine)
+    most = {name: max(part[name] for part in parts) for name in products}
+    return {n: min(max(x, math.log(2)), MOST) for n, x in most.items()}

@@ -1,0 +1,35 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+"""APQ-ViT (Ding et al., ACM MM 2022): scales that blocks are searched for.
+
+All scales are shares of the largest value, the one with which the output of
+the block errs least where that counts at the detector's outputs; the smaller
+half of the errors is left out. What a softmax gives has all codes of an
+unsigned grid up to its largest value. No code is published: this is the form
+of the abstract, and the search is that of ``ptq4vit``.
+"""
+
+_base_ = './_base_/symmetric_rules.py'
+rules = [
+    *_base_.rules[:2],
+    dict(match='@matmul', act=dict(granularity='channel')),
+    dict(
+        match='@softmax',
+        act=dict(
+            type='UniformQuantizer', symmetric=False, granularity='tensor'
+        ),
+    ),
+    *_base_.rules[-2:],
+]
+passes = [
+    dict(type='FoldBatchNorm'),
+    dict(type='Observe', observer=dict(type='MinMaxObserver')),
+    dict(type='SetRanges', weight_observer=dict(type='MinMaxObserver')),
+    # the paper goes round three times, which takes three times as long
+    dict(
+        type='SearchScales',
+        objective='block',
+        candidates='ranges',
+        count=20,
+        rounds=1,
+    ),
+]
