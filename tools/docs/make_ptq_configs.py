@@ -11,6 +11,8 @@ from pathlib import Path
 FOLDER = Path('configs/ptq')
 RECIPES = (
     'adalog',
+    'apq_vit',
+    'fq_vit',
     'group_static',
     'igq_vit',
     'noisyquant',

@@ -1,0 +1,3 @@
+# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+_base_ = '../_base_/transformers/detr_r50_8xb2-150e_coco.py'
+quant_cfg = dict(recipe='fq_vit', bits='w8a8')
