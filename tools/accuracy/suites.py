@@ -81,6 +81,10 @@ YOLOX_METHODS = (
     'pd_quant',
     'reg_ptq',
 )
+_UNIFORM = dict(type='UniformQuantizer', bits=8)
+EIGHT = dict(
+    a=dict(act=_UNIFORM), w=dict(weight=dict(_UNIFORM, granularity='channel'))
+)
 # what a method's name means where it is not a recipe as it is
 VARIANTS = {
     'local': dict(LOCAL, rules=UNIFORM_HEADS),
@@ -109,17 +113,18 @@ VARIANTS = {
     ),
     # compensated rounding, the inputs or the weights of one part in 8 bits
     **{
-        f'gptq_{part}_{what}8': dict(
-            recipe='gptq',
-            rules=[dict(match=match, **{tensor: dict(bits=8)})],
+        f'{recipe}_{part}_{what}8': dict(
+            recipe=recipe,
+            rules=[dict(match=match, **EIGHT[what])],
         )
+        for recipe in ('gptq', 'gptq_codebook')
         for part, match in {
             'backbone': '@backbone',
             'neck': '@neck',
             'heads': HEADS,
             'attention': '@attention',
         }.items()
-        for what, tensor in (('a', 'act'), ('w', 'weight'))
+        for what in EIGHT
     },
     # attention as tools leave it that replace Conv2d and Linear modules:
     # torch's MultiheadAttention uses its weights without calling a Linear
@@ -144,12 +149,12 @@ def _cells(detectors, methods, bits, seeds=(0,)) -> list[tuple]:
     ]
 
 
-def _spared(*parts: str) -> list[str]:
-    """``gptq``, and with inputs or weights of one part in 8 bits."""
+def _spared(*parts: str, recipe: str = 'gptq') -> list[str]:
+    """A recipe, and with inputs or weights of one part in 8 bits."""
     return [
-        'gptq',
+        recipe,
         *(
-            f'gptq_{part}_{what}8'
+            f'{recipe}_{part}_{what}8'
             for part in (*parts, 'heads')
             for what in 'aw'
         ),
@@ -228,7 +233,11 @@ SUITES = {
     ],
     # what holds the loss that compensated rounding leaves
     'holds': [
-        *_cells(('retinanet', YOLOX), _spared('backbone', 'neck'), ('w4a4',)),
+        *_cells(
+            (YOLOX,),
+            _spared('backbone', 'neck', recipe='gptq_codebook'),
+            ('w4a4',),
+        ),
         *_cells(('detr',), _spared('attention', 'backbone'), ('w4a4',)),
         *_cells(('retinanet',), _spared('backbone'), ('w3a3',)),
     ],
