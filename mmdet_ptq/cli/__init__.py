@@ -5,10 +5,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import quantize, report
+from . import quantize, report, sensitivity
 
 #: a module by name of its command
-COMMANDS = {'quantize': quantize, 'report': report}
+COMMANDS = {
+    'quantize': quantize,
+    'sensitivity': sensitivity,
+    'report': report,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,12 +6,19 @@ from .calibration import Calibration
 from .config import QuantConfig, parse_quant_cfg
 from .inherit import replaced_rules
 from .recipes import checked_keys, load_recipe, recipe_names
-from .rules import DEFAULT_QUANTIZER, PORT_ROLES, check_width, patterns_of
+from .rules import (
+    DEFAULT_QUANTIZER,
+    PORT_ROLES,
+    ROLES,
+    check_width,
+    patterns_of,
+)
 from .scopes import SCOPES
 
 __all__ = [
     'DEFAULT_QUANTIZER',
     'PORT_ROLES',
+    'ROLES',
     'SCOPES',
     'Bits',
     'Calibration',

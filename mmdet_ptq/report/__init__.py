@@ -1,11 +1,12 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Reports: what is known of runs as one HTML file."""
 
-from .files import DATA, PAGE, RESULT, Run, read_run, write_data
+from .files import DATA, PAGE, RESULT, Run, read_run, write_data, write_text
 from .gather import gathered
 from .layers import layer_table
 from .page import write_page, write_report
 from .predictions import ImageRow, row_of, unique
+from .sensitivity import check_words, sensitivity_page, suggested_words
 
 __all__ = [
     'DATA',
@@ -13,12 +14,16 @@ __all__ = [
     'RESULT',
     'ImageRow',
     'Run',
+    'check_words',
     'gathered',
     'layer_table',
     'read_run',
     'row_of',
+    'sensitivity_page',
+    'suggested_words',
     'unique',
     'write_data',
     'write_page',
     'write_report',
+    'write_text',
 ]

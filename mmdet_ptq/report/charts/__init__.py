@@ -3,7 +3,8 @@
 
 from .counts import columns, grid_histogram, stacked
 from .network import bits_class, bits_name, lines, strip
-from .values import bars, intervals
+from .points import points
+from .values import bars, intervals, paired
 
 __all__ = [
     'bars',
@@ -13,6 +14,8 @@ __all__ = [
     'grid_histogram',
     'intervals',
     'lines',
+    'paired',
+    'points',
     'stacked',
     'strip',
 ]
