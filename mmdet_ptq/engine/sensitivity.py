@@ -117,10 +117,14 @@ class SensitivityRun:
             ImageFeed(model, self.split.calibrate),
             progress=self.scoring.progress,
             store=store,
-            resume=self.options.resume,
+            resume=store is not None and self._goes_on(store),
             work_dir=self.runner.work_dir,
             before_freeze=measure,
         )
+
+    def _goes_on(self, store: ResumeStore) -> bool:
+        """Whether a calibration was stopped; scores are kept elsewhere."""
+        return self.options.resume and store.path.is_file()
 
     def _measure(self, session: Session) -> None:
         """Everything of one calibrated detector."""
