@@ -16,7 +16,13 @@ ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / 'mmdet_ptq' / 'recipes'
 TOOLS = {
     f'tools/{name}'
-    for name in ('dist_ptq.sh', 'ptq.py', 'report.py', 'slurm_ptq.sh')
+    for name in (
+        'dist_ptq.sh',
+        'ptq.py',
+        'report.py',
+        'sensitivity.py',
+        'slurm_ptq.sh',
+    )
 }
 PARTS = (
     *('configs', 'mmdet_ptq', 'requirements', 'tools'),

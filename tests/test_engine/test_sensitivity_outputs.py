@@ -84,7 +84,7 @@ def test_files_and_words(tmp_path):
     assert 'Keep these 2 layers at 8 bits: output error −61 %, size +4 %' in (
         words
     )
-    assert "rank correlation with the loss of the metric is 1.00" in words
+    assert 'rank correlation with the loss of the metric is 1.00' in words
     assert str(RULES) in words
     path = tmp_path / 'sensitivity_rules.py'
     config = parse_quant_cfg(load_recipe(str(path)))
