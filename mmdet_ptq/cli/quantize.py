@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 from mmengine.registry import RUNNERS
 
+from ..engine.auto import goal_of
 from ..engine.environment import tolerate
 from ..errors import PTQError, QuantConfigError
 from ..quant_cfg import parse_quant_cfg, replaced_rules
 from .arguments import add_calibration, add_run, add_what
+from .auto import add_goals, run_auto
 from .config import asked_of, load_config
 
 
@@ -26,6 +28,7 @@ def parse_args(
     add_calibration(parser)
     add_run(parser)
     _add_own(parser)
+    add_goals(parser)
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
@@ -75,6 +78,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     tolerate(sys.stdout, sys.stderr)
     args = parse_args(argv, prog)
     try:
+        goal = goal_of(vars(args))
+        if goal is not None:
+            return run_auto(args, goal, argv, prog)
         cfg = load_config(args)
         quant = parse_quant_cfg(cfg.quant_cfg.to_dict())
         for note in replaced_rules(args.config):

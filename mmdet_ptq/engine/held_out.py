@@ -126,6 +126,16 @@ class MetricScore(Score):
         self._evaluators = _evaluators(cfg)
         self._metainfo = images.source.metainfo
 
+    def of(self, model: nn.Module) -> 'MetricScore':
+        """The same of another detector, e.g. one that is quantized.
+
+        Args:
+            model (nn.Module): It may have no float weights left.
+        """
+        other = copy.copy(self)
+        other._model = model
+        return other
+
     def run(self, j: int) -> Any:
         """See :meth:`Score.run`; None if the image cannot be read."""
         batch = self._batches.load(j)

@@ -156,6 +156,18 @@ class PTQRunner(Runner):
         """The detector, without what is wrapped around it."""
         return detector_of(self.model)
 
+    def choose(self, quant_cfg: dict) -> None:
+        """Takes another ``quant_cfg`` than that of the config.
+
+        Args:
+            quant_cfg (dict): Not yet parsed.
+
+        Raises:
+            QuantConfigError: If it is wrong.
+        """
+        self.quant_config = parse_quant_cfg(quant_cfg)
+        self.cfg.quant_cfg = quant_cfg
+
     def load_float(self) -> Path:
         """Loads the float checkpoint, for what runs no test.
 

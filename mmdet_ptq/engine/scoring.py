@@ -76,7 +76,11 @@ class Scoring:
         return score
 
     def evaluate(
-        self, name: str, session: Session, entries: Sequence[Entry]
+        self,
+        name: str,
+        session: Session,
+        entries: Sequence[Entry],
+        under: str = '',
     ) -> None:
         """Evaluates entries that have no score yet, and keeps each at once.
 
@@ -84,8 +88,9 @@ class Scoring:
             name (str): A key of ``SCORES``.
             session (Session): After its last pass.
             entries (Sequence[Entry]): The first takes the time.
+            under (str): Where they are kept. Defaults to the name.
         """
-        kept = self.file.part('scores').setdefault(name, {})
+        kept = self.file.part('scores').setdefault(under or name, {})
         with session.cache() as cache:
             score = self.score(name, session, cache)
             measure = Measure(session, score, cache)

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Reports: what is known of runs as one HTML file."""
 
+from .auto import auto_page
 from .files import DATA, PAGE, RESULT, Run, read_run, write_data, write_text
 from .gather import gathered
 from .layers import layer_table
@@ -14,6 +15,7 @@ __all__ = [
     'RESULT',
     'ImageRow',
     'Run',
+    'auto_page',
     'check_words',
     'gathered',
     'layer_table',

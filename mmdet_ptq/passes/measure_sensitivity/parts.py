@@ -37,8 +37,8 @@ def find_parts(graph: LayerGraph, plan: QuantPlan) -> list[Part]:
     """Quantized layers, then roles that say more than single layers do.
 
     Layers of an attention that feed one product, or that lie side by side
-    and read one tensor, are one part: queries, keys and values. A role that
-    has the layers of a single part, or of an earlier role, or all layers,
+    and read one tensor, are one part: queries, keys and values. So are
+    layers that have one weight. A role that has the layers of a single part, or of an earlier role, or all layers,
     is left out.
 
     Args:
@@ -55,7 +55,8 @@ def find_parts(graph: LayerGraph, plan: QuantPlan) -> list[Part]:
         if one.weight is not None or any(one.acts.values())
     ]
     of: dict[str, set[str]] = {name: {name} for name in quantized}
-    for together in attention_groups(graph):
+    tied = [{n, *graph.layers[n].tied} for n in quantized]
+    for together in [*attention_groups(graph), *tied]:
         joined = set().union(*(of.get(name, set()) for name in together))
         of.update(dict.fromkeys(joined, joined))
     groups = {tuple(n for n in quantized if n in of[m]) for m in quantized}
