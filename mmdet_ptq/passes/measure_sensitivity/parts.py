@@ -38,8 +38,8 @@ def find_parts(graph: LayerGraph, plan: QuantPlan) -> list[Part]:
 
     Layers of an attention that feed one product, or that lie side by side
     and read one tensor, are one part: queries, keys and values. So are
-    layers that have one weight. A role that has the layers of a single part, or of an earlier role, or all layers,
-    is left out.
+    layers that have one weight. A role that has the layers of a single
+    part, or of an earlier role, or all layers, is left out.
 
     Args:
         graph (LayerGraph): The survey.

@@ -88,7 +88,5 @@ def test_classes_and_boxes_of_all_heads_are_added():
 def test_a_detector_that_is_sure_of_nothing():
     told = [{'a.ce': 0.0, 'a.box': 0.0, 'a.n_ce': 0, 'a.n_box': 0}] * 2
     score = ImageScore('output', _Given(), _Parts(told))
-    with pytest.raises(
-        CalibrationError, match=r'no row a confidence of 0\.05'
-    ):
+    with pytest.raises(CalibrationError, match='no row a confidence'):
         score.total(enumerate([0, 1]))
