@@ -97,6 +97,7 @@ def test_stopped_and_resumed(auto, monkeypatch):
     run = auto(*words, '--resume')
     assert run.code == 0, run.err
     found = json.loads((run.work / 'auto.json').read_text())
-    # seven widths, the float detector; two of each were there already
-    assert len(found['trials']) == 7 and count[0] - first == 8 - 3
+    # the float detector, one width without the scope, seven with it
+    assert len(found['trials']) == 8 and count[0] - first == 9 - 3
+    assert run.result['scope'] == 'first_last_8'
     assert run.result['bits'] == 'w3a3'

@@ -24,6 +24,7 @@ class Trial:
         recipe (str): Name of the recipe.
         bits (str): Widths where no rule sets any.
         rules (list[dict]): Rules that auto mode wrote.
+        scope (str): Scope that auto mode chose, or ``''``.
         drop (float): Metric of the float detector less its own, 0 to 1.
         metric (float): Its own, on images held out.
         mb (float): Parameters, 10^6 bytes.
@@ -34,6 +35,7 @@ class Trial:
     recipe: str
     bits: str
     rules: list[dict[str, Any]] = field(default_factory=list)
+    scope: str = ''
     drop: float = 0.0
     metric: float = 0.0
     mb: float = 0.0
@@ -43,8 +45,9 @@ class Trial:
     @property
     def title(self) -> str:
         """Recipe and widths in a line."""
-        mixed = ' mixed' if self.rules else ''
-        return f'{self.recipe} {self.bits}{mixed}'
+        mixed = 'mixed' if self.rules else ''
+        words = (self.recipe, self.bits, mixed, self.scope)
+        return ' '.join(filter(None, words))
 
 
 @dataclass(frozen=True)

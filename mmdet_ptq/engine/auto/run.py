@@ -139,7 +139,11 @@ class AutoRun:
         """
         finished = False
         search = Search(
-            self.options.goal, self.options.recipes, self.make, self.make.mix
+            self.options.goal,
+            self.options.recipes,
+            self.make,
+            self.make.mix,
+            scope='scope' not in self.make.own,
         )
         with self.runner.own_hooks():
             try:
@@ -148,12 +152,7 @@ class AutoRun:
             finally:
                 # ends the bar of progress
                 self.runner.call_hook('after_quantize', finished=finished)
-        # what was mixed twice alike is one
-        self.trials = [
-            t
-            for i, t in enumerate(search.trials)
-            if t not in search.trials[:i]
-        ]
+        self.trials = search.trials
         return best
 
     @property
@@ -163,4 +162,6 @@ class AutoRun:
 
     def quant_cfg(self, trial: Trial) -> dict[str, Any]:
         """The ``quant_cfg`` of a trial, for a config."""
-        return self.make.quant_cfg(trial.recipe, trial.bits, trial.rules)
+        return self.make.quant_cfg(
+            trial.recipe, trial.bits, trial.rules, trial.scope
+        )

@@ -63,22 +63,27 @@ class Trials:
         self._score = score
 
     def quant_cfg(
-        self, recipe: str, bits: str, rules: Rules
+        self, recipe: str, bits: str, rules: Rules, scope: str
     ) -> dict[str, Any]:
         """The ``quant_cfg`` of a trial; its rules hold after the user's."""
         found = dict(self.own, recipe=recipe, bits=bits)
         found['rules'] = [*self.own.get('rules', []), *rules]
+        if scope:
+            found['scope'] = scope
         if self.iters is not None and recipe.endswith('_recon'):
             found['pass_args'] = dict(Reconstruct=dict(iters=self.iters))
         return found
 
-    def __call__(self, recipe: str, bits: str, rules: Rules) -> Trial | None:
+    def __call__(
+        self, recipe: str, bits: str, rules: Rules, scope: str = ''
+    ) -> Trial | None:
         """Makes and tests a detector, or remembers what came of it.
 
         Args:
             recipe (str): Name of the recipe.
             bits (str): Widths where no rule sets any.
             rules (list[dict]): Behind the user's.
+            scope (str): In the place of the user's, if there is one.
 
         Returns:
             Trial, optional: None if the recipe does not fit this detector.
@@ -86,10 +91,10 @@ class Trials:
         kept = self.file.part('trials')
         if recipe.endswith('_attention') and not self._attends():
             return None
-        key = json.dumps([recipe, bits, rules, self.iters])
+        key = json.dumps([recipe, bits, rules, scope, self.iters])
         if key not in kept:
             try:
-                kept[key] = asdict(self._made(recipe, bits, rules))
+                kept[key] = asdict(self._made(recipe, bits, rules, scope))
             except QuantConfigError as error:
                 # the first recipe has to fit; a further one may ask for more
                 if not kept:
@@ -108,13 +113,12 @@ class Trials:
         found: bool = self.file.part('whole').get('attention', True)
         return found
 
-    def _made(self, recipe: str, bits: str, rules: Rules) -> Trial:
+    def _made(self, recipe: str, bits: str, rules: Rules, scope: str) -> Trial:
         start = time.monotonic()
         model = copy_model(self.runner.detector)
         name = f'{recipe} {bits}'
-        session = self._quantized(
-            model, self.quant_cfg(recipe, bits, rules), lambda _: None
-        )
+        quant_cfg = self.quant_cfg(recipe, bits, rules, scope)
+        session = self._quantized(model, quant_cfg, lambda _: None)
         cost = cost_of(model, session.graph, session.plan)
         full, packed = storage_mb(model)
         self.file.part('whole').update(
@@ -138,6 +142,7 @@ class Trials:
             recipe,
             bits,
             rules,
+            scope,
             drop=round(found['score'], 6),
             metric=found['metric'],
             mb=packed,
@@ -185,24 +190,24 @@ class Trials:
         Returns:
             list[dict], optional: None if nothing can be widened.
         """
-        for bits in (wide, narrow.bits):
-            self._measure(bits)
-        facts, scoring = self.file.part('widths'), self.scoring
-        mix = Mix(
-            facts[wide],
-            facts[narrow.bits],
-            scoring.of(f'{SCORE} {wide}'),
-            scoring.of(f'{SCORE} {narrow.bits}'),
-        )
+        both = [
+            ' '.join(filter(None, (bits, narrow.scope)))
+            for bits in (wide, narrow.bits)
+        ]
+        for title, bits in zip(both, (wide, narrow.bits), strict=True):
+            self._measure(title, bits, narrow.scope)
+        facts = self.file.part('widths')
+        scores = [self.scoring.of(f'{SCORE} {title}') for title in both]
+        mix = Mix(*(facts[title] for title in both), *scores)
         if self.goal.kind == 'target_size':
             return mix.rules('bits', budget * 8e6, narrow.mb * 8e6)
         return mix.rules('bops', budget, narrow.bops)
 
-    def _measure(self, bits: str) -> None:
+    def _measure(self, title: str, bits: str, scope: str) -> None:
         """Scores every part alone, at one width."""
-        under = f'{SCORE} {bits}'
+        under = f'{SCORE} {title}'
         facts = self.file.part('widths')
-        if bits in facts and self._complete(under, facts[bits]):
+        if title in facts and self._complete(under, facts[title]):
             return
         model = copy_model(self.runner.detector)
 
@@ -210,11 +215,12 @@ class Trials:
             parts = find_parts(session.graph, session.plan)
             entries = entries_of([p for p in parts if not p.is_role])
             alone = [e for e in entries if not e.key.startswith('without')]
-            facts[bits] = widths_of(session)
-            self.scoring.say(f'what layers lose at {bits}')
+            facts[title] = widths_of(session)
+            self.scoring.say(f'what layers lose at {title}')
             self.scoring.evaluate(SCORE, session, alone, under)
 
-        self._quantized(model, self.quant_cfg('uniform', bits, []), look)
+        quant_cfg = self.quant_cfg('uniform', bits, [], scope)
+        self._quantized(model, quant_cfg, look)
 
     def _complete(self, under: str, facts: dict[str, Any]) -> bool:
         known = self.scoring.of(under)

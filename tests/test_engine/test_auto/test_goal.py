@@ -75,9 +75,9 @@ def test_in_words():
     assert Goal('max_drop', 0.005).words == (
         'fewest bit operations with at most 0.5 points less'
     )
-    assert Goal('target_bops', 3e9).words == (
-        'best within 3 G bit operations'
-    )
+    assert Goal('target_bops', 3e9).words == ('best within 3 G bit operations')
     assert trial('w4a4', 0.0).title == 'uniform w4a4'
     rules = [dict(match=['a'], weight=dict(bits=8))]
     assert trial('w4a4', 0.0, rules=rules).title == 'uniform w4a4 mixed'
+    scoped = trial('w4a4', 0.0, scope='repq_det')
+    assert scoped.title == 'uniform w4a4 repq_det'

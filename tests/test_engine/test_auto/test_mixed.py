@@ -105,7 +105,12 @@ def test_the_least_loss_of_all_choices():
     for more in range(0, 6000, 371):
         budget = NARROW_BOPS + more
         found = MIX.rules('bops', budget, NARROW_BOPS)
-        wide = {(n, k) for r in found for k in r if k != 'match' for n in r['match']}
+        wide = {
+            (name, key)
+            for rule in found
+            for key in rule.keys() - {'match'}
+            for name in rule['match']
+        }
         lost = sum(
             LOST[f'alone/{tensor}/{part}']
             for part, layers in PARTS.items()
@@ -116,8 +121,7 @@ def test_the_least_loss_of_all_choices():
         best = min(
             sum(losses[i][k] for i, k in enumerate(choice))
             for choice in product(range(4), repeat=4)
-            if sum(costs[i][k] for i, k in enumerate(choice)) + 500
-            <= budget
+            if sum(costs[i][k] for i, k in enumerate(choice)) + 500 <= budget
         )
         assert lost == pytest.approx(best), more
 

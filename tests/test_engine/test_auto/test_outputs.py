@@ -16,8 +16,8 @@ from mmdet_ptq.engine.auto.outputs import (
 )
 
 RULES = [dict(match=['a'], weight=dict(bits=8))]
-BIG = Trial('uniform', 'w8a8', [], 0.0, 0.648, 24.0, 4e9, 10.0)
-SMALL = Trial('gptq', 'w4a4', RULES, 0.004, 0.644, 12.41, 1.5e9, 30.0)
+BIG = Trial('uniform', 'w8a8', [], '', 0.0, 0.648, 24.0, 4e9, 10.0)
+SMALL = Trial('gptq', 'w4a4', RULES, '', 0.004, 0.644, 12.41, 1.5e9, 30.0)
 
 
 @pytest.fixture

@@ -12,14 +12,20 @@ class Bench:
     Args:
         lost (dict): By recipe, points lost by widths; others lose 9. What is
             mixed loses ``mixed`` times its distance to the wide one.
+        mixed (float): Points for each bit operation below 64.
+        missing (tuple): Recipes that do not fit.
+        predictions (float, optional): Points that are lost where they have
+            8 bits, which spares 100 operations; None: that is not tried.
     """
 
-    def __init__(self, lost, mixed=0.1, missing=()):
+    def __init__(self, lost, mixed=0.1, missing=(), predictions=None):
         self.lost, self.mixed, self.missing = lost, mixed, missing
+        self.predictions = predictions
         self.asked, self.budgets = [], []
 
-    def make(self, recipe, bits, rules):
-        self.asked.append(f'{recipe} {bits}' + ' mixed' * bool(rules))
+    def make(self, recipe, bits, rules, scope):
+        words = f'{recipe} {bits}' + ' mixed' * bool(rules)
+        self.asked.append(f'{words} {scope}'.strip())
         if recipe in self.missing:
             return None
         found = parse_bits(bits)
@@ -28,14 +34,19 @@ class Bench:
         if rules:
             bops = mb = rules[0]['budget']
             drop = self.mixed * (64 - bops) / 100
-        return Trial(recipe, bits, rules, drop=drop, mb=mb, bops=bops)
+        if scope:
+            drop += self.predictions / 100
+        elif self.predictions is not None:
+            bops, mb = bops + 100, mb + 1
+        return Trial(recipe, bits, rules, scope, drop=drop, mb=mb, bops=bops)
 
     def mix(self, narrow, wide, budget):
         self.budgets.append((narrow.title, wide, budget))
         return [dict(budget=budget)]
 
     def search(self, kind, limit, recipes=('uniform', 'gptq')):
-        search = Search(Goal(kind, limit), recipes, self.make, self.mix)
+        scope = self.predictions is not None
+        search = Search(Goal(kind, limit), recipes, self.make, self.mix, scope)
         return search.run(), search
 
 
@@ -136,8 +147,8 @@ def test_the_best_within_a_size():
 
 def test_what_rules_bring_along_is_taken_off_the_budget():
     class Heavy(Bench):
-        def make(self, recipe, bits, rules):
-            trial = super().make(recipe, bits, rules)
+        def make(self, recipe, bits, rules, scope):
+            trial = super().make(recipe, bits, rules, scope)
             more = 0.25 if rules else 0.0
             return Trial(**dict(vars(trial), mb=trial.mb + more))
 
@@ -161,3 +172,37 @@ def test_operations_count_weights_and_inputs():
     assert bench.asked[:4] == [f'uniform {b}' for b in WIDTHS[:4]]
     assert bench.budgets[0] == ('uniform w4a6', 'w4a8', 25.0)
     assert best.bits == 'w4a6' and not best.rules
+
+
+def test_predictions_in_8_bits_where_they_lose_little():
+    lost = dict(uniform={'w8a8': 0.0, 'w6a6': 0.2})
+    bench = Bench(lost, predictions=0.1, mixed=1.0)
+    best, search = bench.search('max_drop', 0.005, ('uniform',))
+    assert bench.asked[:3] == [
+        'uniform w8a8',
+        'uniform w8a8 first_last_8',
+        'uniform w6a6 first_last_8',
+    ]
+    assert all(word.endswith('first_last_8') for word in bench.asked[1:])
+    assert (best.bits, best.scope, best.bops) == ('w6a6', 'first_last_8', 36)
+    assert len(search.trials) == len(bench.asked)
+
+
+def test_predictions_stay_float_where_they_lose_much():
+    lost = dict(uniform={'w8a8': 0.0, 'w6a6': 0.2})
+    bench = Bench(lost, predictions=1.0, mixed=1.0)
+    best, _ = bench.search('max_drop', 0.005, ('uniform',))
+    assert bench.asked[1:3] == [
+        'uniform w8a8 first_last_8',
+        'uniform w6a6',
+    ]
+    assert (best.bits, best.scope, best.bops) == ('w6a6', '', 136)
+
+
+def test_predictions_within_a_size():
+    """What they lose is weighed against two thousandths."""
+    lost = dict(uniform=dict.fromkeys(SIZES, 0.0))
+    for points, scope in ((0.1, 'first_last_8'), (0.5, '')):
+        bench = Bench(lost, predictions=points, mixed=1.0)
+        best, _ = bench.search('target_size', 7.0, ('uniform',))
+        assert (best.bits, best.scope) == ('w6a8', scope)

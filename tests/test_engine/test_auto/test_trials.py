@@ -17,7 +17,7 @@ from mmdet_ptq.quant_cfg import Calibration, parse_quant_cfg
 
 ABOUT = dict(checkpoint='c', fingerprint='f', images=[], verify=[])
 OWN = dict(rules=[dict(match='@mask', skip=True)], scope='first_last_8')
-KNOWN = Trial('uniform', 'w4a4', [], 0.01, 0.64, 2.0, 1e9, 3.0)
+KNOWN = Trial('uniform', 'w4a4', [], '', 0.01, 0.64, 2.0, 1e9, 3.0)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def trials(tiny, tmp_path):
     file = ScoreFile(tmp_path / 'auto.json', ABOUT, False)
     file.part('float').update(metric='coco/bbox_mAP', value=0.65)
     file.part('whole').update(mb=8.0, bops=9e9, attention=False)
-    key = json.dumps(['uniform', 'w4a4', [], 7])
+    key = json.dumps(['uniform', 'w4a4', [], '', 7])
     file.part('trials')[key] = dict(vars(KNOWN))
     runner = SimpleNamespace(
         detector=None, cfg=cfg, logger=logging.getLogger('auto'), work_dir='.'
@@ -51,10 +51,11 @@ def test_a_recipe_for_attention_needs_one(trials):
 
 def test_rules_stand_behind_those_of_the_user(trials):
     rules = [dict(match='neck.*', weight=dict(bits=8))]
-    found = trials.quant_cfg('uniform', 'w4a4', rules)
+    found = trials.quant_cfg('uniform', 'w4a4', rules, '')
     assert found['rules'] == [*OWN['rules'], *rules]
     assert found['scope'] == 'first_last_8' and 'pass_args' not in found
     assert parse_quant_cfg(found).rules[-2:] == found['rules']
     # steps are for recipes that learn
-    learned = trials.quant_cfg('gptq_recon', 'w4a4', rules)
+    learned = trials.quant_cfg('gptq_recon', 'w4a4', rules, 'repq_det')
     assert parse_quant_cfg(learned).passes[-1]['iters'] == 7
+    assert learned['scope'] == 'repq_det'
