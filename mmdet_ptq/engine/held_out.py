@@ -9,6 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
@@ -136,6 +137,7 @@ class MetricScore(Score):
         other._model = model
         return other
 
+    @torch.no_grad()
     def run(self, j: int) -> Any:
         """See :meth:`Score.run`; None if the image cannot be read."""
         batch = self._batches.load(j)

@@ -19,10 +19,13 @@ class Attentive(BaseModel):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.backbone = nn.Conv2d(3, 8, 3, padding=1)
-        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.out = nn.Linear(8, 4)
-        self.register_buffer('place', torch.randn(144, 8))
+        with torch.device('cpu'):  # the same numbers on every device
+            self.backbone = nn.Conv2d(3, 8, 3, padding=1)
+            self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.out = nn.Linear(8, 4)
+            self.register_buffer('place', torch.randn(144, 8))
+        # which tells the preprocessor
+        self.to(torch.get_default_device())
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         x = self.backbone(torch.stack(list(inputs)).float()[..., :12, :12])

@@ -61,6 +61,10 @@ class Perfect(nn.Module):
 
     seen = (0, 1, 2, 3)
 
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(1))
+
     def test_step(self, batch):
         for sample in batch['data_samples']:
             found = [one['bbox'] for one in sample.instances]
@@ -72,7 +76,7 @@ class Perfect(nn.Module):
                 mask[int(y) : int(low), int(x) : int(right)] = True
             sample.pred_instances = InstanceData(
                 bboxes=torch.tensor(found).reshape(-1, 4).float(),
-                scores=torch.ones(len(found)),
+                scores=self.one * torch.ones(len(found)),
                 labels=torch.tensor(labels).long(),
                 masks=masks,
             )
