@@ -24,6 +24,7 @@ from mmdet_ptq.report.auto import front
 RESULTS = Path('docs/results')
 PICTURES = Path('docs/pictures')
 SHOWN = 12
+MEASURED = ('parts', 'scores', 'layers', 'check', 'suggestion', 'size')
 COLOURS = {'uniform': '#7fb2e5', 'gptq': '#1f5fa8'}
 OTHER = '#d9730d'
 
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--pictures', type=Path, default=PICTURES)
     args = parser.parse_args(argv)
     kinds = (
-        (SENSITIVITY, args.sensitivity, ('parts', 'scores', 'layers')),
+        (SENSITIVITY, args.sensitivity, MEASURED),
         (AUTO, args.auto, ('trials', 'float', 'whole')),
     )
     for name, work, keys in kinds:

@@ -131,7 +131,7 @@ def paired(
     for i, (text, values) in enumerate(rows):
         y = top + step * i + 3
         middle = y + 4 * len(series) + 4
-        found.append(label(left - 8, middle, short(text, 25), 'end'))
+        found.append(label(left - 8, middle, short(text, 23), 'end'))
         for s, value in enumerate(values):
             if is_number(value):
                 ends = sorted((place(0), place(value)))
