@@ -20,6 +20,7 @@ MIM_ITEMS = {
         'tools/dist_ptq.sh',
         'tools/ptq.py',
         'tools/report.py',
+        'tools/sensitivity.py',
         'tools/slurm_ptq.sh',
     )
 }

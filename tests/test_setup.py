@@ -21,6 +21,7 @@ TOOLS = {
         'dist_ptq.sh',
         'ptq.py',
         'report.py',
+        'sensitivity.py',
         'slurm_ptq.sh',
     )
 }

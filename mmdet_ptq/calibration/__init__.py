@@ -4,7 +4,7 @@
 from .appearance import notes_on
 from .cache import ActivationCache
 from .data import CalibrationImages, share_of_rank
-from .feed import Batches, Feed
+from .feed import Batches, Feed, ImageFeed
 from .gradients import gradients
 from .moments import ChannelMeans
 from .observe import observing
@@ -39,6 +39,7 @@ __all__ = [
     'Call',
     'ChannelMeans',
     'Feed',
+    'ImageFeed',
     'Images',
     'Prefix',
     'Progress',

@@ -3,9 +3,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 import torch
 from torch import nn
+
+from .data import CalibrationImages
 
 
 class Feed(ABC):
@@ -97,5 +100,55 @@ class Batches(Feed):
     def run_raw(self, count: int) -> None:
         """See :meth:`Feed.run_raw`."""
         for batch in self.batches[:count]:
+            data = self.model.data_preprocessor(batch, False)
+            self.model(**data, mode='tensor')
+
+
+class ImageFeed(Feed):
+    """Images that are read one by one.
+
+    Args:
+        model (nn.Module): A detector of MMDetection.
+        images (CalibrationImages): A batch each.
+    """
+
+    def __init__(self, model: nn.Module, images: CalibrationImages) -> None:
+        self.model = model
+        self.images = images
+
+    @property
+    def skipped(self) -> list[str]:
+        """See :attr:`Feed.skipped`."""
+        return self.images.skipped
+
+    def skip(self, names: Iterable[str]) -> None:
+        """See :meth:`Feed.skip`."""
+        known = self.images.skipped
+        known += [name for name in names if name not in known]
+
+    @property
+    def total(self) -> int:
+        """See :attr:`Feed.total`."""
+        return len(self.images)
+
+    def batch(self, i: int) -> dict | None:
+        """See :meth:`Feed.batch`."""
+        return self.images.load(i)
+
+    @torch.no_grad()
+    def predict(
+        self, start: int = 0, after: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """See :meth:`Feed.predict`."""
+        for i, batch in self.images.batches(start):
+            if batch is not None:
+                self.model.test_step(batch)
+            after(i)
+
+    @torch.no_grad()
+    def run_raw(self, count: int) -> None:
+        """See :meth:`Feed.run_raw`."""
+        readable = (b for _, b in self.images.batches() if b is not None)
+        for batch in islice(readable, count):
             data = self.model.data_preprocessor(batch, False)
             self.model(**data, mode='tensor')

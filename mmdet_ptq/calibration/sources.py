@@ -22,20 +22,26 @@ from .data import CalibrationImages
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
-def from_config(cfg: Config, calibration: Calibration) -> CalibrationImages:
+def from_config(
+    cfg: Config, calibration: Calibration, annotated: bool = False
+) -> CalibrationImages:
     """Builds the calibration images that a config and its options name.
 
     Args:
         cfg (Config): A full MMDetection config.
         calibration (Calibration): Source, number and seed.
+        annotated (bool): Whether samples bring their objects along, as an
+            evaluator wants them. Defaults to False.
 
     Returns:
-        CalibrationImages: Chosen by the seed, in the chosen order.
+        CalibrationImages: Chosen by the seed, in the chosen order, which
+        does not depend on ``num_samples``.
 
     Raises:
-        CalibrationError: If the source does not exist or is empty.
+        CalibrationError: If the source does not exist, is empty, or has no
+            objects that are asked for.
     """
-    pipeline = _inference_pipeline(cfg)
+    pipeline = _inference_pipeline(cfg, annotated)
     if calibration.source in ('train', 'test'):
         key = f'{calibration.source}_dataloader'
         if cfg.get(key) is None:
@@ -51,6 +57,11 @@ def from_config(cfg: Config, calibration: Calibration) -> CalibrationImages:
         source: _Datasets | _Folder = _Datasets(leaves, pipeline)
     else:
         where = calibration.source
+        if annotated:
+            raise CalibrationError(
+                f'the images of the folder {where} have no objects to test '
+                "on; take calibration.source='train' (--calib-source train)"
+            )
         source = _Folder(where, pipeline)
     indices = choose(
         len(source.names), calibration.num_samples, calibration.seed, where
@@ -102,7 +113,7 @@ def _asked(cfg: Config) -> dict:
     return {key: dataset[key] for key in keys if key in dataset}
 
 
-def _inference_pipeline(cfg: Config) -> list[dict]:
+def _inference_pipeline(cfg: Config, annotated: bool) -> list[dict]:
     dataset = _test_dataset(cfg, 'pipeline')
     transforms: list = []
     for t in copy.deepcopy(list(dataset.pipeline)):
@@ -111,7 +122,19 @@ def _inference_pipeline(cfg: Config) -> list[dict]:
             transforms += [choices[0] for choices in t['transforms']]
         else:
             transforms.append(t)
+    if annotated:
+        return [_with_objects(t) for t in transforms]
     return [t for t in transforms if 'Annotations' not in str(t['type'])]
+
+
+def _with_objects(transform: dict) -> dict:
+    """A packing transform keeps the objects as the dataset gives them."""
+    if str(transform['type']) != 'PackDetInputs':
+        return transform
+    from mmdet.datasets.transforms import PackDetInputs
+
+    keys = transform.get('meta_keys', PackDetInputs().meta_keys)
+    return dict(transform, meta_keys=(*keys, 'instances'))
 
 
 def _leaf_datasets(dataset: Any, where: str) -> list[Any]:
@@ -174,6 +197,11 @@ class _Datasets:
             str(part.get_data_info(i).get('img_path', f'image {i}'))
             for part, i in self.where
         ]
+
+    @property
+    def metainfo(self) -> dict:
+        """What the first of them says of itself."""
+        return self.parts[0].metainfo
 
     def __getitem__(self, index: int) -> dict:
         part, i = self.where[index]

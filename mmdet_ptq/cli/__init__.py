@@ -5,10 +5,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import cost, quantize, report
+from . import cost, quantize, report, sensitivity
 
 #: a module by name of its command
-COMMANDS = {'quantize': quantize, 'report': report, 'cost': cost}
+COMMANDS = {
+    'quantize': quantize,
+    'sensitivity': sensitivity,
+    'report': report,
+    'cost': cost,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

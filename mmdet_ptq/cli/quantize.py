@@ -8,17 +8,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 
+from ..engine.auto import goal_of
 from ..engine.environment import tolerate
 from ..errors import PTQError, QuantConfigError
-from ..quant_cfg import (
-    SCOPES,
-    parse_quant_cfg,
-    recipe_names,
-    replaced_rules,
-)
+from ..quant_cfg import parse_quant_cfg, replaced_rules
+from .arguments import add_calibration, add_run, add_what
+from .auto import add_goals, run_auto
 from .config import asked_of, load_config
 
 
@@ -27,89 +24,23 @@ def parse_args(
 ) -> argparse.Namespace:
     """Reads the command line; see :func:`main`."""
     parser = argparse.ArgumentParser(prog, description=__doc__)
-    _add_what(parser)
-    _add_calibration(parser)
-    _add_run(parser)
+    add_what(parser)
+    add_calibration(parser)
+    add_run(parser)
+    _add_own(parser)
+    add_goals(parser)
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 
-def _add_what(parser: argparse.ArgumentParser) -> None:
-    """Which detector, and what becomes of it."""
-    parser.add_argument(
-        'config',
-        help='config of the float detector; any MMDetection config, '
-        'unmodified, a file or mmdet::<config>',
-    )
-    parser.add_argument(
-        'checkpoint',
-        nargs='?',
-        help='its float checkpoint, a path, a URL or mmdet::<config>; '
-        "default: the config's load_from",
-    )
-    parser.add_argument(
-        '--recipe',
-        help="recipe name or file; default: the config's quant_cfg, else "
-        f'"uniform" ({", ".join(recipe_names())})',
-    )
-    parser.add_argument(
-        '--bits',
-        help='w<bits>a<bits>[s<bits>], 2 to 8: weights, activations, inputs '
-        'that come from a softmax, e.g. w4a4s3; default w8a8',
-    )
-    parser.add_argument(
-        '--scope',
-        help='which layers are quantized, and which of them in 8 bits; '
-        f'default: as the recipe says ({", ".join(SCOPES)})',
-    )
-    parser.add_argument(
-        '--iters',
-        type=int,
-        help='steps of a reconstruction for each unit; default: as the '
-        'recipe says',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config, key=value',
-    )
+def _add_own(parser: argparse.ArgumentParser) -> None:
+    """What this command alone has."""
     parser.add_argument(
         '--print-recipe',
         action='store_true',
         help='print the quant_cfg with every default and exit; saved as a '
         'file it is a recipe',
-    )
-
-
-def _add_calibration(parser: argparse.ArgumentParser) -> None:
-    """On which images."""
-    parser.add_argument(
-        '--calib-num',
-        type=int,
-        help='number of calibration images; default 32',
-    )
-    parser.add_argument(
-        '--calib-source',
-        help='"train", "test" or a folder of images; default train',
-    )
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    """Where and how it runs."""
-    parser.add_argument(
-        '--work-dir',
-        help='where artefact, result and logs go; default '
-        './work_dirs/<config name>',
-    )
-    parser.add_argument(
-        '--device', help='e.g. cpu or cuda:0; default: a GPU if there is one'
-    )
-    parser.add_argument(
-        '--resume',
-        action='store_true',
-        help='go on where a killed run stopped',
     )
     parser.add_argument(
         '--no-float-eval',
@@ -120,12 +51,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         '--no-report',
         action='store_true',
         help='do not make report.html, nor compare layers for it',
-    )
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='load a checkpoint that holds arbitrary objects, which can run '
-        'code',
     )
     parser.add_argument(
         '--launcher',
@@ -153,6 +78,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     tolerate(sys.stdout, sys.stderr)
     args = parse_args(argv, prog)
     try:
+        goal = goal_of(vars(args))
+        if goal is not None:
+            return run_auto(args, goal, argv, prog)
         cfg = load_config(args)
         quant = parse_quant_cfg(cfg.quant_cfg.to_dict())
         for note in replaced_rules(args.config):

@@ -23,8 +23,8 @@ from torch import nn
 
 from ..artefact import is_artefact, load_artefact, settings_of
 from ..calibration import Session
-from ..detectors import detector_of
-from ..errors import CalibrationError, QuantConfigError
+from ..detectors import detector_of, without_wrapper
+from ..errors import CalibrationError, CheckpointError, QuantConfigError
 from ..quant_cfg import QuantConfig, parse_quant_cfg
 from .arguments import run_options
 from .asked import check_asked
@@ -32,6 +32,7 @@ from .checkpoint import check_file, read_checkpoint
 from .dataset import check_classes
 from .environment import check_device, check_writable, name_ranks, tolerate
 from .fetch import local_checkpoint
+from .float_weights import load_float_weights
 from .hooks import CalibrationHook, ProgressHook
 from .outputs import Outputs
 from .quantize import check_names
@@ -132,7 +133,7 @@ class PTQRunner(Runner):
         return torch.device('cpu')
 
     @contextmanager
-    def _own_hooks(self) -> Iterator[None]:
+    def own_hooks(self) -> Iterator[None]:
         """Adds the calibration hooks and leaves out weight averaging.
 
         An ``EMAHook`` swaps its own copy of the weights in before a test,
@@ -155,17 +156,40 @@ class PTQRunner(Runner):
         """The detector, without what is wrapped around it."""
         return detector_of(self.model)
 
-    def test(self) -> dict:
-        """Loads, quantizes if the checkpoint is float, and tests.
+    def choose(self, quant_cfg: dict) -> None:
+        """Takes another ``quant_cfg`` than that of the config.
+
+        Args:
+            quant_cfg (dict): Not yet parsed.
+
+        Raises:
+            QuantConfigError: If it is wrong.
+        """
+        self.quant_config = parse_quant_cfg(quant_cfg)
+        self.cfg.quant_cfg = quant_cfg
+
+    def load_float(self) -> Path:
+        """Loads the float checkpoint, for what runs no test.
 
         Returns:
-            dict: Metrics of the quantized model.
+            Path: Where it was read from.
+
+        Raises:
+            CheckpointError: If it is quantized already, or of another model.
+            QuantConfigError: If there is none, or ``quant_cfg`` is wrong.
         """
-        if self._test_loop is None:
-            raise QuantConfigError(
-                'the config has no test_dataloader, test_cfg and '
-                'test_evaluator'
+        path, checkpoint = self._read()
+        if is_artefact(checkpoint):
+            raise CheckpointError(
+                f'{path} is quantized already; give the float checkpoint'
             )
+        self._to_device()
+        load_float_weights(without_wrapper(self.model), checkpoint, path)
+        self.model.eval()
+        return path
+
+    def _read(self) -> tuple[Path, dict]:
+        """The checkpoint; of a float one, what is asked for fits."""
         if not self._load_from:
             raise QuantConfigError(
                 'no checkpoint: give one, or set load_from in the config'
@@ -180,6 +204,26 @@ class PTQRunner(Runner):
                     "bits='w8a8')"
                 )
             check_names(self.detector, self.quant_config)
+        return path, checkpoint
+
+    def _to_device(self) -> None:
+        if is_model_wrapper(self.model):
+            # nothing here needs DDP
+            self.model = self.model.module
+        self.model.to(self._device())
+
+    def test(self) -> dict:
+        """Loads, quantizes if the checkpoint is float, and tests.
+
+        Returns:
+            dict: Metrics of the quantized model.
+        """
+        if self._test_loop is None:
+            raise QuantConfigError(
+                'the config has no test_dataloader, test_cfg and '
+                'test_evaluator'
+            )
+        path, checkpoint = self._read()
         try:
             self._test_loop = self.build_test_loop(self._test_loop)
         except OSError as error:
@@ -188,11 +232,8 @@ class PTQRunner(Runner):
                 'and ann_file of test_dataloader and test_evaluator'
             ) from error
         check_classes(self.detector, self.metainfo)
-        if is_model_wrapper(self.model):
-            # nothing here needs DDP
-            self.model = self.model.module
-        self.model.to(self._device())
-        with self._own_hooks():
+        self._to_device()
+        with self.own_hooks():
             return self._test(path, checkpoint)
 
     def _test(self, path: Path, checkpoint: dict) -> dict:

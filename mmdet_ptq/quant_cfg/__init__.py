@@ -9,6 +9,7 @@ from .recipes import checked_keys, load_recipe, recipe_names
 from .rules import (
     DEFAULT_QUANTIZER,
     PORT_ROLES,
+    ROLES,
     check_rule,
     check_width,
     patterns_of,
@@ -18,6 +19,7 @@ from .scopes import SCOPES
 __all__ = [
     'DEFAULT_QUANTIZER',
     'PORT_ROLES',
+    'ROLES',
     'SCOPES',
     'Bits',
     'Calibration',

@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Reports: what is known of runs as one HTML file."""
 
+from .auto import auto_page
 from .files import (
     DATA,
     PAGE,
@@ -14,6 +15,7 @@ from .gather import gathered
 from .layers import layer_table
 from .page import write_budget, write_page, write_report
 from .predictions import ImageRow, row_of, unique
+from .sensitivity import check_words, sensitivity_page, suggested_words
 
 __all__ = [
     'DATA',
@@ -21,10 +23,14 @@ __all__ = [
     'RESULT',
     'ImageRow',
     'Run',
+    'auto_page',
+    'check_words',
     'gathered',
     'layer_table',
     'read_run',
     'row_of',
+    'sensitivity_page',
+    'suggested_words',
     'unique',
     'write_budget',
     'write_data',

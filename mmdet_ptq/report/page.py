@@ -57,6 +57,24 @@ def page(
         parts.append(tag('section', tag('h2', title), body, id=key))
     links = [tag('a', title, href=f'#{key}') for key, title, _ in SECTIONS]
     title = 'Quantization report: ' + ', '.join(run.name for run in runs)
+    return (
+        document(
+            title,
+            tag('header', tag('h1', 'Quantization report'), *_summary(runs)),
+            tag('nav', join(links, ' ')),
+            tag('main', *parts),
+        ),
+        problems,
+    )
+
+
+def document(title: str, *body: Html) -> str:
+    """The text of a page that needs nothing from outside.
+
+    Args:
+        title (str): Escaped.
+        *body (Html): Header, links, content.
+    """
     head = tag(
         'head',
         Html('<meta charset="utf-8">'),
@@ -70,14 +88,8 @@ def page(
         tag('title', title),
         tag('style', Html(STYLE.read_text(encoding='utf-8'))),
     )
-    body = tag(
-        'body',
-        tag('header', tag('h1', 'Quantization report'), *_summary(runs)),
-        tag('nav', join(links, ' ')),
-        tag('main', *parts),
-    )
-    text = '<!doctype html>\n' + tag('html', head, body, lang='en') + '\n'
-    return text, problems
+    text = tag('html', head, tag('body', *body), lang='en')
+    return f'<!doctype html>\n{text}\n'
 
 
 def _drawn(

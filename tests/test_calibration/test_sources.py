@@ -120,3 +120,22 @@ def test_wrapper_over_something_else(dataset, says):
     )
     with pytest.raises(CalibrationError, match=says):
         from_config(cfg, Calibration())
+
+
+def test_objects_where_they_are_asked_for(tiny):
+    """The same images in the same order, for any number of them."""
+    register_all_modules()
+    cfg = Config.fromfile(tiny.config['retinanet'])
+    few = from_config(cfg, Calibration(num_samples=2, seed=5))
+    more = from_config(cfg, Calibration(num_samples=4, seed=5), True)
+    assert more.indices[:2] == few.indices
+    for i in range(2):
+        bare, whole = few.load(i), more.load(i)
+        assert (bare['inputs'][0] == whole['inputs'][0]).all()
+        (sample,) = whole['data_samples']
+        assert len(sample.instances) == len(sample.gt_instances) == 3
+        assert 'instances' not in bare['data_samples'][0]
+    assert more.source.metainfo['classes'] == tiny.classes
+    # the config is left as it was
+    keys = cfg.test_dataloader.dataset.pipeline[-1].meta_keys
+    assert 'instances' not in keys

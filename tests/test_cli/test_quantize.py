@@ -41,7 +41,10 @@ def test_print_recipe_by_each_door(tmp_path, capsys, environment):
 @pytest.mark.parametrize(
     ('words', 'usage'),
     [
-        (['--help'], 'usage: mmdet-ptq [-h] {quantize,report,cost}'),
+        (
+            ['--help'],
+            'usage: mmdet-ptq [-h] {quantize,sensitivity,report,cost}',
+        ),
         (['quantize', '--help'], 'usage: mmdet-ptq quantize [-h]'),
     ],
 )

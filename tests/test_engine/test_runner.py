@@ -12,6 +12,7 @@ from outcomes import measured
 from torch import nn
 
 from mmdet_ptq.engine import CalibrationHook, ProgressHook, PTQRunner
+from mmdet_ptq.errors import CheckpointError
 from mmdet_ptq.layers import quant_layers
 from mmdet_ptq.passes import SetRanges
 from mmdet_ptq.registry import PASSES
@@ -163,3 +164,21 @@ def test_models_are_wrapped_for_several_gpus(build, monkeypatch):
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         MODEL_WRAPPERS.module_dict.pop('Wrapper')
+
+
+def test_a_float_checkpoint_for_what_runs_no_test(build, tiny, ptq):
+    """And a quant_cfg in the place of the config's."""
+    runner = build()
+    assert runner.load_float() == tiny.checkpoint['retinanet']
+    state = torch.load(tiny.checkpoint['retinanet'], weights_only=False)
+    own = runner.detector.state_dict()
+    for name, value in state['state_dict'].items():
+        assert torch.equal(own[name], value), name
+    runner.choose(dict(recipe='minmax', bits='w5a5'))
+    assert runner.quant_config.title == 'minmax w5a5'
+    assert runner.cfg.quant_cfg['bits'] == 'w5a5'
+    words = ('--recipe', 'minmax', '--no-report', '--no-float-eval')
+    artefact = ptq(*words, '--calib-num', '1').artefact
+    again = build(load_from=str(artefact))
+    with pytest.raises(CheckpointError, match='is quantized already; give'):
+        again.load_float()

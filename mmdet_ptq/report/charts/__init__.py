@@ -4,7 +4,8 @@
 from .budget import budget
 from .counts import columns, grid_histogram, stacked
 from .network import bits_class, bits_name, lines, strip
-from .values import bars, intervals
+from .points import points
+from .values import bars, intervals, paired
 
 __all__ = [
     'bars',
@@ -15,6 +16,8 @@ __all__ = [
     'grid_histogram',
     'intervals',
     'lines',
+    'paired',
+    'points',
     'stacked',
     'strip',
 ]

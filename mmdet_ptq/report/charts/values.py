@@ -100,3 +100,43 @@ def bars(
             found.append(box(left, y, end - left, 14, 'f0'))
             found.append(label(end + 4, y + 11, num(value, '.3g'), cls='tick'))
     return chart(name, bottom + 34, *found)
+
+
+def paired(
+    name: str,
+    rows: Sequence[tuple[str, Sequence[float | None]]],
+    series: Sequence[str],
+    axis: str,
+    left: float = 150,
+) -> Html:
+    """Horizontal bars, one below the other for each series of a row.
+
+    Args:
+        name (str): Of the chart.
+        rows (Sequence): Label, and a value for each series; bars of values
+            below 0 go to the left.
+        series (Sequence[str]): Names.
+        axis (str): Title of the axis, with its unit.
+        left (float): Room for labels.
+    """
+    known = [v for _, values in rows for v in values if is_number(v)]
+    low, high = min([0.0, *known]), max([1e-9, *known])
+    place = scale(low, high, left, WIDTH - 12)
+    names, top = legend(
+        [(f'f{i % 8}', text) for i, text in enumerate(series)], 0
+    )
+    step = 6 + 8 * len(series)
+    bottom = top + step * len(rows)
+    found = [names, *across(place, ticks(low, high, 4), top, bottom, axis)]
+    for i, (text, values) in enumerate(rows):
+        y = top + step * i + 3
+        middle = y + 4 * len(series) + 4
+        found.append(label(left - 8, middle, short(text, 23), 'end'))
+        for s, value in enumerate(values):
+            if is_number(value):
+                ends = sorted((place(0), place(value)))
+                hint = f'{text}, {series[s]}: {num(value, ".4g")}'
+                width = ends[1] - ends[0]
+                cls = f'f{s % 8}'
+                found.append(box(ends[0], y + 8 * s, width, 7, cls, hint))
+    return chart(name, bottom + 34, *found)

@@ -3,7 +3,7 @@
 
 from report_kit import HOSTILE, Seen, harmless
 
-from mmdet_ptq.report.charts import bars, intervals
+from mmdet_ptq.report.charts import bars, intervals, paired
 
 
 def test_dots_and_whiskers():
@@ -27,3 +27,16 @@ def test_bars_are_as_long_as_their_values():
     seen = harmless(bars('n', [(HOSTILE, 4.0), ('b', 1.0)], 'seconds'))
     long, short = (float(a['width']) for t, a in seen.tags if t == 'rect')
     assert long == 4 * short
+
+
+def test_bars_in_pairs():
+    rows = [('a', (4.0, 1.0)), (HOSTILE, (-2.0, None))]
+    seen = harmless(paired('n', rows, ('x', HOSTILE), 'loss'))
+    # two squares of the legend come first
+    found = [a for t, a in seen.tags if t == 'rect'][2:]
+    long, short, left = (float(a['width']) for a in found)
+    assert abs(long - 4 * short) < 0.1 and abs(long - 2 * left) < 0.1
+    # below 0 a bar ends where the others begin
+    begin = float(found[0]['x'])
+    assert abs(float(found[2]['x']) + left - begin) < 0.02
+    assert float(found[1]['y']) == float(found[0]['y']) + 8
