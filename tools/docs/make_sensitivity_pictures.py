@@ -71,6 +71,7 @@ def draw_trials(axes: Axes, found: Mapping[str, Any]) -> None:
     for recipe in dict.fromkeys(t['recipe'] for t in trials):
         axes.scatter([], [], color=COLOURS.get(recipe, OTHER), label=recipe)
     axes.axhline(found['float']['value'], color='#444444', linestyle='--')
+    axes.set_xscale('log')
     axes.set_xlabel('G bit operations')
     axes.set_ylabel('AP on images held out')
     axes.set_title(found['about']['title'])
