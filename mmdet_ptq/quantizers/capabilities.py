@@ -138,6 +138,10 @@ class PlacesValues(ABC):
 
         Args:
             values (Tensor): ``[K, 2^bits]``, in any order.
+
+        Raises:
+            CalibrationError: If no range was set.
+            ValueError: On another shape, or on NaN or Inf as a float32.
         """
 
 

@@ -122,6 +122,14 @@ class CodebookQuantizer(
     @torch.no_grad()
     def place(self, values: Tensor) -> None:
         """See :meth:`PlacesValues.place`."""
+        self.numbers()
+        if values.shape != self.table.shape:
+            raise ValueError(
+                f'values to place are {tuple(self.table.shape)}, '
+                f'got {tuple(values.shape)}'
+            )
+        if not bool(torch.isfinite(values.to(torch.float32)).all()):
+            raise ValueError('values to place hold NaN or Inf')
         values = values.sort(-1).values.to(self.table.device, torch.float64)
         self._set_table(slice(None), values)
         for end, found in (

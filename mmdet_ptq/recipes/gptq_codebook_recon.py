@@ -1,5 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""``gptq_codebook``, then learned rounding among the values it has found."""
+"""``gptq_codebook``, then learned rounding among the values it has found.
+
+The values themselves stay; steps are learned where inputs have equal ones.
+"""
 
 _base_ = './gptq_codebook.py'
 passes = [

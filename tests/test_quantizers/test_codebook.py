@@ -7,6 +7,7 @@ import pytest
 import torch
 from seeded import seeded
 
+from mmdet_ptq.errors import CalibrationError
 from mmdet_ptq.quantizers import CodebookQuantizer, UniformQuantizer
 
 
@@ -128,6 +129,30 @@ def test_values_are_put_anywhere():
     )
     torch.testing.assert_close(q.low, torch.tensor([-1.0, 1.0]))
     torch.testing.assert_close(q.high, torch.tensor([3.0, 9.0]))
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [
+        (torch.zeros(3, 4), r'\(2, 4\).*got \(3, 4\)'),
+        (torch.zeros(2, 8), r'\(2, 4\).*got \(2, 8\)'),
+        (torch.tensor([[0.0, 1, 2, torch.nan]] * 2), 'NaN or Inf'),
+        (torch.full((2, 4), 1e300, dtype=torch.float64), 'NaN or Inf'),
+    ],
+    ids=['rows', 'values', 'nan', 'float32'],
+)
+def test_what_are_no_values_is_refused(values, message):
+    q = weights(2)
+    q.fit(torch.randn(2, 50, generator=seeded(3)))
+    before = q.table.clone()
+    with pytest.raises(ValueError, match=message):
+        q.place(values)
+    assert torch.equal(q.table, before)
+
+
+def test_values_are_placed_in_a_range():
+    with pytest.raises(CalibrationError, match='before it had a range'):
+        weights(2).place(torch.zeros(2, 4))
 
 
 def test_without_points_it_keeps_equal_steps():

@@ -63,9 +63,9 @@ class CompensateRounding(BasePass):
             moved to what is best with the others. Defaults to 1.
         refits (int): How often the steps of the weights are fitted anew to
             the codes that were found, and the columns are visited again; of
-            quantizers whose values can be multiplied or moved. Each output
-            channel is then scaled as its float output asks, and its bias
-            moved (affine repair). Defaults to 0.
+            quantizers whose values can be multiplied or moved, and where
+            all columns of a channel share a grid. Others keep their steps,
+            and a note says so. Defaults to 0.
         columns (int): Most columns that are looked at together; they take
             about 80 times their square of bytes (1.6 GiB for the default). A
             weight with more is parted into blocks that do not make up for
@@ -222,11 +222,13 @@ class CompensateRounding(BasePass):
                 f'{name}: damping had to grow from {self.damping:g} to '
                 f'{found.damping:g}: its inputs depend on each other'
             )
-        quantizer = layer.weight_quantizer
-        if self.refits and not isinstance(quantizer, PlacesValues | Rescales):
+        if self.refits and not found.refitted:
+            kind = type(layer.weight_quantizer)
+            why = f'the values of a {kind.__name__} cannot be multiplied'
+            if issubclass(kind, PlacesValues | Rescales):
+                why = 'its columns are of several groups'
             notes.append(
-                f'{name}: its steps stay as they are, as the values of a '
-                f'{type(quantizer).__name__} cannot be multiplied '
+                f'{name}: its steps stay as they are, as {why} '
                 '(CompensateRounding.refits)'
             )
         if product.blocks > 1:

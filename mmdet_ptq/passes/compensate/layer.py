@@ -45,6 +45,7 @@ class Found:
             was made.
         dead (int): Columns that say nothing: always 0, or, where a bias
             takes the mean, always the same.
+        refitted (bool): Whether steps were fitted to the codes.
     """
 
     before: float
@@ -52,6 +53,7 @@ class Found:
     damping: float
     share: float
     dead: int
+    refitted: bool
 
 
 def round_layer(
@@ -86,7 +88,7 @@ def round_layer(
     system, product = moments.system(centred), moments.product
     weight = product.parted(weight_matrix(layer, layer.weight.detach()))
     weight = weight.to(system.second)
-    found, errors, damping = _rounded(
+    found, errors, damping, refitted = _rounded(
         layer, product, system, weight, share, damping, rounds, refits
     )
     matrix = product.joined(found)
@@ -98,7 +100,7 @@ def round_layer(
     # outputs of the blocks of a group add up
     scale = product.blocks / (system.power or 1.0)
     before, after = (float(e.mean()) * scale for e in errors)
-    return Found(before, after, damping, share, _dead(system))
+    return Found(before, after, damping, share, _dead(system), refitted)
 
 
 def _taken(matrix: Tensor, order: Tensor) -> Tensor:
@@ -128,8 +130,10 @@ def _rounded(
     damping: float,
     rounds: int,
     refits: int,
-) -> tuple[Tensor, tuple[Tensor, Tensor], float]:
+) -> tuple[Tensor, tuple[Tensor, Tensor], float, bool]:
     """Compensated values, errors of the nearest and of these, the damping.
+
+    At last, whether steps were fitted.
 
     An output channel whose nearest values are no worse keeps them.
     """
@@ -154,11 +158,13 @@ def _rounded(
     after = squared_error(found, aim, turned)
     found = torch.where((after > before)[..., None], plain, found)
     after = after.minimum(before)
-    if refits and nearest.refits:
+    refitted = bool(refits) and nearest.refits
+    if refitted:
         for _ in range(refits):
             found, after = _refitted(found, after, aim, turned, nearest)
         found = nearest.settle(found)
-    return _taken(found, order.argsort(1)), (before, after), damping
+    found = _taken(found, order.argsort(1))
+    return found, (before, after), damping, refitted
 
 
 def _refitted(

@@ -84,6 +84,13 @@ class ScaleInputs(BasePass):
                 'ScaleInputs: no input has one grid for all channels'
             )
             return
+        if session.feed.total < 2:
+            session.notes.append(
+                'ScaleInputs: inputs keep one grid: what one half of the '
+                'calibration images finds is tried on the other, and there '
+                'is only one; give two or more'
+            )
+            return
         scalings, _ = session.graph.find_scalings()
         with session.stage('input channels'):
             names = {group[0][0] for group in groups}

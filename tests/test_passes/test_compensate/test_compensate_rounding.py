@@ -98,6 +98,19 @@ def test_more_columns_than_fit_are_parted():
     assert error(model, batches()) < plain()
 
 
+@pytest.mark.parametrize('kind', ['UniformQuantizer', 'CodebookQuantizer'])
+def test_steps_that_cannot_be_fitted_are_said(kind):
+    weight = dict(type=kind, granularity='group', group_size=9)
+    rules = [dict(RULES[0], weight=weight), *RULES[1:]]
+    rules.insert(1, dict(match='neck.*', skip=True))
+    _, session = quantize(rules=rules, refits=1)
+    said = [n for n in session.notes if 'steps stay as they are' in n]
+    assert len(said) == len(session.records) == 6
+    assert all('several groups' in note for note in said)
+    _, session = quantize(rules=rules)
+    assert not any('steps stay' in note for note in session.notes)
+
+
 class Unreached(Net):
     """A layer that predictions do not call."""
 

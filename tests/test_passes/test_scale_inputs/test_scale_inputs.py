@@ -16,6 +16,7 @@ from mmdet_ptq.engine.quantize import prepare, run_quantization
 from mmdet_ptq.errors import NumericError, QuantConfigError
 from mmdet_ptq.layers import float_mode
 from mmdet_ptq.passes import FoldBatchNorm, ScaleInputs
+from mmdet_ptq.passes.scale_inputs import scale_inputs as module
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 from mmdet_ptq.records import ScaledInputsRecord
 from mmdet_ptq.surgery import ScaledInput
@@ -174,8 +175,27 @@ def test_what_has_no_half_of_the_images_keeps_its_grid():
     session.feed = Batches(model, batches(1))
     ScaleInputs().run(session)
     assert not session.edits and not session.records
+    assert session.notes[-1] == (
+        'ScaleInputs: inputs keep one grid: what one half of the calibration '
+        'images finds is tried on the other, and there is only one; give two '
+        'or more'
+    )
+
+
+def test_what_half_of_the_images_do_not_reach_is_named(monkeypatch):
+    model, session = before_passes()
+    session.feed = Batches(model, batches(2))
+    given = module.levels_of
+
+    def levels_of(seen, name, half, *args):
+        missed = name == 'one' and half == 1
+        return [] if missed else given(seen, name, half, *args)
+
+    monkeypatch.setattr(module, 'levels_of', levels_of)
+    ScaleInputs().run(session)
     (why,) = [n for n in session.notes if 'do not reach them' in n]
-    assert why.endswith(': first, one, padded, last')
+    assert why.endswith(': one')
+    assert 'of 3 inputs' in session.notes[-1]
 
 
 class Store:
