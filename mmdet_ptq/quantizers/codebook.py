@@ -1,6 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """A value for each code, placed where the tensor's own values lie."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,21 @@ class CodebookQuantizer(
     low: Tensor
     high: Tensor
 
+    def __init__(
+        self,
+        bits: int = 4,
+        granularity: str = 'tensor',
+        axis: int | None = None,
+        group_size: int | None = None,
+        per_level: bool = False,
+        role: str = 'act',
+    ) -> None:
+        super().__init__(bits, granularity, axis, group_size, per_level, role)
+        # halfway between values: a file needs the values alone
+        self.register_buffer(
+            'bounds_of_rows', torch.empty(0), persistent=False
+        )
+
     def of_range(self, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`StoredTableQuantizer.of_range`."""
         return low.to(torch.float32), high.to(torch.float32)
@@ -58,7 +75,7 @@ class CodebookQuantizer(
         low, high = (n.to(torch.float64)[..., None] for n in numbers)
         count = 1 << self.bits
         part = torch.arange(count, dtype=torch.float64, device=low.device)
-        return grid_of(
+        return _grid(
             self._holding_zero(low + (high - low) * part / (count - 1))
         )
 
@@ -116,7 +133,7 @@ class CodebookQuantizer(
         return self._holding_zero(torch.where(total > 0, mean / total, values))
 
     def _set_table(self, at: slice, values: Tensor) -> None:
-        table, bounds = grid_of(values.to(self.table.device))
+        table, bounds = _grid(values.to(self.table.device))
         self.table[at], self.bounds_of_rows[at] = table, bounds
 
     @torch.no_grad()
@@ -138,9 +155,19 @@ class CodebookQuantizer(
         ):
             end.copy_(found.view_as(end))
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if self.table.numel():
+            self.bounds_of_rows = _grid(self.table).bounds
+
     def parameter_bits(self, rows: int) -> int:
         """32 bits for each value."""
         return 32 * rows << self.bits
+
+
+def _grid(values: Tensor) -> Grid:
+    """Bounds follow from the values as they are stored, in float32."""
+    return grid_of(values.to(torch.float32).to(torch.float64))
 
 
 def _pull(off: Tensor, p: float) -> Tensor:

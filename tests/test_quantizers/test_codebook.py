@@ -165,3 +165,14 @@ def test_without_points_it_keeps_equal_steps():
 
 def test_every_value_is_stored():
     assert weights(3).parameter_bits(5) == 5 * 8 * 32
+
+
+def test_a_file_holds_values_and_no_bounds():
+    x, q = torch.randn(3, 50, generator=seeded(4)), weights(3)
+    q.fit(x)
+    state = q.state_dict()
+    assert 'bounds_of_rows' not in state
+    other = weights(3)
+    other.load_state_dict(state)
+    assert torch.equal(other(x), q(x))
+    assert torch.equal(other.bounds_of_rows, q.bounds_of_rows)
