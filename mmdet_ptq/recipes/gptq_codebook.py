@@ -2,8 +2,8 @@
 """Compensated rounding to values at any distance from each other.
 
 Weights and inputs have the values of least error (Lloyd, 1982) in place of
-equal steps. The most accurate of what takes minutes, for 2 to 4 bits; a
-runtime looks the values up, so it saves memory and not products.
+equal steps. For 2 to 4 bits; a runtime looks the values up, so it saves memory
+and not products.
 """
 
 _base_ = './gptq.py'
