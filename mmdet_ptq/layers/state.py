@@ -7,18 +7,30 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..quantizers import BaseQuantizer
 from .base import quant_layers
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer once, by name, on the CPU.
 
-    Unlike ``state_dict`` it passes no hooks and lists shared modules once.
-    The order is that of the names: a parameter that was learned and fixed
-    again has another place in its module.
+    Unlike ``state_dict`` it passes no hooks and lists shared modules once;
+    what a quantizer derives from its state is left out. The order is that
+    of the names: a parameter that was learned and fixed again has another
+    place in its module.
     """
+    derived = {
+        f'{name}.{buffer}'
+        for name, module in model.named_modules()
+        if isinstance(module, BaseQuantizer)
+        for buffer in module._non_persistent_buffers_set
+    }
     named = sorted([*model.named_parameters(), *model.named_buffers()])
-    return {name: t.detach().cpu().contiguous() for name, t in named}
+    return {
+        name: t.detach().cpu().contiguous()
+        for name, t in named
+        if name not in derived
+    }
 
 
 def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:

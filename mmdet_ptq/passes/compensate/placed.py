@@ -86,4 +86,6 @@ class Placed(Nearest):
 def _codes(values: Tensor, columns: Tensor) -> Tensor:
     """Codes of ``[G, R, N]`` among ascending values ``[G, R, V]``."""
     bounds = (values[..., 1:] + values[..., :-1]) / 2
-    return torch.searchsorted(bounds, columns.double(), right=True)
+    return torch.searchsorted(
+        bounds, columns.double().contiguous(), right=True
+    )
