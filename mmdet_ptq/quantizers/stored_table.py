@@ -90,7 +90,8 @@ class StoredTableQuantizer(TableQuantizer, Searchable):
         if role == 'weight' and role not in self.roles:
             raise ValueError(
                 f"a {type(self).__name__} is for role 'act', got {role!r}: "
-                'use UniformQuantizer or LLAQuantizer for weights'
+                'use a UniformQuantizer, an LLAQuantizer or a '
+                'CodebookQuantizer for weights'
             )
         super().__init__(bits, granularity, axis, group_size, per_level, role)
         for name in (*self.parameter_names, 'table', 'bounds_of_rows'):

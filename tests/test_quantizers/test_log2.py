@@ -167,7 +167,7 @@ def test_nan_and_infinity():
         (dict(rounding='up'), 'rounding'),
         (dict(shift=-1), 'shift'),
         (dict(fixed_scale=0), 'fixed_scale'),
-        (dict(role='weight'), 'UniformQuantizer or LLAQuantizer'),
+        (dict(role='weight'), 'LLAQuantizer or a CodebookQuantizer'),
     ],
 )
 def test_wrong_arguments(given, told):

@@ -121,6 +121,11 @@ class CompensateRounding(BasePass):
                     before |= set(unit.layers)
                     session.state['units'] = k + 1
                     session.save()
+            for why, names in session.state.get('kept_steps', {}).items():
+                session.notes.append(
+                    f'CompensateRounding: the steps of {len(names)} weights '
+                    f'stay as they are (refits), as {why}: {", ".join(names)}'
+                )
 
     def _units(self, session: Session) -> list[Unit]:
         if self.unit == 'layer':
@@ -190,7 +195,14 @@ class CompensateRounding(BasePass):
             self.rounds,
             self.refits,
         )
-        session.notes += self._notes(name, layer, moments, found)
+        if self.refits and not found.refitted:
+            kind = type(layer.weight_quantizer)
+            why = f'the values of a {kind.__name__} cannot be multiplied'
+            if issubclass(kind, PlacesValues | Rescales):
+                why = 'their columns are of several groups'
+            kept = session.state.setdefault('kept_steps', {})
+            kept.setdefault(why, []).append(name)
+        session.notes += self._notes(name, moments, found)
         session.records.append(
             RoundingRecord(
                 name,
@@ -204,11 +216,7 @@ class CompensateRounding(BasePass):
         )
 
     def _notes(
-        self,
-        name: str,
-        layer: QuantLayer,
-        moments: PairedMoments,
-        found: Found,
+        self, name: str, moments: PairedMoments, found: Found
     ) -> list[str]:
         notes, product = [], moments.product
         groups, _, columns = product.weight.shape
@@ -221,15 +229,6 @@ class CompensateRounding(BasePass):
             notes.append(
                 f'{name}: damping had to grow from {self.damping:g} to '
                 f'{found.damping:g}: its inputs depend on each other'
-            )
-        if self.refits and not found.refitted:
-            kind = type(layer.weight_quantizer)
-            why = f'the values of a {kind.__name__} cannot be multiplied'
-            if issubclass(kind, PlacesValues | Rescales):
-                why = 'its columns are of several groups'
-            notes.append(
-                f'{name}: its steps stay as they are, as {why} '
-                '(CompensateRounding.refits)'
             )
         if product.blocks > 1:
             notes.append(
