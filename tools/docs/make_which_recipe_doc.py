@@ -18,15 +18,17 @@ HEAD = """# Which recipe?
 Made by `python -m tools.docs.make_which_recipe_doc` from `docs/results`.
 
 Take `uniform` if you need 8 bits. It learns nothing and is done in seconds.
-With 4-bit weights and 8-bit activations take `gptq`, which learns nothing
-either and is done in minutes. With fewer bits take `{best}`, which learns
-rounding, step sizes and the values of weights, and takes longer. DETR, whose
-head is a transformer, loses much with 4-bit activations, whatever the recipe.
+With fewer take `gptq`, which learns nothing either and is done in minutes.
+If your runtime can look values up, `gptq_codebook` loses least with 4, 3 and
+2 bits. `{best}` learns rounding, step sizes and the values of weights, takes
+longer, and loses less than `gptq` where weights have 2 bits. For DETR, whose
+head is a transformer, there is `gptq_attention`; with 4-bit activations DETR
+loses much, whatever the recipe.
 
 ```bash
 python tools/ptq.py CONFIG CHECKPOINT --recipe uniform --bits w8a8
 python tools/ptq.py CONFIG CHECKPOINT --recipe gptq --bits w4a8
-python tools/ptq.py CONFIG CHECKPOINT --recipe {best} --bits w4a4
+python tools/ptq.py CONFIG CHECKPOINT --recipe gptq_codebook --bits w4a4
 ```
 
 `w4a8` is 4 bits for weights and 8 for activations.
