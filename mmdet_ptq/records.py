@@ -109,6 +109,20 @@ class EqualizationRecord(Record):
 
 
 @dataclass(frozen=True)
+class MixingRecord(Record):
+    """Channels of attention heads that were mixed.
+
+    Attributes:
+        kind (str): ``'qk'`` or ``'pv'``.
+        gain (float): Predicted error of the product as it was, over that of
+            mixed channels.
+    """
+
+    kind: str
+    gain: float
+
+
+@dataclass(frozen=True)
 class NoiseRecord(Record):
     """Whether the channels of an input got fixed noise.
 
@@ -288,6 +302,7 @@ def reported(records: Iterable[Record]) -> dict[str, list[dict]]:
         ranges=RangeRecord,
         rounding=RoundingRecord,
         equalization=EqualizationRecord,
+        mixing=MixingRecord,
         scaling=ScaledInputsRecord,
         reparametrization=ReparametrizationRecord,
         noise=NoiseRecord,

@@ -11,6 +11,7 @@ from ..structures import Op
 from .constraints import FIXED, ZERO, Constraints
 from .sharing import Sharing
 from .vocabulary import (
+    ADD,
     FACTORS,
     HOMOGENEOUS,
     HOMOGENEOUS_MAPS,
@@ -94,6 +95,7 @@ class ChannelFlow:
             (SHAPE, self._move),
             (HOMOGENEOUS_MAPS, self._maps),
             (FACTORS, self._times),
+            (ADD, self._plus),
         )
         for names, way in ways:
             if name in names and not why and way(op):
@@ -223,6 +225,27 @@ class ChannelFlow:
         labels = self.labels[read[0]]
         missing = len(self._shape(op.outputs[0])) - labels.dim()
         self.labels[op.outputs[0]] = labels[(None,) * missing]
+        return True
+
+    def _plus(self, op: Op) -> bool:
+        """A sum of two that are scaled alike."""
+        if (
+            len(op.inputs) != 2
+            or len(op.outputs) != 1
+            or not all(i in self.labels for i in op.inputs)
+            or not self.walker.values[op.outputs[0]].floating
+        ):
+            return False
+        dims = len(self._shape(op.outputs[0]))
+        one, other = (self.labels[i] for i in op.inputs)
+        one, other = torch.broadcast_tensors(
+            one[(None,) * (dims - one.dim())],
+            other[(None,) * (dims - other.dim())],
+        )
+        self.found.tie(one, other)
+        self.found.add(torch.cat([one, other]), f'{op.name} reads it')
+        # what is zero in one is what the other is
+        self.labels[op.outputs[0]] = torch.maximum(one, other)
         return True
 
     def _maps(self, op: Op) -> bool:

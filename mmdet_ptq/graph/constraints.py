@@ -34,6 +34,7 @@ class Constraints:
         ports (dict[Port, Tensor]): Labels at the inputs of products, of as
             many axes as these have, those of size 1 where all are the same.
         values (set[int]): Labels that go through the values of an attention.
+        added (dict[int, str]): Labels that go into sums: a sentence each.
     """
 
     labels: dict[str, Tensor]
@@ -42,12 +43,19 @@ class Constraints:
     reads: dict[str, Tensor] = field(default_factory=dict)
     ports: dict[Port, Tensor] = field(default_factory=dict)
     values: set[int] = field(default_factory=set)
+    added: dict[int, str] = field(default_factory=dict)
 
     def pin(self, labels: Tensor, why: str) -> None:
         """Says that channels cannot be scaled; the first reason stays."""
         for label in labels.unique().tolist():
             if label > FIXED:
                 self.pinned.setdefault(label, why)
+
+    def add(self, labels: Tensor, why: str) -> None:
+        """Says that channels go into a sum; the first reason stays."""
+        for label in labels.unique().tolist():
+            if label > FIXED:
+                self.added.setdefault(label, why)
 
     def tie(self, one: Tensor, other: Tensor, power: int = 1) -> None:
         """Says that labels have the same factors, or inverse ones.

@@ -72,6 +72,12 @@ def solve(found: Constraints) -> Scalings:
     pinned: dict[int, str] = {}
     for label, why in fixed.items():
         pinned.setdefault(roots.of(label)[0], why)
+    products = {roots.of(label)[0] for label in inverse}
+    for label, why in found.added.items():
+        # sums are queries and keys, or streams that all blocks add to
+        root, _ = roots.of(label)
+        if root not in products:
+            pinned.setdefault(root, why)
     parts, unscaled = _Parts(roots), {}
     for name, labels in found.labels.items():
         why = parts.makes(name, labels, pinned)
@@ -80,7 +86,7 @@ def solve(found: Constraints) -> Scalings:
     for name, labels in found.reads.items():
         parts.reads(name, labels)
     kinds = {roots.of(label)[0]: 'pv' for label in found.values}
-    kinds |= {roots.of(label)[0]: 'qk' for label in inverse}
+    kinds |= dict.fromkeys(products, 'qk')
     return parts.scalings(found, kinds), unscaled
 
 

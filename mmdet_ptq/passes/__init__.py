@@ -12,6 +12,7 @@ from .equalize import EqualizeChannels
 from .fold_bn import FoldBatchNorm
 from .integer_softmax import IntegerSoftmax
 from .lapq import LAPQ
+from .mix_heads import MixHeads
 from .observe import Observe
 from .quantize_numerator import QuantizeNumerator
 from .reconstruct import Reconstruct
@@ -34,6 +35,7 @@ __all__ = [
     'EqualizeChannels',
     'FoldBatchNorm',
     'IntegerSoftmax',
+    'MixHeads',
     'Observe',
     'QuantizeNumerator',
     'Reconstruct',

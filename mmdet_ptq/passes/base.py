@@ -21,11 +21,13 @@ from ..surgery import Edit
 #: their inputs (``'scaled'``), what GELUs give shifted (``'shifted'``), inputs
 #: with noise (``'noisy'``), softmaxes whose numerator is quantized
 #: (``'numerators'``), softmaxes of whole logits (``'whole'``), positional
-#: encodings that are projected apart (``'positions'``) and bits that were
-#: chosen for each tensor (``'allocated'``).
+#: encodings that are projected apart (``'positions'``), heads whose channels
+#: are mixed (``'mixed'``) and bits that were chosen for each tensor
+#: (``'allocated'``).
 GIVERS = dict(
     folded='FoldBatchNorm',
     equalized='EqualizeChannels',
+    mixed='MixHeads',
     scaled='ScaleInputs',
     shifted='ShiftGelu',
     observers='Observe',

@@ -82,6 +82,16 @@ def levels(n, x):
     return n.next(n.conv(x)), n.next(n.other(x)[..., ::2, ::2])
 
 
+def summed(n, x):
+    """Keys of two projections that are added up, as of positions."""
+    t = n.conv(x).flatten(2).mT
+    k = n.fc(t).unflatten(-1, (2, 4)).transpose(1, 2)
+    # of one position, for all
+    k = k + n.other(x[..., :1, :1]).view(1, 2, 1, 4)
+    q = n.qkv(t)[..., :8].unflatten(-1, (2, 4)).transpose(1, 2)
+    return n.qk(q, k.mT)
+
+
 EXACT = {
     'relu': (lambda n, x: n.next(n.conv(x).relu()), 'layer: conv > next'),
     'in place': (
@@ -159,6 +169,7 @@ EXACT = {
         attend,
         'layer: conv > qkv, qk: qkv >, pv: qkv > out',
     ),
+    'summed keys': (summed, 'layer: conv > fc qkv, qk: other fc qkv >'),
 }
 
 
