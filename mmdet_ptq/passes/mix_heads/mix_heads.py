@@ -82,7 +82,7 @@ class MixHeads(BasePass):
             mixed = [(one, _mix(session, one, moments)) for one in heads]
             # what is wrong in one makes all behind it look wrong
             while wrong := _first_wrong(session, mixed, before):
-                mixed.remove(wrong)
+                mixed = [one for one in mixed if one is not wrong]
                 _put_back(session, *wrong)
 
     def _heads(self, session: Session) -> list[Heads]:
