@@ -86,3 +86,24 @@ def test_methods_over_all_widths():
     # one leaves more float than the other
     pair = [cells[0], dict(cells[0], recipe='attention_float')]
     assert 'Over all' not in to_markdown('name', pair, 'command')
+
+
+def test_images_of_two_sets():
+    cell = dict(
+        recipe='x',
+        bits='w2a4',
+        seed=0,
+        float=0.6,
+        quantized=0.5,
+        settings=BUDGET,
+    )
+    one, two = (dict(cell, detector=d) for d in ('yolox-nano', 'detr'))
+    digits, coco = 'the 320 validation images', 'the 164 COCO val images'
+    for cells, there in (
+        ([two], (digits,)),
+        ([one], (coco,)),
+        ([one, two], (digits, coco)),
+    ):
+        text = to_markdown('name', cells, 'the command')
+        assert [t for t in (digits, coco) if t in text] == list(there)
+    assert 'of coco_mini, of yolox-nano (' in text
