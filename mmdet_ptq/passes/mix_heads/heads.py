@@ -29,13 +29,13 @@ class Side:
     head: int
     makers: Places
 
-    def nothing(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums of no rows: their count, and moments."""
+    def nothing(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Sums of no rows, float64: their count, and two moments."""
         heads, size = next(iter(self.makers.values())).shape
-        return (
-            torch.zeros((), dtype=torch.float64),
-            torch.zeros(heads, size, dtype=torch.float64),
-            torch.zeros(heads, size, size, dtype=torch.float64),
+        shapes = (), (heads, size), (heads, size, size)
+        return tuple(
+            torch.zeros(shape, dtype=torch.float64, device=device)
+            for shape in shapes
         )
 
     def rows(self, x: Tensor) -> Tensor:

@@ -107,11 +107,11 @@ def _moments(session: Session, heads: list[Heads]) -> Moments:
         0; all 0 where no image reached it.
     """
     sides = {side.port: side for one in heads for side in one.sides}
-    sums = {port: side.nothing() for port, side in sides.items()}
+    sums = {p: side.nothing(session.device) for p, side in sides.items()}
 
     def take(name: str, port: str, level: int, x: Tensor) -> None:
         if (name, port) in sides and x.numel():
-            rows = sides[name, port].rows(x.double()).cpu()
+            rows = sides[name, port].rows(x.double())
             count, first, second = sums[name, port]
             count += rows.shape[1]
             first += rows.sum(1)
@@ -129,7 +129,8 @@ def _moments(session: Session, heads: list[Heads]) -> Moments:
             raise NumericError(
                 f'{port[0]}: an input holds NaN or Inf on a calibration image'
             )
-        mean, plain = first / count.clamp(min=1), second / count.clamp(min=1)
+        count = count.clamp(min=1)
+        mean, plain = (first / count).cpu(), (second / count).cpu()
         found[port] = plain - mean[:, :, None] * mean[:, None], plain
     return found
 
