@@ -41,6 +41,40 @@ def time_table(found: dict) -> str:
     return '\n'.join(lines)
 
 
+def recipes_section(found: list[dict]) -> list[str]:
+    """Time and memory of recipes, beside a float pass over the same images.
+
+    Args:
+        found (list[dict]): Of ``tools/speed/benchmark.py``, a recipe each.
+    """
+    lines = [
+        '## Time and memory of recipes',
+        '',
+        'The whole quantization over float predictions of the calibration '
+        'images, in the same run, and the seconds of one such prediction; a '
+        'simulated prediction over a float one; and the largest memory of the '
+        'process after the float predictions and after all. Random weights, '
+        'one CPU thread. Command: `python -m tools.speed.benchmark --recipe '
+        'RECIPE --bits BITS --size HEIGHT WIDTH --images IMAGES --repeats 1 '
+        '--threads 1 --only DETECTOR --out '
+        'docs/results/benchmark_RECIPE.json`',
+        '',
+        '| detector | recipe | bits | size | images | quantization / float '
+        '| float, s | forward / float | float, MB | all, MB |',
+        '|---|---|---|---|---|---|---|---|---|---|',
+    ]
+    for one in found:
+        s = one['settings']
+        lines += [
+            f'| {name} | `{s["recipe"]}` | {s["bits"]} | {sides(s["size"])} '
+            f'| {s["images"]} | {r["calibrate"]:.2f} '
+            f'| {r["float_forward_s"]:.1f} | {r["forward"]:.2f} '
+            f'| {r["float_peak_rss_mb"]} | {r["peak_rss_mb"]} |'
+            for name, r in one['detectors'].items()
+        ]
+    return [*lines, '']
+
+
 def sides(size: int | list[int]) -> str:
     """A size in pixels as text: ``512 x 512``."""
     given = [size] if isinstance(size, int) else size
@@ -224,6 +258,14 @@ def document() -> str:
             time_table(found),
             '',
         ]
+    apart = 'benchmark_cuda.json', 'benchmark_reconstruct.json'
+    recipes = [
+        json.loads(path.read_text())
+        for path in sorted(RESULTS.glob('benchmark_*.json'))
+        if path.name not in apart
+    ]
+    if recipes:
+        parts += recipes_section(recipes)
     path = RESULTS / 'benchmark_cuda.json'
     if path.is_file():
         parts += gpu_section(json.loads(path.read_text()))

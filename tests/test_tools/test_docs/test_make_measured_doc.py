@@ -7,6 +7,7 @@ from pathlib import Path
 from tools.docs.make_measured_doc import (
     document,
     gpu_section,
+    recipes_section,
     reconstruct_section,
     sides,
 )
@@ -106,3 +107,20 @@ def test_a_gpu_is_not_spoken_of_without_its_file(tmp_path, monkeypatch):
 def test_sides():
     assert sides(512) == sides([512]) == '512 x 512'
     assert sides([800, 1216]) == '800 x 1216'
+
+
+def test_recipes():
+    settings = dict(recipe='x', bits='w4a4', size=[800, 1216], images=4)
+    detector = dict(
+        calibrate=2.5,
+        float_forward_s=3.25,
+        forward=1.125,
+        float_peak_rss_mb=900,
+        peak_rss_mb=1000,
+    )
+    found = dict(settings=settings, detectors=dict(A=detector))
+    lines = recipes_section([found, found])
+    row = (
+        '| A | `x` | w4a4 | 800 x 1216 | 4 | 2.50 | 3.2 | 1.12 | 900 | 1000 |'
+    )
+    assert lines.count(row) == 2
