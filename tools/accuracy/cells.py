@@ -136,6 +136,8 @@ def run_cell(cell: tuple, budget: dict, work: Path, threads: int) -> dict:
         metric='coco/bbox_mAP',
         quantized=found['quantized']['coco/bbox_mAP'],
         **({} if mask is None else dict(mask=mask)),
+        # what bits were allocated, and what that was seen to do
+        **({'budget': found['budget']} if found.get('budget') else {}),
         seconds=round(sum(found['seconds'].values()), 1),
         evaluation_seconds=round(found['seconds']['quantized evaluation'], 1),
         peak_rss_mb=found['peak_rss_mb'],

@@ -5,7 +5,7 @@ import copy
 from pathlib import Path
 
 from mmdet_ptq.quant_cfg import load_recipe
-from tools.accuracy import transformers
+from tools.accuracy import allocation, transformers
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTORS = ('retinanet', 'yolof', 'faster-rcnn', 'mask-rcnn_swin', 'detr')
@@ -135,6 +135,7 @@ VARIANTS = {
         for recipe in ('qdrop', 'reg_ptq')
     },
     **transformers.VARIANTS,
+    **allocation.VARIANTS,
 }
 
 
@@ -248,6 +249,7 @@ SUITES = {
         *_cells((YOLOX,), ('uniform', 'qdrop'), ('w8a4',)),
     ],
     **transformers.suites(_cells),
+    **allocation.suites(_cells),
 }
 BUDGETS = {
     # a CPU has 200 steps a unit where a GPU has 2000, looks at the

@@ -23,7 +23,42 @@ def to_markdown(suite: str, cells: list[dict], command: str) -> str:
         lines += [f'## {bits}', '', *_table(cells, bits)]
         if any(c['bits'] == bits for c in masked):
             lines += ['Mask AP:', '', *_table(masked, bits, 'mask', 'mask_')]
-    return '\n'.join([*lines, *_overall(cells)])
+    return '\n'.join([*lines, *_overall(cells), *_allocations(cells)])
+
+
+def _allocations(cells: list[dict]) -> list[str]:
+    """What bits were allocated, and the distances that were expected."""
+    cells = [c for c in cells if 'budget' in c]
+    if not cells:
+        return []
+    lines = [
+        '## Bits that were allocated',
+        '',
+        'What was spent of each budget, and the distance of the detector '
+        'from the float one: as the curves of single tensors add up, as '
+        'measured, and with one width everywhere where that fits.',
+        '',
+        '| bits | detector | method | widths | spent | objective | expected '
+        '| measured | one width | box AP |',
+        '|---' * 10 + '|',
+    ]
+    for c in cells:
+        spent = '; '.join(
+            f'{b["unit"]} {b["spent"]:.4g} of {b["budget"]:.4g} {b["cost"]}'
+            for b in c['budget']
+        )
+        # the distances are the same in all budgets of a cell
+        first = c['budget'][0]
+        one = first['uniform']
+        lines.append(
+            f'| {c["bits"]} | {c["detector"]} | {c["recipe"]} '
+            f'| {first["least"]} to {first["most"]} bits | {spent} '
+            f'| {first["objective"]} | {first["predicted"]:.3g} '
+            f'| {first["measured"]:.3g} '
+            f'| {"" if one is None else f"{one:.3g}"} '
+            f'| {c["quantized"]:.3f} |'
+        )
+    return [*lines, '']
 
 
 def _table(

@@ -8,6 +8,8 @@ CALIBRATED = (
     'uniform',
     'ptq_for_vit',
     'ptq4vit',
+    'apq_vit',
+    'fq_vit',
     'repq_vit',
     'noisyquant',
     'adalog',
@@ -96,7 +98,12 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
         # IGQ-ViT: how many groups, and what chooses them
         'igq': cells(
             DETECTORS,
-            (*(f'igq_{n}' for n in GROUPS), 'group_static', 'igq_channel'),
+            (
+                *(f'igq_{n}' for n in GROUPS),
+                'igq_allocate',
+                'group_static',
+                'igq_channel',
+            ),
             ('w4a4',),
         ),
     }

@@ -107,3 +107,36 @@ def test_images_of_two_sets():
         text = to_markdown('name', cells, 'the command')
         assert [t for t in (digits, coco) if t in text] == list(there)
     assert 'of coco_mini, of yolox-nano (' in text
+
+
+def test_bits_that_were_allocated():
+    budget = dict(
+        unit='weights',
+        cost='mean bits',
+        budget=3.5,
+        spent=3.49221,
+        least=2,
+        most=8,
+        objective='feature',
+        predicted=0.01234,
+        measured=0.02,
+        uniform=None,
+    )
+    cell = dict(
+        detector='detr',
+        recipe='x',
+        bits='w4a4',
+        seed=0,
+        float=0.6,
+        quantized=0.5,
+        settings=BUDGET,
+    )
+    text = to_markdown('name', [cell], 'the command')
+    assert 'allocated' not in text
+    cells = [cell, dict(cell, recipe='y', budget=[budget, budget])]
+    text = to_markdown('name', cells, 'the command')
+    spent = 'weights 3.492 of 3.5 mean bits'
+    assert text.splitlines()[-1] == (
+        f'| w4a4 | detr | y | 2 to 8 bits | {spent}; {spent} | feature '
+        '| 0.0123 | 0.02 |  | 0.500 |'
+    )
