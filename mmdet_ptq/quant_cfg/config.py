@@ -103,15 +103,16 @@ def parse_quant_cfg(quant_cfg: dict) -> QuantConfig:
 
     Rules and passes come from ``recipe`` if one is named; rules given
     beside it are added after the recipe's and those of ``scope``, passes
-    given beside it replace the recipe's, ``equalize`` and ``scale_inputs``
-    beside it add ``EqualizeChannels`` and ``ScaleInputs`` to its passes or
-    take them out, ``pass_args`` changes single arguments of them, and
-    calibration keys are merged.
+    given beside it replace the recipe's, ``mix_heads``, ``equalize`` and
+    ``scale_inputs`` beside it add ``MixHeads``, ``EqualizeChannels`` and
+    ``ScaleInputs`` to its passes or take them out, ``pass_args`` changes
+    single arguments of them, and calibration keys are merged.
 
     Args:
         quant_cfg (dict): Keys ``recipe``, ``bits``, ``scope``, ``rules``,
-            ``passes``, ``equalize``, ``scale_inputs``, ``pass_args``,
-            ``calibration``, all optional as long as rules result.
+            ``passes``, ``mix_heads``, ``equalize``, ``scale_inputs``,
+            ``pass_args``, ``calibration``, all optional as long as rules
+            result.
 
     Returns:
         QuantConfig: The spelled-out form.

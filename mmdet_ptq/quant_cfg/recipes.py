@@ -18,6 +18,7 @@ KINDS = dict(
     scope=str,
     rules=list,
     passes=list,
+    mix_heads=bool,
     equalize=bool,
     scale_inputs=bool,
     pass_args=dict,
@@ -25,9 +26,13 @@ KINDS = dict(
 )
 KEYS = tuple(KINDS)
 FOLD = 'FoldBatchNorm'
-#: keys that put a pass right behind ``FOLD``, or take it out; where both
-#: are set, the first one's pass comes first
-SWITCHES = dict(equalize='EqualizeChannels', scale_inputs='ScaleInputs')
+#: keys that put a pass right behind ``FOLD``, or take it out; where several
+#: are set, their passes come in this order
+SWITCHES = dict(
+    mix_heads='MixHeads',
+    equalize='EqualizeChannels',
+    scale_inputs='ScaleInputs',
+)
 
 
 def recipe_names() -> list[str]:

@@ -182,6 +182,22 @@ def test_both_switches_in_any_order():
     ]
 
 
+def test_heads_are_mixed_first(tmp_path):
+    plain = kinds(recipe='gptq')
+    expected = [plain[0], 'MixHeads', *plain[1:]]
+    assert plain[1] == 'ScaleInputs'
+    assert kinds(recipe='gptq', mix_heads=True) == expected
+    assert kinds(recipe='gptq', mix_heads=True, equalize=True)[:4] == [
+        plain[0],
+        'MixHeads',
+        'EqualizeChannels',
+        'ScaleInputs',
+    ]
+    own = recipe_in(tmp_path, "recipe = 'gptq'\nmix_heads = True\n")
+    assert kinds(recipe=own) == expected
+    assert kinds(recipe=own, mix_heads=False) == plain
+
+
 def test_the_second_switch_goes_behind_the_first_of_another_file(tmp_path):
     own = recipe_in(tmp_path, "recipe = 'uniform'\nequalize = True\n")
     found = kinds(recipe=own, scale_inputs=True)

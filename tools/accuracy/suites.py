@@ -224,6 +224,7 @@ SUITES = {
         *_cells(SIX, ('gptq',), BITS[2::-1]),
         *_cells((YOLOX,), ('gptq',), ('w4a4', 'w6a6')),
         *_cells(('detr',), ('gptq_attention',), BITS[:0:-1]),
+        *_cells(('detr',), ('gptq_codebook_attention',), BITS[2::-1]),
         *_cells(SIX, ('gptq_codebook', 'gptq_codebook_recon'), BITS[2::-1]),
         *_cells((YOLOX,), ('gptq_codebook',), ('w4a4', 'w6a6')),
         *_cells(LEARNED, ('gptq_recon',), ('w3a3', 'w4a4')),

@@ -98,6 +98,14 @@ In a config that inherits a `quant_cfg` with rules, `rules=[...]` replaces
 them too, and a note says which are gone. Keep them with
 `rules=[*_base_.quant_cfg.rules, ...]`.
 
+## Mixed channels of attention heads
+
+`mix_heads=True` puts the pass [MixHeads](#mixheads) behind `FoldBatchNorm`, in
+any recipe that has it, and `mix_heads=False` takes it out. The channels of
+each attention head of the float model are then mixed by a matrix that leaves
+all outputs as they are, so that queries, keys and values quantize better. The
+recipe `gptq_codebook_attention` has it.
+
 ## Equalized channels
 
 `equalize=True` puts the pass [EqualizeChannels](#equalizechannels) behind
@@ -117,7 +125,8 @@ quant_cfg = dict(
 ## A grid for each input channel
 
 `scale_inputs=True` puts the pass [ScaleInputs](#scaleinputs) behind
-`FoldBatchNorm`, and behind `EqualizeChannels` where there is one.
+`FoldBatchNorm`, and behind `MixHeads` and `EqualizeChannels` where there are
+any.
 `scale_inputs=False` takes it out. The input channels of a layer are then
 brought to one scale, where the layer's outputs on images held out become
 more exact by it. The recipe `gptq` has it.
