@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The pass that mixes channels of attention heads."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,12 +15,11 @@ from ...layers import float_mode
 from ...records import MixingRecord
 from ...registry import PASSES
 from ...structures import Port
-from ...surgery import input_columns
+from ...surgery import input_columns, output_rows
 from ..base import BasePass
-from .heads import Heads, heads_of
+from .heads import Heads, Side, heads_of
 from .mixing import gain, mixed_columns, mixed_rows, mixing
 
-Moments = dict[Port, tuple[Tensor, Tensor]]
 Mixed = tuple[Heads, list[Tensor]]
 """Heads, and their weights and biases as they were."""
 
@@ -39,8 +39,9 @@ class MixHeads(BasePass):
     what quantization does to both sides and spreads it evenly over the
     channels: it takes strong channels apart, as the rotations of QuaRot
     (Ashkboos et al., 2024) do, and is the best of all matrices, orthogonal
-    or not, for the second moments of calibration images. It goes into
-    weights and costs nothing later. The float detector stays the same up to
+    or not, for the second moments of calibration images and the errors of
+    the weights that make the channels. It goes into weights and costs
+    nothing later. The float detector stays the same up to
     rounding; an attention whose outputs on the first calibration image say
     otherwise is put back. Notes say what was not mixed, and why.
 
@@ -77,9 +78,9 @@ class MixHeads(BasePass):
             )
             return
         with session.stage('mixing of heads'), float_mode(session.layers):
-            moments = _moments(session, heads)
+            seen = _watch(session, heads)
             before = _outputs(session, heads)
-            mixed = [(one, _mix(session, one, moments)) for one in heads]
+            mixed = [(one, _mix(session, one, seen)) for one in heads]
             # what is wrong in one makes all behind it look wrong
             while wrong := _first_wrong(session, mixed, before):
                 mixed = [one for one in mixed if one is not wrong]
@@ -90,6 +91,8 @@ class MixHeads(BasePass):
         for scaling in session.graph.find_scalings()[0]:
             if scaling.kind in self.pairs:
                 one = heads_of(scaling, session.layers)
+                if isinstance(one, Heads) and not _quantized(session, one):
+                    one = 'an operand stays float'
                 if isinstance(one, Heads):
                     found.append(one)
                 else:
@@ -99,15 +102,37 @@ class MixHeads(BasePass):
         return sorted(found, key=lambda one: order.index(one.name))
 
 
-def _moments(session: Session, heads: list[Heads]) -> Moments:
-    """Second moments of all operands on the calibration images.
+def _quantized(session: Session, heads: Heads) -> bool:
+    """Whether the operands that would be mixed are quantized."""
+    return all(
+        port in session.layers[name].act_quantizers
+        for name, port in (side.port for side in heads.sides)
+    )
 
-    Returns:
-        dict: For each port ``(H, d, d)``, float64, about the mean and about
-        0; all 0 where no image reached it.
+
+@dataclass(frozen=True)
+class Seen:
+    """What calibration images show; 0 where no image came by.
+
+    Attributes:
+        moments (dict): For each port the second moments of its channels,
+            ``(H, d, d)``, float64, about the mean and about 0.
+        inputs (dict): Of each maker the mean square of its inputs, float64.
     """
+
+    moments: dict[Port, tuple[Tensor, Tensor]]
+    inputs: dict[str, Tensor]
+
+
+def _watch(session: Session, heads: list[Heads]) -> Seen:
+    """Predicts the calibration images."""
     sides = {side.port: side for one in heads for side in one.sides}
     sums = {p: side.nothing(session.device) for p, side in sides.items()}
+    makers = {name for side in sides.values() for name in side.makers}
+    squares = {
+        name: torch.zeros(2, dtype=torch.float64, device=session.device)
+        for name in sorted(makers)
+    }
 
     def take(name: str, port: str, level: int, x: Tensor) -> None:
         if (name, port) in sides and x.numel():
@@ -116,11 +141,14 @@ def _moments(session: Session, heads: list[Heads]) -> Moments:
             count += rows.shape[1]
             first += rows.sum(1)
             second += rows.mT @ rows
+        elif name in squares:
+            squares[name][0] += x.numel()
+            squares[name][1] += x.double().square().sum()
 
-    products = {one.name: session.layers[one.name] for one in heads}
-    with observing(products, take):
+    names = {*squares, *(one.name for one in heads)}
+    with observing({n: session.layers[n] for n in names}, take):
         session.feed.predict()
-    found = {}
+    moments = {}
     for port, (count, first, second) in sums.items():
         if get_world_size() > 1:
             for tensor in (count, first, second):
@@ -131,8 +159,13 @@ def _moments(session: Session, heads: list[Heads]) -> Moments:
             )
         count = count.clamp(min=1)
         mean, plain = (first / count).cpu(), (second / count).cpu()
-        found[port] = plain - mean[:, :, None] * mean[:, None], plain
-    return found
+        moments[port] = plain - mean[:, :, None] * mean[:, None], plain
+    inputs = {}
+    for name, both in squares.items():
+        if get_world_size() > 1:
+            all_reduce(both)
+        inputs[name] = (both[1] / both[0].clamp(min=1)).cpu()
+    return Seen(moments, inputs)
 
 
 def _outputs(session: Session, heads: list[Heads]) -> dict[str, Tensor]:
@@ -149,14 +182,16 @@ def _outputs(session: Session, heads: list[Heads]) -> dict[str, Tensor]:
     return found
 
 
-def _mix(session: Session, heads: Heads, moments: Moments) -> list[Tensor]:
+def _mix(session: Session, heads: Heads, seen: Seen) -> list[Tensor]:
     """Mixes; returns weights and biases as they were."""
     layers = session.layers
     own = [p.clone() for p in _parameters(session, heads)]
-    one, plain = moments[heads.sides[0].port]
+    one, plain = seen.moments[heads.sides[0].port]
+    one = one + _of_weights(session, heads.sides[0], seen)
     if heads.kind == 'qk':
         # what all keys have in common is lost in the softmax
-        other, _ = moments[heads.sides[1].port]
+        other, _ = seen.moments[heads.sides[1].port]
+        other = other + _of_weights(session, heads.sides[1], seen)
         one = one + plain
     else:
         other = _read(session, heads)
@@ -171,6 +206,28 @@ def _mix(session: Session, heads: Heads, moments: Moments) -> list[Tensor]:
     for name, places in heads.readers.items():
         mixed_columns(layers[name], places, mix)
     return own
+
+
+def _of_weights(session: Session, side: Side, seen: Seen) -> Tensor:
+    """What has to be added to moments for the errors of makers' weights.
+
+    An error of a weight is in proportion to the square of its row, so that
+    of an output channel is in proportion to ``(W W^T)_ii`` times the mean
+    square of the inputs; and to ``4^-bits``, as that of the operand is.
+
+    Returns:
+        Tensor: (H, d, d), float64.
+    """
+    name, port = side.port
+    operand = session.layers[name].act_quantizers[port]
+    found = torch.zeros_like(seen.moments[side.port][0])
+    for maker, places in side.makers.items():
+        layer = session.layers[maker]
+        if layer.weight_quantizer is not None:
+            rows = output_rows(layer).double().cpu()[places]
+            share = 4.0 ** (operand.bits - layer.weight_quantizer.bits)
+            found += share * seen.inputs[maker] * rows @ rows.mT
+    return found
 
 
 def _read(session: Session, heads: Heads) -> Tensor:

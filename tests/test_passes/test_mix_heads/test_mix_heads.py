@@ -1,6 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Heads whose channels are mixed, and the detector that stays as it was."""
 
+import dataclasses
+
 import pytest
 import torch
 from mmdet.models.backbones.swin import WindowMSA
@@ -16,6 +18,7 @@ from mmdet_ptq.engine.quantize import prepare
 from mmdet_ptq.errors import NumericError, QuantConfigError
 from mmdet_ptq.layers import MatMul, float_mode
 from mmdet_ptq.passes import FoldBatchNorm, MixHeads
+from mmdet_ptq.passes.mix_heads import mix_heads
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 from mmdet_ptq.testing import noise_batches, random_detector
 
@@ -175,6 +178,59 @@ def test_pairs_are_chosen(pairs):
     passes = [PASSES[0], dict(type='MixHeads', pairs=pairs), *PASSES[2:]]
     session = quantize(Attending(), batches(), passes)
     assert [r.kind for r in session.records] == pairs
+
+
+@pytest.mark.parametrize(
+    ('rule', 'kinds'),
+    [
+        (dict(match='qk', skip=True), ['pv']),
+        (dict(match='@matmul', skip=True), []),
+        (dict(match='q', skip=True), ['qk', 'pv']),  # its weight stays float
+    ],
+)
+def test_what_rules_leave_float(rule, kinds):
+    session = quantize_detector(
+        Attending().eval(),
+        batches(),
+        dict(bits='w4a4', rules=[*RULES, rule], passes=PASSES),
+    )
+    assert [r.kind for r in session.records] == kinds
+    said = [n for n in session.notes if 'an operand stays float' in n]
+    assert len(said) == 2 - len(kinds)
+
+
+def test_errors_of_weights_count():
+    """Strong rows that the inputs do not use are not spread over channels."""
+    off = []
+    for mean_square in (0.0, 1.0):
+        model = Attending()
+        with torch.no_grad():
+            model.embed.weight[8:] *= 0.01
+        session = prepared(model, batches())
+        (heads,) = MixHeads(['pv'])._heads(session)
+        with torch.no_grad(), float_mode(model):
+            seen = mix_heads._watch(session, [heads])
+            assert seen.inputs['v'] == pytest.approx(mean_square_of_v(model))
+            inputs = dict(v=seen.inputs['v'] * mean_square)
+            seen = dataclasses.replace(seen, inputs=inputs)
+            mix_heads._mix(session, heads, seen)
+        weight = model.v.weight.detach().double().view(2, 8, -1)
+        read = model.out.weight.detach().double().T.reshape(2, 8, -1)
+        # of a step in proportion to the norm of the row
+        off.append(
+            float((weight.square().sum(2) * read.square().sum(2)).sum())
+        )
+    assert off[1] < 0.9 * off[0]
+
+
+def mean_square_of_v(model):
+    found = []
+    hook = model.v.register_forward_pre_hook(
+        lambda _, args: found.append(args[0].detach())
+    )
+    outputs(model, batches())
+    hook.remove()
+    return float(torch.cat(found).square().mean())
 
 
 def test_nothing_to_mix():
