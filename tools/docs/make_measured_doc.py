@@ -53,8 +53,9 @@ def recipes_section(found: list[dict]) -> list[str]:
         'The whole quantization over float predictions of the calibration '
         'images, in the same run, and the seconds of one such prediction; a '
         'simulated prediction over a float one; and the largest memory of the '
-        'process after the float predictions and after all. Random weights, '
-        'one CPU thread. Command: `python -m tools.speed.benchmark --recipe '
+        'process after the float predictions and after all; detectors of one '
+        'file share a process, one after the other. Random weights, one CPU '
+        'thread. Command: `python -m tools.speed.benchmark --recipe '
         'RECIPE --bits BITS --size HEIGHT WIDTH --images IMAGES --repeats 1 '
         '--threads 1 --only DETECTOR --out '
         'docs/results/benchmark_RECIPE.json`',
