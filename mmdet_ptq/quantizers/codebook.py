@@ -48,23 +48,10 @@ class CodebookQuantizer(
 
     parameter_names = ('low', 'high')
     roles = ROLES
+    # halfway between values: a file needs the values alone
+    derived = ('bounds_of_rows',)
     low: Tensor
     high: Tensor
-
-    def __init__(
-        self,
-        bits: int = 4,
-        granularity: str = 'tensor',
-        axis: int | None = None,
-        group_size: int | None = None,
-        per_level: bool = False,
-        role: str = 'act',
-    ) -> None:
-        super().__init__(bits, granularity, axis, group_size, per_level, role)
-        # halfway between values: a file needs the values alone
-        self.register_buffer(
-            'bounds_of_rows', torch.empty(0), persistent=False
-        )
 
     def of_range(self, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`StoredTableQuantizer.of_range`."""

@@ -75,6 +75,8 @@ class StoredTableQuantizer(TableQuantizer, Searchable):
 
     parameter_names: tuple[str, ...] = ('scale',)
     roles: ClassVar[tuple[str, ...]] = ('act',)
+    #: buffers that follow from the others and are not saved
+    derived: ClassVar[tuple[str, ...]] = ()
     table: Tensor
     bounds_of_rows: Tensor
 
@@ -95,7 +97,8 @@ class StoredTableQuantizer(TableQuantizer, Searchable):
             )
         super().__init__(bits, granularity, axis, group_size, per_level, role)
         for name in (*self.parameter_names, 'table', 'bounds_of_rows'):
-            self.register_buffer(name, torch.empty(0))
+            kept = name not in self.derived
+            self.register_buffer(name, torch.empty(0), persistent=kept)
 
     @abstractmethod
     def of_range(self, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
