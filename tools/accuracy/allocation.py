@@ -6,6 +6,8 @@ from typing import Any
 DETECTORS = ('retinanet', 'mask-rcnn_swin')
 RECIPES = ('f_lbq_dp', 'f_lbq_lg')
 FIXED = ('gptq', 'adalog', 'reg_ptq')
+#: for attention alone
+ATTENTION = 'gptq_codebook_attention'
 #: a half of a bit less than ``--bits`` says, for weights and inputs
 HALF = dict(mean_weight_bits=3.5, mean_act_bits=3.5)
 
@@ -31,7 +33,7 @@ VARIANTS = {
     # as many bit operations as with one width
     **{
         f'{recipe}_bops': _with(f'{recipe}_mixed', budget='bops')
-        for recipe in FIXED
+        for recipe in (*FIXED, ATTENTION)
     },
 }
 GROUPED = [f'{recipe}{grain}' for recipe in RECIPES for grain in _GRAINS]
@@ -58,5 +60,8 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
             ),
         ],
         # bits that fit each tensor, against one width
-        'mixed': cells(('detr', 'yolox-nano', *DETECTORS), both, ('w4a4',)),
+        'mixed': [
+            *cells(('detr', 'yolox-nano', *DETECTORS), both, ('w4a4',)),
+            *cells(('detr',), (ATTENTION, f'{ATTENTION}_bops'), ('w4a4',)),
+        ],
     }

@@ -3,6 +3,8 @@
 
 from typing import Any
 
+from mmdet_ptq.quant_cfg import load_recipe
+
 DETECTORS = ('mask-rcnn_swin', 'cascade-mask-rcnn_swin', 'detr')
 CALIBRATED = (
     'uniform',
@@ -31,6 +33,16 @@ GELU = dict(
     adalog=dict(type='AdaLogQuantizer'),
 )
 GROUPS = (1, 4, 8, 12, 16)
+LOOKUP = 'gptq_codebook_attention'
+#: of DETR, by the name of what has 8 bits
+SPARED: dict[str, dict] = dict(
+    weights=dict(match='*', weight=dict(bits=8)),
+    backbone=dict(match='@backbone', act=dict(bits=8)),
+    projections=dict(match='@linear', act=dict(bits=8)),
+    products=dict(match='@matmul', act=dict(bits=8)),
+    encoder=dict(match='encoder.*', act=dict(bits=8)),
+    decoder=dict(match='decoder.*', act=dict(bits=8)),
+)
 
 
 def _igq(**act: Any) -> dict:
@@ -45,6 +57,16 @@ def _weights(percentile: float) -> dict:
         recipe='igq_vit',
         pass_args=dict(SetRanges=dict(weight_observer=observer)),
     )
+
+
+def _with_positions() -> list[dict]:
+    """Passes of ``gptq`` with ``SplitPositions``."""
+    found = load_recipe('gptq')['passes']
+    return [
+        *found[:1],
+        dict(type='SplitPositions'),
+        *(one for one in found[1:] if one['type'] != 'ScaleInputs'),
+    ]
 
 
 VARIANTS = {
@@ -68,6 +90,16 @@ VARIANTS = {
         for n in GROUPS
     },
     'igq_channel': _igq(type='UniformQuantizer', granularity='channel'),
+    # what leads from plain rounding to the best recipe of DETR
+    'uniform_scaled': dict(recipe='uniform', scale_inputs=True),
+    'gptq_split': dict(
+        recipe='gptq', scale_inputs=True, passes=_with_positions()
+    ),
+    f'{LOOKUP}_unmixed': dict(recipe=LOOKUP, mix_heads=False),
+    **{
+        f'{LOOKUP}_{name}_8': dict(recipe=LOOKUP, rules=[rule])
+        for name, rule in SPARED.items()
+    },
 }
 
 
@@ -94,6 +126,22 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
             DETECTORS,
             [f'softmax_{n}' for n in SOFTMAX],
             ('w4a4', 'w4a4s3', 'w4a4s2'),
+        ),
+        # DETR: what each step brings, and what holds the rest
+        'detr': cells(
+            ('detr',),
+            (
+                'uniform',
+                'uniform_scaled',
+                'gptq',
+                'gptq_split',
+                'gptq_attention',
+                f'{LOOKUP}_unmixed',
+                LOOKUP,
+                f'{LOOKUP}_bops',
+                *(f'{LOOKUP}_{name}_8' for name in SPARED),
+            ),
+            ('w4a4',),
         ),
         # IGQ-ViT: how many groups, and what chooses them
         'igq': cells(

@@ -20,10 +20,11 @@ Made by `python -m tools.docs.make_which_recipe_doc` from `docs/results`.
 Take `uniform` if you need 8 bits. It learns nothing and is done in seconds.
 With fewer take `gptq`, which learns nothing either and is done in minutes.
 If your runtime can look values up, `gptq_codebook` loses least with 4, 3 and
-2 bits. `{best}` learns rounding, step sizes and the values of weights, takes
+2 bits. `{best}` learns rounding, scales and the values of weights, takes
 longer, and loses less than `gptq` where weights have 2 bits. For DETR, whose
-head is a transformer, there is `gptq_attention`; with 4-bit activations DETR
-loses much, whatever the recipe.
+head is a transformer, there are `gptq_attention` and, where values can be
+looked up, `gptq_codebook_attention`; with 4-bit activations DETR loses much,
+whatever the recipe.
 
 ```bash
 python tools/ptq.py CONFIG CHECKPOINT --recipe uniform --bits w8a8
@@ -46,9 +47,9 @@ TAIL = """
   {convolutional}. DETR has a column of its own.
 * *Time* is that of a whole run, float and quantized test included, divided by
   that of `uniform` on the same detector; the median over the five detectors.
-* Recipes that learn took 200 steps a unit. The default is 2000, which takes
-  ten times as long and gains little at 4 bits
-  ([table1_long](results/table1_long.md)).
+* Recipes that learn took 200 steps a unit. The default is 2000 (`adaquant`
+  1000, `gptq_recon` and `gptq_codebook_recon` 500), which takes as many times
+  as long and gains little at 4 bits ([table1_long](results/table1_long.md)).
 * Seeds alone move single detectors by up to 0.014 at 2 bits
   ([table2](results/table2.md)), so treat recipes within 0.005 of one another
   as equal. [table1](results/table1.md) has all numbers.
@@ -60,8 +61,10 @@ TAIL = """
 * *Minutes* are those of a whole run on two cores of the CPU that
   [compensated](results/compensated.md) was measured on, while other jobs
   shared it: float test left out, quantized test included; the median over the
-  detectors of the row. Columns are as above. Recipes that learn took 200
-  steps a unit. [Here](results/compensated_w4a8_gptq_qdrop.md) is how much of
+  detectors of the row, and over DETR and YOLOX-nano where all recipes of that
+  width ran them. How many jobs shared the cores differed, so that minutes are
+  good to a factor of two. *Loss of AP* is the mean over the column *of*; the
+  table above has other detectors. Recipes that learn took 200 steps a unit. [Here](results/compensated_w4a8_gptq_qdrop.md) is how much of
   the differences at w4a8 the choice of images explains.
   [Another CPU](results/compensated_other_cpu.md), with AVX2 in place of
   AVX512, moved AP of `gptq` by at most 0.002 on digits, that of `qdrop` by
@@ -69,21 +72,23 @@ TAIL = """
 * `gptq` rounds the columns of a weight one after the other, so that each
   makes up for the errors of those before, and gives the channels of inputs
   grids of their own where images held out gain by it. It learns nothing.
-* `gptq_attention` is for DETR and its relatives: it keeps positional encodings
-  and the divisor of the softmax out of what is quantized. DETR loses
+* `gptq_attention` is for DETR and its relatives: features and positional
+  encodings are projected apart (encodings in 8 bits), and a softmax is
+  quantized before its rows are divided by their sums. DETR loses
   {attention}.
 * `gptq_codebook` rounds like `gptq`, to values that lie where weights and
   inputs need them, not at equal steps. It is for 2 to 4 bits. Each output
   channel has 2^b values of 32 bits besides its codes. With n weights a channel
   that adds 128 / n to weights of 4 bits: 22 % where 64 channels are convolved
   3 x 3, 6 % where 256 are. A runtime has to look values up: it saves no time
-  there. Its minutes above are too many: more jobs ran beside it.
+  there.
 * `gptq_recon` learns on from there, as `qdrop` does; `gptq_codebook_recon`
   learns the rounding of weights and leaves the values where they are.
-* `gptq_mixed`, `reg_ptq_mixed`, `adalog_mixed` and `igq_mixed` give each
-  tensor the bits that it needs, with those of `--bits` on average. A runtime
+* `gptq_mixed`, `gptq_codebook_attention_mixed`, `reg_ptq_mixed`,
+  `adalog_mixed` and `igq_mixed` give each tensor the bits that it needs, with those of `--bits` on average. A runtime
   has to have all of these widths. `f_lbq_dp` and `f_lbq_lg` do so with groups
-  of channels of the backbone alone.
+  of channels of the backbone alone. Take them where you know the bits that you
+  can spend; [auto mode](auto.md) finds the bits too, with two widths a layer.
 
 ## How long it takes on your detector
 
@@ -92,7 +97,7 @@ once or twice. A recipe that learns takes `iters` steps for each unit, which is
 a residual or transformer block, or a single layer elsewhere. A step costs
 little more than a forward and a backward through the unit and what follows it
 ([measured](measured.md) has ratios). After its first steps a run says how long
-it will take. `--iters 200` makes it ten times shorter:
+it will take. `--iters 200` makes it shorter:
 
 ```bash
 python tools/ptq.py CONFIG CHECKPOINT --recipe {best} --bits w4a4 --iters 200
