@@ -64,8 +64,9 @@ TAIL = """
   detectors of the row, and over DETR and YOLOX-nano where all recipes of that
   width ran them. How many jobs shared the cores differed, so that minutes are
   good to a factor of two. *Loss of AP* is the mean over the column *of*; the
-  table above has other detectors. Recipes that learn took 200 steps a unit. [Here](results/compensated_w4a8_gptq_qdrop.md) is how much of
-  the differences at w4a8 the choice of images explains.
+  table above has other detectors. Recipes that learn took 200 steps a unit.
+  [Here](results/compensated_w4a8_gptq_qdrop.md) is how much of the differences
+  at w4a8 the choice of images explains.
   [Another CPU](results/compensated_other_cpu.md), with AVX2 in place of
   AVX512, moved AP of `gptq` by at most 0.002 on digits, that of `qdrop` by
   0.005, and `gptq` by 0.014 on YOLOX-nano, which is tested on 164 images.
@@ -85,10 +86,11 @@ TAIL = """
 * `gptq_recon` learns on from there, as `qdrop` does; `gptq_codebook_recon`
   learns the rounding of weights and leaves the values where they are.
 * `gptq_mixed`, `gptq_codebook_attention_mixed`, `reg_ptq_mixed`,
-  `adalog_mixed` and `igq_mixed` give each tensor the bits that it needs, with those of `--bits` on average. A runtime
-  has to have all of these widths. `f_lbq_dp` and `f_lbq_lg` do so with groups
-  of channels of the backbone alone. Take them where you know the bits that you
-  can spend; [auto mode](auto.md) finds the bits too, with two widths a layer.
+  `adalog_mixed` and `igq_mixed` give each tensor the bits that it needs, with
+  those of `--bits` on average. A runtime has to have all of these widths.
+  `f_lbq_dp` and `f_lbq_lg` do so with groups of channels of the backbone
+  alone. Take them where you know the bits that you can spend;
+  [auto mode](auto.md) finds the bits too, with two widths a layer.
 
 ## How long it takes on your detector
 
