@@ -124,6 +124,6 @@ def test_what_cannot_fit_is_an_error(tmp_path, monkeypatch):
     says = r'its numbers are in ptq_result\.json and ptq_report\.json$'
     with pytest.raises(PTQError, match=says):
         write_report([tmp_path], path)
-    with pytest.raises(PTQError, match='give fewer work dirs$'):
+    with pytest.raises(PTQError, match=r'give fewer work dirs$'):
         write_report([tmp_path] * 2, path)
     assert json.loads((tmp_path / 'ptq_result.json').read_text())
