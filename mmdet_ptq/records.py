@@ -36,8 +36,10 @@ class AllocationRecord(Record):
             one image.
         bits (int): What it got.
         widths (list[int]): What it could have got, rising.
-        curve (list[float | None]): What each of these was seen to add to the
-            distance from the float detector, None where that is not finite.
+        curve (list[float | None]): The least that each of these or a
+            narrower one was seen to add to the distance from the float
+            detector, so that no value rises with the width; None where that
+            is not finite.
     """
 
     tensor: str
@@ -250,7 +252,8 @@ class GroupsRecord(Record):
         candidates (list[int]): Numbers of grids that were tried.
         perturbations (list[float]): What each of them does to the
             detector's outputs, a mean over images.
-        bops (list[int]): What each of them costs more than one grid.
+        bops (list[int]): Bit operations above those of the smallest number
+            of grids that was looked at.
         groups (int): The number that was chosen.
     """
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import PTQError
 from .charts import budget
-from .files import PAGE, Run, read_run, write_text
+from .files import DATA, PAGE, RESULT, Run, read_run, write_text
 from .markup import Html, esc, is_number, join, num, paragraph, tag
 from .sections import accuracy, costs, lost, network, pictures, settings, units
 from .sections.words import labels
@@ -160,9 +160,15 @@ def write_page(runs: Sequence[Run], path: str | Path) -> list[str]:
             + ', '.join(left)
         )
     if len(text.encode()) > LIMIT:
+        advice = (
+            'give fewer work dirs'
+            if len(runs) > 1
+            else 'the page of this run is too large even without its largest '
+            f'sections; its numbers are in {RESULT} and {DATA}'
+        )
         raise PTQError(
             f'{path}: the page has {len(text.encode()):,} bytes, more than '
-            f'{LIMIT:,}; give fewer work dirs'
+            f'{LIMIT:,}; {advice}'
         )
     write_text(Path(path), text)
     return problems

@@ -120,6 +120,10 @@ def test_a_large_network_stays_under_the_limit(tmp_path):
 def test_what_cannot_fit_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(module, 'LIMIT', 1000)
     work_dir(tmp_path)
-    with pytest.raises(PTQError, match='give fewer work dirs'):
-        write_report([tmp_path], tmp_path / 'report.html')
+    path = tmp_path / 'report.html'
+    says = r'its numbers are in ptq_result\.json and ptq_report\.json$'
+    with pytest.raises(PTQError, match=says):
+        write_report([tmp_path], path)
+    with pytest.raises(PTQError, match=r'give fewer work dirs$'):
+        write_report([tmp_path] * 2, path)
     assert json.loads((tmp_path / 'ptq_result.json').read_text())

@@ -29,7 +29,7 @@ def costs(runs: Sequence[Run]) -> Html:
         return paragraph('The run ended before costs were known.', cls='none')
     head = ['', *(_heads(runs))]
     rows = [
-        ['parameters (MiB)', *_pairs(runs, ('storage_mb',), 1, ',.2f')],
+        ['parameters (MB)', *_pairs(runs, ('storage_mb',), 1, ',.2f')],
         ['bit operations (T)', *_pairs(runs, ('cost', 'bops'), 1e12, ',.4g')],
         ['products, MACs (G)', *_products(runs)],
     ]

@@ -62,7 +62,7 @@ def _of(run: Run) -> list[Html]:
         ('recipe', run.part('recipe')),
         ('bits', run.part('bits')),
         *((f'machine: {k}', v) for k, v in _items(run, 'machine')),
-        ('most memory (MB)', run.part('peak_rss_mb')),
+        ('most memory (MiB)', run.part('peak_rss_mb')),
         ('most GPU memory (MiB)', run.part('peak_gpu_mb')),
         *((f'version: {k}', v) for k, v in _items(run, 'versions')),
     ]

@@ -14,13 +14,7 @@ def units(runs: Sequence[Run]) -> Html:
     for name, run in zip(labels(runs), runs, strict=True):
         body = [*_learned(run), *_others(run)]
         if not body:
-            body = [
-                paragraph(
-                    'No pass of this recipe learns or chooses unit by unit: '
-                    'nothing was put back.',
-                    cls='none',
-                )
-            ]
+            body = [paragraph('No pass left a record.', cls='none')]
         title = [tag('h3', name)] if len(runs) > 1 else []
         found += [*title, *body]
     return join(found)
@@ -59,11 +53,14 @@ def _learned(run: Run) -> list[Html]:
     return [*found, every]
 
 
-#: key of the result, title, and columns: name, key and form
-TABLES = (
+#: key of the result, title, what to see, and columns: key, name and form;
+#: columns of words have none and come first
+TABLES: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
     (
         'ranges',
         'Chosen ranges',
+        'The loss of the detector with the ranges of an exponent, and after '
+        'a search of all ranges together.',
         (
             ('exponent', 'exponent', '.3g'),
             ('loss', 'loss', '.4g'),
@@ -73,7 +70,9 @@ TABLES = (
     ),
     (
         'rounding',
-        'Compensated rounding: error of the output over its energy',
+        'Compensated rounding',
+        'The error of each output over its energy, with the nearest values '
+        'and with compensated ones: less is better.',
         (
             ('before', 'nearest', '.3g'),
             ('after', 'compensated', '.3g'),
@@ -82,7 +81,9 @@ TABLES = (
     ),
     (
         'equalization',
-        'Equalized channels: error of the outputs over their energy',
+        'Equalized channels',
+        'The error of the outputs over their energy: less is better, and a '
+        'ratio of 1 means that the channels stayed as they were.',
         (
             ('by', 'by', ''),
             ('ratio', 'ratio', '.3g'),
@@ -91,13 +92,54 @@ TABLES = (
         ),
     ),
     (
+        'mixing',
+        'Mixed channels of attention heads',
+        'The gain is the predicted error of a product as it was over that '
+        'of mixed channels: 1 is no gain, more is better.',
+        (('kind', 'product', ''), ('gain', 'gain', '.3g')),
+    ),
+    (
         'scaling',
-        'Scaled inputs: error over that with one grid, 1 where none was made',
+        'Scaled inputs',
+        'The error of the outputs over that with one grid: 1 where the '
+        'input kept one grid, less is better.',
         (('error', 'error', '.3g'), ('strength', 'strength', '.2g')),
     ),
     (
+        'reparametrization',
+        'Channels behind a norm, brought to one grid',
+        'The ratio is the largest scale of a channel over the smallest: the '
+        'larger it is, the more one grid for all of them would have lost. '
+        'Free: the norm itself scales them.',
+        (
+            ('norm', 'norm', ''),
+            ('free', 'free', ''),
+            ('ratio', 'ratio', '.3g'),
+        ),
+    ),
+    (
+        'noise',
+        'Fixed noise on inputs',
+        'The error of the outputs over that without noise: 1 where the '
+        'input got none, less is better.',
+        (('amplitude', 'amplitude', '.3g'), ('error', 'error', '.3g')),
+    ),
+    (
+        'search',
+        'Searched scales',
+        'The loss before and after the search of each quantizer: where both '
+        'are the same, its scale stayed.',
+        (
+            ('tensor', 'tensor', ''),
+            ('before', 'before', '.4g'),
+            ('after', 'after', '.4g'),
+        ),
+    ),
+    (
         'budget',
-        'Budgets of bits, and distances from the float detector',
+        'Budgets of bits',
+        'Distances from the float detector, as predicted and as measured: '
+        'the choice is worth it where that with one width is larger.',
         (
             ('cost', 'of', ''),
             ('budget', 'budget', '.4g'),
@@ -111,7 +153,8 @@ TABLES = (
     ),
     (
         'allocation',
-        'Bits that tensors and groups of channels got',
+        'Allocated bits',
+        'The bits that each tensor, or group of its channels, got.',
         (
             ('tensor', 'tensor', ''),
             ('group', 'group', 'd'),
@@ -119,19 +162,37 @@ TABLES = (
             ('bits', 'bits', 'd'),
         ),
     ),
+    (
+        'groups',
+        'Grids of each image',
+        'How many grids the channels of an input got in each image.',
+        (('port', 'input', ''), ('groups', 'grids', 'd')),
+    ),
 )
 
 
 def _others(run: Run) -> list[Html]:
     found = []
-    for key, title, columns in TABLES:
+    for key, title, see, columns in TABLES:
         records = run.part(key) or []
         if records:
             rows = [
-                [one['unit'], *(num(one[k], form) for k, _, form in columns)]
+                [one['unit'], *(_cell(one[k], form) for k, _, form in columns)]
                 for one in records
             ]
             head = ['unit', *(name for _, name, _ in columns)]
-            summary = f'{title} ({len(records)})'
-            found.append(details(summary, table(head, rows)))
+            words = 1 + sum(not form for *_, form in columns)
+            found.append(
+                details(
+                    f'{title} ({len(records)})',
+                    paragraph(see),
+                    table(head, rows, words),
+                )
+            )
     return found
+
+
+def _cell(value: object, form: str) -> str:
+    if isinstance(value, bool):
+        return 'yes' if value else 'no'
+    return num(value, form)

@@ -38,6 +38,11 @@ def test_bits_are_drawn_once_for_each_run():
     assert page.count('Where bits go, ') >= 2
 
 
+def test_sizes_are_in_the_unit_of_the_result():
+    """10^6 bytes, as of :func:`mmdet_ptq.cost.storage_mb`."""
+    assert '>parameters (MB)<' in costs([Run('a', result_of())])
+
+
 def test_without_elements_there_is_no_chart():
     """As in results of earlier versions, and of very many layers."""
     assert 'Where bits go' not in costs([Run('a', result_of())])
