@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What a pass may read and write, and nothing else."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import nn
 
 from ..layers import QuantLayer, quant_layers
@@ -80,6 +82,15 @@ class Session:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    def warn(self, line: str) -> None:
+        """Says what a user should know of in the log and in the notes.
+
+        Args:
+            line (str): A sentence.
+        """
+        self.notes.append(line)
+        print_log(line, 'current', logging.WARNING)
 
     def edit(self, edit: Edit) -> None:
         """Changes the float model in a way that the artefact can redo.

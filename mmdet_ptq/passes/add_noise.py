@@ -1,12 +1,10 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The pass that adds fixed noise to inputs, where that helps."""
 
-import logging
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..calibration import Session
@@ -95,12 +93,10 @@ class AddNoise(BasePass):
         """See :meth:`BasePass.run`."""
         groups = [g for g in _linear(session) if _usable(session, g)]
         if not groups:
-            line = (
+            session.warn(
                 'AddNoise: no input of a linear layer is quantized here, so '
                 'no noise was added'
             )
-            session.notes.append(line)
-            print_log(line, 'current', logging.WARNING)
             return
         with session.stage('noise'):
             names = {g[0][0] for g in groups}

@@ -1,7 +1,6 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """How many grids of each image an input gets, within a budget."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from mmengine.dist import all_gather_object
-from mmengine.logging import print_log
 from torch import Tensor
 
 from ..calibration import Images, Session, Sweep, frozen
@@ -194,12 +192,10 @@ class AllocateGroups(BasePass):
         """See :meth:`BasePass.run`."""
         sites = [self._site(session, one) for one in self._ports(session)]
         if not sites:
-            line = (
+            session.warn(
                 'AllocateGroups: no input has an InstanceGroupQuantizer '
                 'here, so nothing was changed'
             )
-            session.notes.append(line)
-            print_log(line, 'current', logging.WARNING)
             return
         with session.stage('group allocation'):
             for site in sites:

@@ -1,13 +1,11 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The pass after which attention computes its softmax in whole numbers."""
 
-import logging
 import math
 from typing import ClassVar
 
 import torch
 from mmengine.dist import all_gather_object
-from mmengine.logging import print_log
 from torch import Tensor
 
 from ..calibration import Session, observing
@@ -61,12 +59,10 @@ class IntegerSoftmax(BasePass):
         """See :meth:`BasePass.run`."""
         found = dict.fromkeys(_products(session), None)
         if not found:
-            line = (
+            session.warn(
                 'IntegerSoftmax: no quantized product has a softmax as its '
                 'first operand here, so nothing was changed'
             )
-            session.notes.append(line)
-            print_log(line, 'current', logging.WARNING)
             return
         reach = _reach(session, list(found))
         for name, most in reach.items():

@@ -1,12 +1,10 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Statistics of activations from float calibration forwards."""
 
-import logging
 from typing import Any, ClassVar
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
-from mmengine.logging import print_log
 from torch import Tensor
 
 from ..calibration import ChannelMeans, Session, Statistics, observing
@@ -127,9 +125,8 @@ def _drop_unreached(session: Session) -> None:
     stats = session.stats
     unreached = [g for g in stats.groups if not stats.of(g[0]).seen]
     if unreached:
-        line = unreached_line([name for g in unreached for name, _ in g])
-        session.notes.append(line)
-        print_log(line, 'current', logging.WARNING)
+        names = [name for group in unreached for name, _ in group]
+        session.warn(unreached_line(names))
     for group in unreached:
         stats.drop(group)
         _leave_float(session, group)

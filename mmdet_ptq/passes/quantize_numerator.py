@@ -1,10 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The pass after which attention quantizes the numerator of its softmax."""
 
-import logging
 from typing import ClassVar
-
-from mmengine.logging import print_log
 
 from ..calibration import Session
 from ..checks import one_of
@@ -55,9 +52,9 @@ class QuantizeNumerator(BasePass):
                 'numerator of their softmax'
             )
             return
-        line = (
+        session.warn(
             'QuantizeNumerator: no quantized product has a softmax as its '
-            'first operand here, so nothing was changed'
+            'first operand here, so nothing was changed: take the recipe gptq '
+            'in place of gptq_attention (gptq_codebook in place of '
+            'gptq_codebook_attention), or leave this pass out'
         )
-        session.notes.append(line)
-        print_log(line, 'current', logging.WARNING)

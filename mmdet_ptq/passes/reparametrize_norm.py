@@ -1,13 +1,11 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The pass that gives what norms make a grid for each channel, for free."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from mmengine.logging import print_log
 
 from ..calibration import Session
 from ..checks import number, one_of, whole
@@ -122,13 +120,11 @@ class ReparametrizeNorm(BasePass):
         """See :meth:`BasePass.run`."""
         sites = find_sites(session)
         if not sites:
-            line = (
+            session.warn(
                 'ReparametrizeNorm: no quantized layer reads a layer or group '
                 'norm here, so nothing was reparametrized; the passes behind '
                 'it go on as they would without it'
             )
-            session.notes.append(line)
-            print_log(line, 'current', logging.WARNING)
             return
         with session.stage('norms'):
             names = {g[0][0] for site in sites for g in site.groups}

@@ -1,12 +1,10 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The pass after which what a GELU gives is nowhere negative."""
 
-import logging
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from mmengine.logging import print_log
 
 from ..calibration import Session
 from ..errors import QuantConfigError
@@ -66,12 +64,10 @@ class ShiftGelu(BasePass):
         """See :meth:`BasePass.run`."""
         behind = _behind_gelus(session)
         if not behind:
-            line = (
+            session.warn(
                 'ShiftGelu: no quantized input comes from a GELU here, so '
                 'nothing was shifted'
             )
-            session.notes.append(line)
-            print_log(line, 'current', logging.WARNING)
             return
         shifted = 0
         for group in behind:

@@ -1,11 +1,9 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """The pass that keeps positional encodings out of quantized features."""
 
-import logging
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from mmengine.logging import print_log
 from torch import nn
 
 from ..calibration import Session
@@ -42,14 +40,15 @@ class SplitPositions(BasePass):
     def run(self, session: Session) -> None:
         """See :meth:`BasePass.run`: says what was done."""
         made = sum(isinstance(e, PositionsSplit) for e in session.edits)
-        line = (
+        if not made:
+            session.warn(
+                'SplitPositions: no attention of MMCV adds positional '
+                'encodings here, so nothing was changed: take the recipe gptq '
+                'in place of gptq_attention (gptq_codebook in place of '
+                'gptq_codebook_attention), or leave this pass out'
+            )
+            return
+        session.notes.append(
             f'SplitPositions: {made} attentions project positional encodings '
             'apart'
         )
-        if not made:
-            line = (
-                'SplitPositions: no attention of MMCV adds positional '
-                'encodings here, so nothing was changed'
-            )
-            print_log(line, 'current', logging.WARNING)
-        session.notes.append(line)

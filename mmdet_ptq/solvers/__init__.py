@@ -7,6 +7,7 @@ Nothing here knows of networks.
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import QuantConfigError, unknown
@@ -22,7 +23,7 @@ from .problem import (
     mean_bits_problem,
 )
 
-METHODS = dict(
+METHODS: dict[str, Callable[..., Solution]] = dict(
     dp=solve_dynamic,
     hull=solve_hull,
     lagrange=solve_lagrange,
@@ -73,4 +74,4 @@ def solve(problem: Problem, method: str = 'dp', **options: Any) -> Solution:
         if name not in allowed:
             what = f'option of the solver {method!r}'
             raise QuantConfigError(unknown(what, name, allowed))
-    return Solution.of(problem, METHODS[method](problem, **options), method)
+    return METHODS[method](problem, **options)

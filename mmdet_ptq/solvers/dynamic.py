@@ -14,7 +14,7 @@ import numpy as np
 from ..checks import whole
 from ..errors import BudgetError
 from .hull import cheapest, hull_segments, solve_hull
-from .problem import ROUNDING, Bools, Floats, Ints, Problem, Resource
+from .problem import ROUNDING, Bools, Floats, Ints, Problem, Resource, Solution
 
 MAX_SUMS = 2**25
 """Sums held for all units together, of 5 bytes each."""
@@ -46,12 +46,12 @@ class Bound(NamedTuple):
         priced = problem.distortions + price * resource.costs
         least = priced.min(1, keepdims=True)
         bound = least.sum() - price * resource.limit
-        found = problem.distortion(solve_hull(problem))
+        found = solve_hull(problem).distortion
         doubt = ROUNDING * (np.abs(least).sum() + price * resource.limit)
         return cls(price, priced - least, float(found - bound + doubt))
 
 
-def solve_dynamic(problem: Problem, max_sums: int = MAX_SUMS) -> Ints:
+def solve_dynamic(problem: Problem, max_sums: int = MAX_SUMS) -> Solution:
     """Finds the least distortion within the budget.
 
     Args:
@@ -60,7 +60,7 @@ def solve_dynamic(problem: Problem, max_sums: int = MAX_SUMS) -> Ints:
             Defaults to 2^25, 160 MiB.
 
     Returns:
-        array: int64 ``[U]``, within the budget.
+        Solution: Within the budget.
 
     Raises:
         BudgetError: If the budget cannot be met, there are several, or more
@@ -92,7 +92,7 @@ def solve_dynamic(problem: Problem, max_sums: int = MAX_SUMS) -> Ints:
         room,
         max_sums,
     )
-    return choice
+    return Solution.of(problem, choice, 'dp')
 
 
 def _price(distortions: Floats, resource: Resource) -> float:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .problem import Floats, Ints, Problem
+from .problem import Floats, Ints, Problem, Solution
 
 
 class Segments(NamedTuple):
@@ -121,14 +121,14 @@ def _take(segments: Segments, choice: Ints, room: float) -> float:
     return room - left
 
 
-def solve_hull(problem: Problem) -> Ints:
+def solve_hull(problem: Problem) -> Solution:
     """Greedy: from the cheapest options up the steepest steps that fit.
 
     Args:
         problem (Problem): With one resource.
 
     Returns:
-        array: int64 ``[U]``, within the budget.
+        Solution: Within the budget.
 
     Raises:
         BudgetError: If the budget cannot be met, or there are several.
@@ -136,4 +136,5 @@ def solve_hull(problem: Problem) -> Ints:
     resource = problem.only('hull')
     problem.check_feasible()
     start = cheapest(problem.distortions, resource.costs)
-    return fill(problem, start, resource.limit - resource.total(start))
+    room = resource.limit - resource.total(start)
+    return Solution.of(problem, fill(problem, start, room), 'hull')

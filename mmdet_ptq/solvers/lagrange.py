@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import BudgetError
 from .hull import cheapest, fill, hull_segments
-from .problem import Floats, Ints, Problem, Resource
+from .problem import Floats, Ints, Problem, Resource, Solution
 
 LOWEST_T = -100.0
 MOST_STEPS = 60
@@ -22,7 +22,7 @@ def solve_lagrange(
     strict: bool = True,
     tolerance: float = 0.02,
     compat: bool = False,
-) -> Ints:
+) -> Solution:
     """Chooses by the price at which the costs meet the budget.
 
     Prices are 2^t of the steepest step of all units, t in [-100, 0]: at 0
@@ -43,7 +43,7 @@ def solve_lagrange(
             differ in size. Defaults to False.
 
     Returns:
-        array: int64 ``[U]``.
+        Solution: Within the budget, or near it if not ``strict``.
 
     Raises:
         BudgetError: If the budget cannot be met, there are several, or
@@ -55,6 +55,18 @@ def solve_lagrange(
     resource = problem.only('lagrange')
     problem.check_feasible()
     priced = _priced_costs(resource, compat)
+    choice = _nearest(problem, resource, priced, strict, tolerance)
+    return Solution.of(problem, choice, 'lagrange')
+
+
+def _nearest(
+    problem: Problem,
+    resource: Resource,
+    priced: Floats,
+    strict: bool,
+    tolerance: float,
+) -> Ints:
+    """The choice whose cost is nearest to the budget, filled up."""
     below, above = _bisect(problem, resource, priced, strict, tolerance)
     room = resource.limit - resource.total(below)
     if above is None or room <= tolerance * resource.unit:

@@ -6,17 +6,18 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
 from ..errors import BudgetError
-from .problem import Floats, Ints, Problem, Resource
+from .problem import Floats, Ints, Problem, Resource, Solution
 
 #: objective values are scaled to this, well above HiGHS's tolerances
 SCALE = 1e4
 ROUNDS = 5
-INFEASIBLE = 2
+#: what HiGHS's status means
+STOPPED, INFEASIBLE = 1, 2
 
 
 def solve_milp(
     problem: Problem, gap: float = 0.0, time_limit: float = 60.0
-) -> Ints:
+) -> Solution:
     """Finds the least distortion within all budgets.
 
     Args:
@@ -24,10 +25,11 @@ def solve_milp(
         gap (float): Relative distance from the optimum at which to stop.
             Defaults to 0: the optimum, as far as floats tell.
         time_limit (float): Seconds; after them the best choice so far is
-            taken. Defaults to 60.
+            taken, which ``in_time`` says. It depends on how busy the machine
+            is. Defaults to 60.
 
     Returns:
-        array: int64 ``[U]``, within all budgets.
+        Solution: Within all budgets.
 
     Raises:
         BudgetError: If no choice meets all budgets, with the least of each
@@ -42,7 +44,7 @@ def solve_milp(
     problem.check_feasible()
     limits = [r.limit for r in problem.resources]
     for _ in range(ROUNDS):
-        choice = _run(
+        found = _run(
             problem,
             problem.distortions,
             problem.resources,
@@ -50,12 +52,13 @@ def solve_milp(
             gap,
             time_limit,
         )
-        if choice is None:
+        if found is None:
             raise BudgetError(_why(problem, time_limit))
+        choice, in_time = found
         # HiGHS lets a sum exceed its limit by a tolerance
         over = [r.total(choice) - r.limit for r in problem.resources]
         if max(over) <= 0:
-            return choice
+            return Solution.of(problem, choice, 'milp', in_time)
         limits = [
             limit - 2 * max(o, 0.0)
             for limit, o in zip(limits, over, strict=True)
@@ -73,8 +76,11 @@ def _run(
     limits: list[float],
     gap: float,
     time_limit: float,
-) -> Ints | None:
-    """One run of HiGHS; None if there is no choice.
+) -> tuple[Ints, bool] | None:
+    """One run of HiGHS: a choice, and whether it was not stopped.
+
+    Returns:
+        tuple[Ints, bool] | None: None if there is no choice.
 
     Raises:
         BudgetError: If the time was over before there was one.
@@ -108,7 +114,7 @@ def _run(
     taken = np.zeros(allowed.shape)
     taken[allowed] = result.x
     found: Ints = taken.argmax(1)
-    return found
+    return found, result.status != STOPPED
 
 
 def _why(problem: Problem, time_limit: float) -> str:
@@ -117,7 +123,7 @@ def _why(problem: Problem, time_limit: float) -> str:
     for resource in problem.resources:
         others = tuple(r for r in problem.resources if r is not resource)
         limits = [r.limit for r in others]
-        choice = _run(
+        found = _run(
             problem,
             np.where(problem.allowed, resource.costs, np.inf),
             others,
@@ -126,10 +132,10 @@ def _why(problem: Problem, time_limit: float) -> str:
             time_limit,
         )
         given = f'{resource.budget:.10g} {resource.name}'
-        if choice is None:
+        if found is None:
             words.append(f'{given}: no number would do')
         else:
-            least = resource.total(choice) / resource.unit
+            least = resource.total(found[0]) / resource.unit
             words.append(f'{given}: {least:.10g} at least')
     return (
         'no choice meets all budgets at once. With the others as they are, '

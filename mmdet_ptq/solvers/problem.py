@@ -67,23 +67,6 @@ class Resource:
         each, costs = _products(sizes, bits)
         return cls('bytes', costs, budget, 8.0, each)
 
-    @classmethod
-    def bops(
-        cls,
-        macs: Sequence[float] | Floats,
-        widths: Sequence[tuple[float, float]],
-        budget: float,
-    ) -> 'Resource':
-        """Bit operations: MACs times the bits of both operands.
-
-        Args:
-            macs (Sequence): ``[U]``, multiplications of each unit.
-            widths (Sequence): ``[K]``, bits of both operands of each option.
-            budget (float): BOPs allowed.
-        """
-        each, costs = _products(macs, [a * b for a, b in widths])
-        return cls('BOPs', costs, budget, 1.0, each)
-
     @property
     def limit(self) -> float:
         """The budget in costs; sums are rounded, so a little above it."""
@@ -202,6 +185,8 @@ class Solution:
             budget.
         budgets (Mapping[str, float]): As they were given.
         method (str): Which found it.
+        in_time (bool): False if a time limit ended the search: there may be
+            a better choice, and another run may find it.
     """
 
     choice: Ints
@@ -209,15 +194,19 @@ class Solution:
     costs: Mapping[str, float]
     budgets: Mapping[str, float]
     method: str
+    in_time: bool = True
 
     @classmethod
-    def of(cls, problem: Problem, choice: Ints, method: str) -> 'Solution':
+    def of(
+        cls, problem: Problem, choice: Ints, method: str, in_time: bool = True
+    ) -> 'Solution':
         """Adds up what a choice takes.
 
         Args:
             problem (Problem): What it was chosen for.
             choice (array): ``[U]``.
             method (str): Which chose it.
+            in_time (bool): Whether no time limit ended the search.
         """
         choice = np.asarray(choice, np.int64)
         return cls(
@@ -226,6 +215,7 @@ class Solution:
             {r.name: r.total(choice) / r.unit for r in problem.resources},
             {r.name: r.budget for r in problem.resources},
             method,
+            in_time,
         )
 
 
@@ -234,7 +224,6 @@ def mean_bits_problem(
     bits: Sequence[float] | Floats,
     distortions: Sequence[Sequence[float]] | Floats,
     budget: float,
-    floor: float = 0.0,
 ) -> Problem:
     """The problem of bits for each unit, at so many bits on average.
 
@@ -244,7 +233,6 @@ def mean_bits_problem(
         distortions (Sequence): ``[U, K]``; infinity or NaN where a unit does
             not have a width.
         budget (float): Mean bits allowed.
-        floor (float): No unit gets fewer bits than this. Defaults to 0.
 
     Raises:
         ValueError: As :class:`Problem`.
@@ -256,7 +244,6 @@ def mean_bits_problem(
             f'distortions of {len(sizes)} units at {len(widths)} widths are '
             f'a table of that shape, got {found.shape}'
         )
-    found[:, widths < floor] = np.inf
     return Problem(found, (Resource.mean_bits(sizes, bits, budget),))
 
 

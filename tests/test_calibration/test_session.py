@@ -1,8 +1,11 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
+import logging
+
 import torch
 from two_levels import PASSES, RULES, Tiny, batches
 
 from mmdet_ptq.apis import quantize_detector
+from mmdet_ptq.calibration import session as session_module
 
 
 def finished(**calibration):
@@ -47,3 +50,13 @@ def test_time_of_a_stage_adds_up():
     with session.stage('calibration'), session.stage('new'):
         torch.ones(1000).sum()
     assert session.seconds['calibration'] >= before + session.seconds['new']
+
+
+def test_a_warning_is_in_the_log_and_in_the_notes(monkeypatch):
+    session, said = finished(), []
+    monkeypatch.setattr(
+        session_module, 'print_log', lambda *given: said.append(given)
+    )
+    session.warn('nothing was changed')
+    assert session.notes[-1] == 'nothing was changed'
+    assert said == [('nothing was changed', 'current', logging.WARNING)]

@@ -118,6 +118,7 @@ def test_a_detector_without_attention(data):
     said = ' '.join(session.notes)
     assert 'SplitPositions: no attention of MMCV' in said
     assert 'QuantizeNumerator: no quantized product' in said
+    assert said.count('take the recipe gptq in place of gptq_attention') == 2
 
 
 def test_twice_is_refused():

@@ -64,16 +64,6 @@ def test_more_budget_is_never_worse():
     assert losses[-1] == pytest.approx(best)
 
 
-def test_a_floor_is_kept():
-    sizes, table = curves(30, BITS, 2)
-    found = solve(mean_bits_problem(sizes, BITS, table, 4, floor=3))
-    widths = np.array(BITS)[found.choice]
-    assert widths.min() == 3
-    without = solve(mean_bits_problem(sizes, BITS, table, 4))
-    assert np.array(BITS)[without.choice].min() == 2
-    assert without.distortion < found.distortion
-
-
 @settings(max_examples=60, deadline=None)
 @given(problems(whole=False))
 def test_costs_may_be_any_numbers(problem):

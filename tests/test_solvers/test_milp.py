@@ -5,6 +5,7 @@ from solver_kit import brute_force, curves, problems, within
 
 from mmdet_ptq.errors import BudgetError
 from mmdet_ptq.solvers import Problem, Resource, solve
+from mmdet_ptq.solvers import milp as milp_module
 
 BITS = range(2, 9)
 
@@ -64,6 +65,21 @@ def test_with_a_gap_it_may_stop_early():
     found = solve(problem, 'milp', gap=0.05)
     assert within(found)
     assert exact * (1 - 1e-9) <= found.distortion <= exact * 1.06
+
+
+def test_a_choice_at_the_time_limit_says_so(monkeypatch):
+    """HiGHS gives its best choice so far, by the status of a limit."""
+    assert solve(two(40, 35), 'milp').in_time
+    full = milp_module.milp
+
+    def stopped(*args, **kwargs):
+        result = full(*args, **kwargs)
+        result.status = 1
+        return result
+
+    monkeypatch.setattr(milp_module, 'milp', stopped)
+    found = solve(two(40, 35), 'milp')
+    assert found.choice.tolist() == [1, 1] and not found.in_time
 
 
 @pytest.mark.parametrize('options', [dict(gap=-1), dict(time_limit=0)])

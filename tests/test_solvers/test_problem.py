@@ -49,8 +49,7 @@ def test_resources_by_hand():
     size = Resource.bytes([1, 3], [4, 8], 2.5)
     assert size.costs.tolist() == bits.costs.tolist()
     assert size.limit == pytest.approx(20)
-    ops = Resource.bops([2, 5], [(4, 4), (4, 8)], 150)
-    assert ops.costs.tolist() == [[32, 64], [80, 160]]
+    ops = Resource('BOPs', np.array([[32.0, 64], [80, 160]]), 150)
     problem = Problem(TABLE, (ops,))
     assert problem.bounds(ops) == (112, 224)
     found = solve(problem)
@@ -77,7 +76,6 @@ def test_a_measured_curve_becomes_its_cumulative_minimum():
     [
         (dict(distortions=[[1, 2]]), 'table of that shape'),
         (dict(distortions=[[np.nan, np.inf], [1, 2]]), 'unit 0 has no option'),
-        (dict(floor=9), 'unit 0 has no option'),
         (dict(sizes=[1, 0]), 'must be above 0, got 0'),
         (dict(sizes=[[1], [3]]), 'lists of numbers'),
         (dict(budget=np.nan), 'must be a number'),

@@ -20,7 +20,6 @@ class Choice:
     """Widths for all operands.
 
     Attributes:
-        columns (list[int]): Column of the width of each unit.
         widths (list[list[int]]): Widths of the units of each operand.
         parts (list[Part]): The budgets.
         spent (list[float]): What is taken of each.
@@ -30,7 +29,6 @@ class Choice:
             not.
     """
 
-    columns: list[int]
     widths: list[list[int]]
     parts: list[Part]
     spent: list[float]
@@ -52,7 +50,6 @@ class Choice:
         widths = [[next(flat) for _ in one.sizes] for one in operands]
         spent = [cost_of_widths(part, columns) for part in parts]
         return cls(
-            columns,
             widths,
             parts,
             [s if s is not None else inf for s in spent],

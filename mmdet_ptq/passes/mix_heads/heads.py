@@ -111,7 +111,11 @@ def heads_of(scaling: Scaling, layers: Mapping[str, nn.Module]) -> Heads | str:
 def _side(
     port: Port, index: Tensor, scaling: Scaling
 ) -> tuple[Side, Tensor] | str:
-    """A side, and the factors ``(H, d)`` of its channels."""
+    """A side, and the labels of its channels, int64 ``(H, d)``.
+
+    Labels are those of :class:`Scaling`: k for the k-th factor, -k for its
+    inverse.
+    """
     axis = -1 if index.shape[-2] == 1 else -2
     wide = [i for i in range(-index.dim(), 0) if index.shape[i] > 1]
     others = [i for i in wide if i != axis]
@@ -134,7 +138,15 @@ def _side(
 
 
 def _places(index: Tensor, ids: Tensor) -> Tensor | None:
-    """Where each factor is in an index, if it is there once."""
+    """Where each label is in an index, if each is there once.
+
+    Args:
+        index (Tensor): Labels of the channels of a layer, int64 ``(C,)``.
+        ids (Tensor): Labels of the channels of heads, int64 ``(H, d)``.
+
+    Returns:
+        Tensor | None: Channels of the layer, int64 ``(H, d)``.
+    """
     found = index[None] == ids.reshape(-1, 1)
     if not bool((found.sum(1) == 1).all()):
         return None

@@ -34,16 +34,20 @@ SAMPLE = 1 << 16
 class MixHeads(BasePass):
     """Mixes the channels of each attention head so that they quantize better.
 
-    Queries become ``T q`` and keys ``T^-T k``, which leaves ``q . k`` as it
-    is, and values ``T v``, whose projection becomes ``W T^-1``. T balances
-    what quantization does to both sides and spreads it evenly over the
-    channels: it takes strong channels apart, as the rotations of QuaRot
-    (Ashkboos et al., 2024) do, and is the best of all matrices, orthogonal
-    or not, for the second moments of calibration images and the errors of
-    the weights that make the channels. It goes into weights and costs
-    nothing later. The float detector stays the same up to
-    rounding; an attention whose outputs on the first calibration image say
-    otherwise is put back. Notes say what was not mixed, and why.
+    ``q . k`` stays the same if queries are multiplied by a matrix T and keys
+    by the inverse of T, transposed. In the same way values are multiplied by
+    T, and the projection behind them by its inverse. Among all T the pass
+    takes the one with the least predicted error of ``q . k``: channels that
+    are strong on one side and weak on the other are evened out, then
+    strength is spread over all channels, as the rotations of QuaRot
+    (Ashkboos et al., 2024) do. The prediction is made of second moments on
+    the calibration images and of the errors of the weights that make the
+    channels. T is worked into the weights, so a run costs nothing more.
+
+    The float detector stays the same up to rounding; an attention whose
+    output on the first calibration image moves by more than 0.001 of its
+    size is put back. Notes say what was not mixed, and why. Records
+    (``mixing``) say by how much the predicted error falls.
 
     Args:
         pairs (list[str], optional): What is mixed. ``'qk'``: queries and
@@ -72,9 +76,9 @@ class MixHeads(BasePass):
         """See :meth:`BasePass.run`."""
         heads = self._heads(session)
         if not heads:
-            session.notes.append(
+            session.warn(
                 'MixHeads: this detector has no attention whose channels can '
-                'be mixed'
+                'be mixed; take the pass out by mix_heads=False'
             )
             return
         with session.stage('mixing of heads'), float_mode(session.layers):
@@ -83,8 +87,9 @@ class MixHeads(BasePass):
             mixed = [(one, _mix(session, one, seen)) for one in heads]
             # what is wrong in one makes all behind it look wrong
             while wrong := _first_wrong(session, mixed, before):
-                mixed = [one for one in mixed if one is not wrong]
-                _put_back(session, *wrong)
+                one, why = wrong
+                mixed = [other for other in mixed if other is not one]
+                _put_back(session, *one, why)
 
     def _heads(self, session: Session) -> list[Heads]:
         found = []
@@ -189,7 +194,10 @@ def _mix(session: Session, heads: Heads, seen: Seen) -> list[Tensor]:
     one, plain = seen.moments[heads.sides[0].port]
     one = one + _of_weights(session, heads.sides[0], seen)
     if heads.kind == 'qk':
-        # what all keys have in common is lost in the softmax
+        # An error of q is as large as its spread and is multiplied by
+        # centred keys: what all keys have in common is lost in the softmax.
+        # An error of k is multiplied by the whole query, its mean included.
+        # Both share the keys' moments, so the queries' add up.
         other, _ = seen.moments[heads.sides[1].port]
         other = other + _of_weights(session, heads.sides[1], seen)
         one = one + plain
@@ -250,28 +258,31 @@ def _parameters(session: Session, heads: Heads) -> list[Tensor]:
 
 def _first_wrong(
     session: Session, mixed: list[Mixed], before: dict[str, Tensor]
-) -> Mixed | None:
-    """The first heads with other outputs than before, if there are any."""
+) -> tuple[Mixed, str] | None:
+    """The first heads with other outputs than before, if any, and why."""
     after = _outputs(session, [heads for heads, _ in mixed])
     for one in mixed:
         for name in one[0].ends:
             y, given = after.get(name), before.get(name)
             if y is None or given is None:
-                return one
+                return one, 'the first calibration image does not reach it'
             off = (y - given).square().mean().sqrt()
-            if not off <= CLOSE * given.square().mean().sqrt():
-                return one
+            size = given.square().mean().sqrt()
+            if not off <= CLOSE * size:
+                return one, (
+                    f'mixing moved its output by {off / size:.2g} of its size '
+                    f'({CLOSE:g} is allowed)'
+                )
     return None
 
 
-def _put_back(session: Session, heads: Heads, own: list[Tensor]) -> None:
-    """Gives weights and biases their values back."""
+def _put_back(
+    session: Session, heads: Heads, own: list[Tensor], why: str
+) -> None:
+    """Gives weights and biases their values back, and says why."""
     for parameter, value in zip(_parameters(session, heads), own, strict=True):
         parameter.copy_(value)
-    session.notes.append(
-        f'MixHeads: {heads.name} stays: the first calibration image does not '
-        'reach it, or shows that its outputs would change'
-    )
+    session.notes.append(f'MixHeads: {heads.name} stays: {why}')
     session.records[:] = [
         r
         for r in session.records

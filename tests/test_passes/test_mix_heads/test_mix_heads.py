@@ -233,6 +233,44 @@ def mean_square_of_v(model):
     return float(torch.cat(found).square().mean())
 
 
+def test_what_moves_an_output_is_put_back(monkeypatch):
+    """It alone, and with its weights, and the note says by how much."""
+
+    def rows(layer, places, mix):
+        mixed_rows(layer, places, mix * (2 if layer is model.q else 1))
+
+    mixed_rows = mix_heads.mixed_rows
+    monkeypatch.setattr(mix_heads, 'mixed_rows', rows)
+    data, model = batches(), Attending()
+    session = prepared(model, data)
+    plain = {n: p.clone() for n, p in model.named_parameters()}
+    MixHeads().run(session)
+    assert [r.kind for r in session.records] == ['pv']
+    # twice the queries give products that are off by their own size
+    (said,) = [n for n in session.notes if n.startswith('MixHeads')]
+    assert said == (
+        'MixHeads: qk stays: mixing moved its output by 1 of its size '
+        '(0.001 is allowed)'
+    )
+    for name in ('q.weight', 'k.weight', 'q.bias', 'k.bias'):
+        assert torch.equal(model.get_parameter(name), plain[name])
+
+
+def test_what_the_first_image_does_not_reach_is_put_back(monkeypatch):
+    given = mix_heads._outputs
+    monkeypatch.setattr(
+        mix_heads,
+        '_outputs',
+        lambda *args: {n: y for n, y in given(*args).items() if n != 'qk'},
+    )
+    session = prepared(Attending(), batches())
+    MixHeads().run(session)
+    assert [r.kind for r in session.records] == ['pv']
+    assert session.notes[-1] == (
+        'MixHeads: qk stays: the first calibration image does not reach it'
+    )
+
+
 def test_nothing_to_mix():
     session = quantize(Tiny(), batches())
     assert not session.records
