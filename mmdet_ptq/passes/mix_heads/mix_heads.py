@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...calibration import Session, observing
 from ...checks import one_of
@@ -20,8 +20,8 @@ from ..base import BasePass
 from .heads import Heads, Side, heads_of
 from .mixing import gain, mixed_columns, mixed_rows, mixing
 
-Mixed = tuple[Heads, list[Tensor]]
-"""Heads, and their weights and biases as they were."""
+Own = dict[str, list[Tensor]]
+"""Of layers, weights and biases as they were."""
 
 PAIRS = ('qk', 'pv')
 #: how far outputs may be off by rounding, over their root mean square
@@ -46,7 +46,8 @@ class MixHeads(BasePass):
 
     The float detector stays the same up to rounding; an attention whose
     output on the first calibration image moves by more than 0.001 of its
-    size is put back. Notes say what was not mixed, and why. Records
+    size is put back, and one whose predicted error would not fall is not
+    mixed. Notes say what was not mixed, and why. Records
     (``mixing``) say by how much the predicted error falls.
 
     Args:
@@ -65,6 +66,8 @@ class MixHeads(BasePass):
     )
 
     def __init__(self, pairs: list[str] | None = None) -> None:
+        if isinstance(pairs, str):
+            raise ValueError(f'pairs must be a list, e.g. [{pairs!r}]')
         self.pairs = PAIRS if pairs is None else tuple(pairs)
         for pair in self.pairs:
             one_of('pairs', pair, PAIRS)
@@ -84,12 +87,21 @@ class MixHeads(BasePass):
         with session.stage('mixing of heads'), float_mode(session.layers):
             seen = _watch(session, heads)
             before = _outputs(session, heads)
-            mixed = [(one, _mix(session, one, seen)) for one in heads]
-            # what is wrong in one makes all behind it look wrong
-            while wrong := _first_wrong(session, mixed, before):
-                one, why = wrong
-                mixed = [other for other in mixed if other is not one]
-                _put_back(session, *one, why)
+            own = _weights(session, heads)
+            plans = [_plan(session, one, seen) for one in heads]
+            _mix(session, plans)
+            # what is wrong in one makes all behind it look wrong, and heads
+            # share layers: all are put back, and the others mixed again
+            while _drop_first_wrong(session, plans, before):
+                _put_back(session, own)
+                _mix(session, plans)
+        for plan in plans:
+            name, kind = plan.heads.name, plan.heads.kind
+            if plan.why_not:
+                note = f'MixHeads: {name} stays: {plan.why_not}'
+                session.notes.append(note)
+            else:
+                session.records.append(MixingRecord(name, kind, plan.gain))
 
     def _heads(self, session: Session) -> list[Heads]:
         found = []
@@ -102,9 +114,30 @@ class MixHeads(BasePass):
                     found.append(one)
                 else:
                     name = next(iter(scaling.ports))[0]
-                    session.notes.append(f'MixHeads: {name} stays: {one}')
+                    note = f'MixHeads: {name} stays: {one}'
+                    if note not in session.notes:
+                        session.notes.append(note)
         order = list(session.graph.layers)
-        return sorted(found, key=lambda one: order.index(one.name))
+        found.sort(key=lambda one: order.index(one.name))
+        return _apart(session, found)
+
+
+def _apart(session: Session, found: list[Heads]) -> list[Heads]:
+    """Heads whose projection makes no channels of other heads.
+
+    What such a projection gives would change, and could not be checked.
+    """
+    makers = {name for one in found for s in one.sides for name in s.makers}
+    kept = []
+    for one in found:
+        if both := makers & set(one.readers):
+            session.notes.append(
+                f'MixHeads: {one.name} stays: {", ".join(sorted(both))} '
+                'makes the channels of another attention'
+            )
+        else:
+            kept.append(one)
+    return kept
 
 
 def _quantized(session: Session, heads: Heads) -> bool:
@@ -123,10 +156,12 @@ class Seen:
         moments (dict): For each port the second moments of its channels,
             ``(H, d, d)``, float64, about the mean and about 0.
         inputs (dict): Of each maker the mean square of its inputs, float64.
+        odd (set): Ports whose number of heads is not always the same.
     """
 
     moments: dict[Port, tuple[Tensor, Tensor]]
     inputs: dict[str, Tensor]
+    odd: set[Port]
 
 
 def _watch(session: Session, heads: list[Heads]) -> Seen:
@@ -139,10 +174,15 @@ def _watch(session: Session, heads: list[Heads]) -> Seen:
         for name in sorted(makers)
     }
 
+    odd: set[Port] = set()
+
     def take(name: str, port: str, level: int, x: Tensor) -> None:
         if (name, port) in sides and x.numel():
             rows = sides[name, port].rows(x.double())
             count, first, second = sums[name, port]
+            if len(rows) != len(second):
+                odd.add((name, port))
+                return
             count += rows.shape[1]
             first += rows.sum(1)
             second += rows.mT @ rows
@@ -170,7 +210,7 @@ def _watch(session: Session, heads: list[Heads]) -> Seen:
         if get_world_size() > 1:
             all_reduce(both)
         inputs[name] = (both[1] / both[0].clamp(min=1)).cpu()
-    return Seen(moments, inputs)
+    return Seen(moments, inputs, odd)
 
 
 def _outputs(session: Session, heads: list[Heads]) -> dict[str, Tensor]:
@@ -187,10 +227,25 @@ def _outputs(session: Session, heads: list[Heads]) -> dict[str, Tensor]:
     return found
 
 
-def _mix(session: Session, heads: Heads, seen: Seen) -> list[Tensor]:
-    """Mixes; returns weights and biases as they were."""
-    layers = session.layers
-    own = [p.clone() for p in _parameters(session, heads)]
+@dataclass
+class Plan:
+    """What is done to the heads of an attention.
+
+    Attributes:
+        heads (Heads): Which.
+        mix (Tensor): T, ``(H, d, d)``, float64.
+        gain (float): Predicted error as it is, over that of mixed channels.
+        why_not (str): Why they are not mixed, ``''`` if they are.
+    """
+
+    heads: Heads
+    mix: Tensor
+    gain: float
+    why_not: str = ''
+
+
+def _plan(session: Session, heads: Heads, seen: Seen) -> Plan:
+    """The best matrix for some heads; nothing is changed."""
     one, plain = seen.moments[heads.sides[0].port]
     one = one + _of_weights(session, heads.sides[0], seen)
     if heads.kind == 'qk':
@@ -204,16 +259,30 @@ def _mix(session: Session, heads: Heads, seen: Seen) -> list[Tensor]:
     else:
         other = _read(session, heads)
     mix = mixing(one, other)
-    session.records.append(
-        MixingRecord(heads.name, heads.kind, gain(one, other, mix))
-    )
-    matrices = mix, torch.linalg.inv(mix).mT
-    for side, matrix in zip(heads.sides, matrices, strict=False):
-        for name, places in side.makers.items():
-            mixed_rows(layers[name], places, matrix)
-    for name, places in heads.readers.items():
-        mixed_columns(layers[name], places, mix)
-    return own
+    plan = Plan(heads, mix, gain(one, other, mix))
+    if seen.odd & {side.port for side in heads.sides}:
+        plan.why_not = (
+            'its heads lie along the axis of images, whose size changes'
+        )
+    elif plan.gain < 1:
+        plan.why_not = (
+            'its predicted error would not fall: channels are already even'
+        )
+    return plan
+
+
+def _mix(session: Session, plans: list[Plan]) -> None:
+    """Changes weights as planned."""
+    layers = session.layers
+    for plan in plans:
+        if plan.why_not:
+            continue
+        matrices = plan.mix, torch.linalg.inv(plan.mix).mT
+        for side, matrix in zip(plan.heads.sides, matrices, strict=False):
+            for name, places in side.makers.items():
+                mixed_rows(layers[name], places, matrix)
+        for name, places in plan.heads.readers.items():
+            mixed_columns(layers[name], places, plan.mix)
 
 
 def _of_weights(session: Session, side: Side, seen: Seen) -> Tensor:
@@ -247,44 +316,57 @@ def _read(session: Session, heads: Heads) -> Tensor:
     return found
 
 
-def _parameters(session: Session, heads: Heads) -> list[Tensor]:
-    """Weights and biases that mixing changes."""
-    found = []
-    for name in heads.changed:
-        layer = session.layers[name]
-        found += [p for p in (layer.weight, layer.bias) if p is not None]
-    return found
+def _weights(session: Session, heads: list[Heads]) -> Own:
+    """Copies of all weights and biases that mixing may change."""
+    names = {name for one in heads for name in one.changed}
+    return {
+        name: [p.clone() for p in _parameters(session.layers[name])]
+        for name in names
+    }
 
 
-def _first_wrong(
-    session: Session, mixed: list[Mixed], before: dict[str, Tensor]
-) -> tuple[Mixed, str] | None:
-    """The first heads with other outputs than before, if any, and why."""
-    after = _outputs(session, [heads for heads, _ in mixed])
-    for one in mixed:
-        for name in one[0].ends:
-            y, given = after.get(name), before.get(name)
-            if y is None or given is None:
-                return one, 'the first calibration image does not reach it'
-            off = (y - given).square().mean().sqrt()
-            size = given.square().mean().sqrt()
-            if not off <= CLOSE * size:
-                return one, (
-                    f'mixing moved its output by {off / size:.2g} of its size '
-                    f'({CLOSE:g} is allowed)'
-                )
-    return None
+def _parameters(layer: nn.Module) -> list[Tensor]:
+    return [p for p in (layer.weight, layer.bias) if p is not None]
 
 
-def _put_back(
-    session: Session, heads: Heads, own: list[Tensor], why: str
-) -> None:
-    """Gives weights and biases their values back, and says why."""
-    for parameter, value in zip(_parameters(session, heads), own, strict=True):
-        parameter.copy_(value)
-    session.notes.append(f'MixHeads: {heads.name} stays: {why}')
-    session.records[:] = [
-        r
-        for r in session.records
-        if not (isinstance(r, MixingRecord) and r.unit == heads.name)
-    ]
+def _put_back(session: Session, own: Own) -> None:
+    """Gives weights and biases their values back."""
+    for name, values in own.items():
+        parameters = _parameters(session.layers[name])
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+def _drop_first_wrong(
+    session: Session, plans: list[Plan], before: dict[str, Tensor]
+) -> bool:
+    """Says of the first heads with other outputs than before that they stay.
+
+    Returns:
+        bool: Whether there are any.
+    """
+    mixed = [plan for plan in plans if not plan.why_not]
+    after = _outputs(session, [plan.heads for plan in mixed])
+    for plan in mixed:
+        plan.why_not = _wrong(plan.heads, before, after)
+        if plan.why_not:
+            return True
+    return False
+
+
+def _wrong(
+    heads: Heads, before: dict[str, Tensor], after: dict[str, Tensor]
+) -> str:
+    """What is wrong with the outputs of mixed heads, ``''`` if nothing is."""
+    for name in heads.ends:
+        y, given = after.get(name), before.get(name)
+        if y is None or given is None:
+            return 'the first calibration image does not reach it'
+        off = (y - given).square().mean().sqrt()
+        size = given.square().mean().sqrt()
+        if not off <= CLOSE * size:
+            return (
+                f'mixing moved its output by {off / size:.2g} of its size '
+                f'({CLOSE:g} is allowed)'
+            )
+    return ''

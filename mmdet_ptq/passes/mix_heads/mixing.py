@@ -19,7 +19,9 @@ def mixing(one: Tensor, other: Tensor) -> Tensor:
     second moment, and is multiplied by that of y: it is
     ``sum_i A_ii B_ii`` of the moments A of x and B of y. T makes both the
     same matrix with equal numbers on its diagonal, which is the least it can
-    be: ``(tr((A^1/2 B A^1/2)^1/2))^2 / d``.
+    be: ``(tr((A^1/2 B A^1/2)^1/2))^2 / d``. Channels are first scaled so
+    that both have the same diagonal, as small eigenvalues are those of
+    channels that are small on one side and large on the other.
 
     Args:
         one (Tensor): (H, d, d), float64, A of each head.
@@ -32,11 +34,16 @@ def mixing(one: Tensor, other: Tensor) -> Tensor:
     alive = (traces > 0).all(0)[:, None, None]
     eye = torch.eye(one.shape[-1]).to(one)
     one, other = (torch.where(alive, m, eye) for m in (one, other))
+    ours, theirs = (m.diagonal(0, 1, 2) for m in (one, other))
+    both = (ours > 0) & (theirs > 0)
+    scale = torch.where(both, theirs / ours, 1.0) ** 0.25
+    one = one * scale[:, :, None] * scale[:, None]
+    other = other / scale[:, :, None] / scale[:, None]
     root, inverse = _root(_floored(one))
     power, basis = torch.linalg.eigh(root @ _floored(other) @ root)
     power = power**0.25
     balanced = power[:, :, None] * (basis.mT @ inverse)
-    mixed = even(one.shape[-1]).to(balanced) @ balanced
+    mixed = even(one.shape[-1]).to(balanced) @ balanced * scale[:, None]
     return torch.where(alive, mixed, eye)
 
 

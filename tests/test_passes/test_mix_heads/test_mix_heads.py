@@ -150,6 +150,126 @@ def test_what_is_bent_in_between_stays():
     assert not torch.equal(model.v.weight, plain['v.weight'])
 
 
+class Packed(BaseModel):
+    """One layer makes queries, which are bent, keys and values."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Conv2d(3, 16, 2, 2)
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.qk, self.pv = MatMul(), MatMul()
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = self.embed(torch.stack(list(inputs)).float()).flatten(2).mT
+        parts = self.qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        q, k, v = parts.unbind(0)
+        p = self.qk(q.relu(), k.mT * 0.3).softmax(-1)
+        return self.out(self.pv(p, v).transpose(1, 2).flatten(2))
+
+
+class Chained(BaseModel):
+    """What reads the values of one attention makes queries of the next."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Conv2d(3, 16, 2, 2)
+        for name in ('q', 'k', 'v', 'out', 'k2', 'v2', 'out2'):
+            setattr(self, name, nn.Linear(16, 16))
+        for name in ('qk', 'pv', 'qk2', 'pv2'):
+            setattr(self, name, MatMul())
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = self.embed(torch.stack(list(inputs)).float()).flatten(2).mT
+        y = x
+        for n, q in (('', self.q), ('2', self.out)):
+            product, sums = getattr(self, f'qk{n}'), getattr(self, f'pv{n}')
+            q, k, v = (
+                one.unflatten(-1, (2, 8)).transpose(1, 2)
+                for one in (
+                    q(y),
+                    getattr(self, f'k{n}')(x),
+                    getattr(self, f'v{n}')(x),
+                )
+            )
+            p = product(q, k.mT * 0.3).softmax(-1)
+            y = sums(p, v).transpose(1, 2).flatten(2)
+        return self.out2(y)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'mixed', 'why'),
+    [
+        (Packed, ['pv'], 'qk stays: mixing moved its output'),
+        (Chained, ['qk', 'qk', 'pv'], 'pv stays: out makes the channels of'),
+    ],
+)
+def test_layers_that_several_heads_share(kind, mixed, why):
+    data, model = batches(), kind()
+    session = prepared(model, data)
+    with float_mode(model):
+        before = outputs(model, data)
+        MixHeads().run(session)
+        after = outputs(model, data)
+    assert (after - before).norm() < 1e-5 * before.norm()
+    assert [r.kind for r in session.records] == mixed
+    (said,) = [n for n in session.notes if n.startswith('MixHeads')]
+    assert why in said
+
+
+@pytest.mark.parametrize('span', [2, 3])
+def test_channels_of_very_different_size(span):
+    """Values from 10^-s to 10^s, read by weights from 10^s to 10^-s."""
+    data, off = batches(), []
+    for passes in (PASSES, [PASSES[0], *PASSES[2:]]):
+        model = Attending()
+        strong = torch.logspace(-span, span, 8).repeat(2)[:, None]
+        with torch.no_grad():
+            model.v.weight.mul_(strong)
+            model.v.bias.mul_(strong[:, 0])
+            model.out.weight.div_(strong.T)
+        exact = outputs(model.eval(), data)
+        session = quantize(model, data, passes, 'w8a8')
+        assert all(r.gain > 1 for r in session.records)
+        off.append(float((outputs(model, data) - exact).norm()))
+    assert off[0] < off[1]
+
+
+def test_what_would_not_gain_stays(monkeypatch):
+    monkeypatch.setattr(mix_heads, 'gain', lambda *_: 0.9)
+    data, model = batches(), Attending()
+    session = prepared(model, data)
+    plain = {n: p.clone() for n, p in model.named_parameters()}
+    MixHeads().run(session)
+    assert not session.records
+    assert [n for n in session.notes if 'error would not fall' in n]
+    assert all(torch.equal(p, plain[n]) for n, p in model.named_parameters())
+
+
+class Folded(Attending):
+    """Heads lie along the axis of images."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = self.embed(torch.stack(list(inputs)).float()).flatten(2).mT
+        q, k, v = (
+            y.unflatten(-1, (2, 8)).transpose(1, 2).flatten(0, 1)
+            for y in (self.q(x), self.k(x), self.v(x))
+        )
+        p = self.qk(q, k.mT * 0.1).softmax(-1)
+        y = self.pv(p, v).unflatten(0, (-1, 2))
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def test_batches_of_other_sizes():
+    data = batches()
+    data[-1] = {k: v * 2 for k, v in data[-1].items()}
+    session = quantize(Folded(), data)
+    assert not session.records
+    said = [n for n in session.notes if 'whose size changes' in n]
+    assert len(said) == 2
+
+
 def test_positions_apart():
     """What is added to queries and keys is mixed as they are."""
     model = random_detector('configs/digits/detr_digits.py')
@@ -213,7 +333,8 @@ def test_errors_of_weights_count():
             assert seen.inputs['v'] == pytest.approx(mean_square_of_v(model))
             inputs = dict(v=seen.inputs['v'] * mean_square)
             seen = dataclasses.replace(seen, inputs=inputs)
-            mix_heads._mix(session, heads, seen)
+            plan = mix_heads._plan(session, heads, seen)
+            mix_heads._mix(session, [plan])
         weight = model.v.weight.detach().double().view(2, 8, -1)
         read = model.out.weight.detach().double().T.reshape(2, 8, -1)
         # of a step in proportion to the norm of the row
@@ -282,6 +403,8 @@ def test_arguments():
         MixHeads(pairs=[])
     with pytest.raises(ValueError, match='Allowed: pv, qk'):
         MixHeads(pairs=['vo'])
+    with pytest.raises(ValueError, match='pairs must be a list'):
+        MixHeads(pairs='qk')
     for earlier in ('ScaleInputs', 'Observe'):
         passes = [PASSES[0], dict(type=earlier), dict(type='MixHeads')]
         with pytest.raises(QuantConfigError, match='MixHeads'):
