@@ -72,32 +72,3 @@ def test_rows_give_the_output(name):
         told,
     )
     assert torch.equal(some, rows[:, :3])
-
-
-@pytest.mark.parametrize('name', ['linear', 'conv', 'transposed', 'modulated'])
-@torch.no_grad()
-def test_rows_by_weight(name):
-    torch.manual_seed(0)
-    layer = LAYERS[name]()
-    x = torch.randn((2, 5, 6) if name == 'linear' else (2, 6, 7, 5))
-    with steering(dict(a=layer)) as found:
-        output = layer(x)
-    told = found.get('a', ())
-    if name != 'linear':
-        output = output.movedim(1, -1)
-    flat = output.flatten(0, -2)
-    weights = torch.zeros(len(flat))
-    weights[7], weights[3] = 3, 1
-
-    def rows(count, weights):
-        rng = torch.Generator().manual_seed(0)
-        return sample_rows(layer, x, count, rng, told, weights)
-
-    many = rows(800, weights)
-    assert many.shape[1] == 800  # more than there are positions
-    product = (many @ weight_matrix(layer, layer.weight).mT)[0]
-    ours = torch.isclose(product, flat[7], atol=1e-5).all(1)
-    others = torch.isclose(product, flat[3], atol=1e-5).all(1)
-    assert (ours | others).all() and 550 < ours.sum() < 650
-    # weights of another map say nothing
-    assert torch.equal(rows(9, weights[1:]), rows(9, None))
