@@ -5,7 +5,7 @@ A row is the part of the input that one output position of one group is the
 product of, in the order of :func:`weight_matrix`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -52,7 +52,6 @@ def sample_rows(
     count: int,
     generator: torch.Generator,
     steering: tuple[Tensor, ...] = (),
-    weights: Tensor | None = None,
 ) -> Tensor:
     """Rows at random output positions of one call.
 
@@ -64,33 +63,27 @@ def sample_rows(
             another tensor of this shape.
         steering (tuple[Tensor, ...]): Offsets, or offsets and masks, of a
             deformable convolution; see :func:`steering`.
-        weights (Tensor, optional): ``(T,)``, not negative: positions are
-            drawn in proportion to them, then always ``count`` of them, some
-            several times. None, or those of another number of positions:
-            all alike.
 
     Returns:
         Tensor: ``[G, T, N]``, T rows, of the input's type.
     """
-
-    def draw(total: int) -> Tensor:
-        return _draw(total, count, generator, x, weights)
-
     if isinstance(layer, nn.Linear):
         flat = x.reshape(-1, x.shape[-1])
-        return flat[draw(len(flat))][None]
+        return flat[_draw(len(flat), count, generator, x)][None]
     x = x if x.dim() == 4 else x[None]
     if isinstance(layer, DEFORMABLE):
-        return _of_deformable(layer, x, steering, draw)
+        return _of_deformable(layer, x, steering, count, generator)
     if isinstance(layer, nn.ConvTranspose2d):
-        return _of_map(layer, _spread(layer, x), (1, 1), True, draw)
+        return _of_map(
+            layer, _spread(layer, x), (1, 1), True, count, generator
+        )
     mode = layer.padding_mode
     x = functional.pad(
         x,
         layer._reversed_padding_repeated_twice,
         'constant' if mode == 'zeros' else mode,
     )
-    return _of_map(layer, x, layer.stride, False, draw)
+    return _of_map(layer, x, layer.stride, False, count, generator)
 
 
 def sample_outputs(
@@ -156,16 +149,8 @@ def steering(
 
 
 def _draw(
-    total: int,
-    count: int,
-    generator: torch.Generator,
-    like: Tensor,
-    weights: Tensor | None = None,
+    total: int, count: int, generator: torch.Generator, like: Tensor
 ) -> Tensor:
-    if weights is not None and len(weights) == total:
-        weights = weights.to(generator.device)
-        at = torch.multinomial(weights, count, True, generator=generator)
-        return at.to(like.device)
     found = torch.randperm(total, generator=generator, device=generator.device)
     return found[:count].to(like.device)
 
@@ -193,7 +178,8 @@ def _of_map(
     x: Tensor,
     stride: tuple[int, int],
     reverse: bool,
-    draw: Callable[[int], Tensor],
+    count: int,
+    generator: torch.Generator,
 ) -> Tensor:
     """Rows of a kernel that slides over a padded map."""
     taps, sizes = [], []
@@ -204,7 +190,7 @@ def _of_map(
         steps = torch.arange(kernel, device=x.device) * gap
         taps.append(steps.flip(0) if reverse else steps)
     area = sizes[0] * sizes[1]
-    at = draw(len(x) * area)
+    at = _draw(len(x) * area, count, generator, x)
     image, place = at // area, at % area
     down = (place // sizes[1] * stride[0])[:, None] + taps[0]
     along = (place % sizes[1] * stride[1])[:, None] + taps[1]
@@ -218,7 +204,8 @@ def _of_deformable(
     layer: nn.Module,
     x: Tensor,
     steering: tuple[Tensor, ...],
-    draw: Callable[[int], Tensor],
+    count: int,
+    generator: torch.Generator,
 ) -> Tensor:
     """By MMCV's own operator, each tap of a channel an output channel."""
     channels, kernel = x.shape[1], layer.weight.shape[2:]
@@ -235,5 +222,5 @@ def _of_deformable(
             x, *steering, ones, None, *shape, layer.deform_groups
         )
     flat = found.flatten(2).transpose(1, 2).flatten(0, 1)
-    rows = flat[draw(len(flat))]
+    rows = flat[_draw(len(flat), count, generator, flat)]
     return rows.unflatten(1, (layer.groups, -1)).transpose(0, 1)

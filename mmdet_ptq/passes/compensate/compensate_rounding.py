@@ -13,7 +13,7 @@ from ...calibration import (
     frozen,
 )
 from ...checks import number, one_of, whole
-from ...detectors import adapter_for, why_no_outputs
+from ...detectors import adapter_for
 from ...errors import NumericError
 from ...layers import QuantLayer, quantizing
 from ...quantizers import PlacesValues, Rescales
@@ -22,7 +22,6 @@ from ...registry import PASSES
 from ...structures import Unit
 from ..base import BasePass
 from ..reconstruct.progress import export, resume
-from .importance import weights_of_positions
 from .layer import Found, round_layer
 from .moments import PairedMoments, Product
 from .taps import Forwards
@@ -52,10 +51,6 @@ class CompensateRounding(BasePass):
             not see each other's rounding; ``'layer'``: they do, at more
             forwards.
         rows (int): Most rows of a call, of an image. Defaults to 256.
-        probes (int): Random directions by which output positions are
-            weighed, each of which takes a backward of each image: rows are
-            drawn in proportion to what an error there does to the classes
-            and boxes that the detector gives. Defaults to 0: all alike.
         damping (float): Share of the mean second moment that is added to
             all, so that what few rows say is not believed. Ten times as much
             is tried where the factorization fails. Defaults to 0.01.
@@ -88,7 +83,6 @@ class CompensateRounding(BasePass):
         self,
         unit: str = 'block',
         rows: int = 256,
-        probes: int = 0,
         damping: float = 0.01,
         towards_float: bool = True,
         rounds: int = 1,
@@ -97,7 +91,6 @@ class CompensateRounding(BasePass):
     ) -> None:
         self.unit = one_of('unit', unit, UNITS)
         self.rows = whole('rows', rows, 1)
-        self.probes = whole('probes', probes)
         self.damping = number('damping', damping, 0)
         self.towards_float = towards_float
         self.rounds = whole('rounds', rounds)
@@ -116,15 +109,9 @@ class CompensateRounding(BasePass):
             frozen(session.model),
             session.stage('compensated rounding'),
         ):
-            probes = self._probes(session)
-            adapter = adapter_for(session.model, session.graph, probes > 0)
+            adapter = adapter_for(session.model, session.graph, False)
             images = Images(session, cache, adapter, [])
             forwards = Forwards(session, images, units, self.rows)
-            if probes:
-                names = {n for unit in units[done:] for n in unit.layers}
-                forwards.weights = weights_of_positions(
-                    session, images, _rounded_layers(session, names), probes
-                )
             if self.towards_float:
                 self._keep_exact(session, forwards, units[done:])
             with forwards.watching():
@@ -139,17 +126,6 @@ class CompensateRounding(BasePass):
                     f'CompensateRounding: the steps of {len(names)} weights '
                     f'stay as they are (refits), as {why}: {", ".join(names)}'
                 )
-
-    def _probes(self, session: Session) -> int:
-        """How many directions; none where outputs cannot be compared."""
-        why = why_no_outputs(session.model, session.graph)
-        if not self.probes or not why:
-            return self.probes
-        session.warn(
-            f'CompensateRounding: all positions count alike, as {why}; take '
-            'probes=0'
-        )
-        return 0
 
     def _units(self, session: Session) -> list[Unit]:
         if self.unit == 'layer':

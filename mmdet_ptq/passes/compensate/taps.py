@@ -18,14 +18,10 @@ from ...calibration import (
 )
 from ...layers import QuantLayer, float_mode
 from ...structures import Unit
-from .importance import Weights
 from .moments import Product
 
 Rows = dict[str, list[Tensor]]
 """Rows ``[G, T, N]`` of each call of each layer"""
-
-
-_NOTHING: Mapping[str, Sequence[Tensor]] = {}
 
 
 @contextmanager
@@ -35,7 +31,6 @@ def tapping(
     image: int,
     count: int,
     quantized: bool,
-    weights: Mapping[str, Sequence[Tensor]] = _NOTHING,
 ) -> Iterator[Rows]:
     """Takes rows of every call of some layers inside the block.
 
@@ -49,8 +44,6 @@ def tapping(
         count (int): Most rows of a call.
         quantized (bool): Whether rows are as the layer uses them just now;
             else float.
-        weights (Mapping): Of the output positions of calls, in order, by
-            which rows are drawn; without, all alike.
 
     Yields:
         dict[str, list[Tensor]]: Filled while the block runs.
@@ -62,10 +55,7 @@ def tapping(
         calls = found.setdefault(name, [])
         rng = session.rng(image, numbers[name], len(calls))
         where = steered.get(name, ())
-        of_calls = weights.get(name, ())
-        share = of_calls[len(calls)] if len(calls) < len(of_calls) else None
-        rows = sample_rows(layers[name], x, count, rng, where, share)
-        calls.append(rows)
+        calls.append(sample_rows(layers[name], x, count, rng, where))
 
     with (
         steering(layers) as steered,
@@ -82,10 +72,6 @@ class Forwards:
         images (Images): The images.
         units (Sequence[Unit]): All units, in the order they are visited.
         count (int): Most rows of a call.
-
-    Attributes:
-        weights (dict[int, Weights]): By image, of the output positions of
-            layers; empty: all count alike.
     """
 
     def __init__(
@@ -98,7 +84,6 @@ class Forwards:
         self.session = session
         self.images = images
         self.count = count
-        self.weights: dict[int, Weights] = {}
         self._exact: dict[int, dict[str, Any]] = {}
         self._sweep = Sweep(session.model, units, images.cache)
 
@@ -121,19 +106,13 @@ class Forwards:
             self.session.progress('float rows', '', i, len(images.mine))
             with (
                 float_mode(images.model),
-                self._tapping(layers, j, False) as rows,
+                tapping(self.session, layers, j, self.count, False) as rows,
             ):
                 images.run(j)
             self._exact[j] = {
                 n: cache.keep([products[n](x) for x in calls], exact=True)
                 for n, calls in rows.items()
             }
-
-    def _tapping(
-        self, layers: Mapping[str, QuantLayer], j: int, quantized: bool
-    ) -> AbstractContextManager[Rows]:
-        weights = self.weights.get(j, {})
-        return tapping(self.session, layers, j, self.count, quantized, weights)
 
     def watching(self) -> AbstractContextManager[None]:
         """Inside, what did not change is not computed again."""
@@ -164,7 +143,7 @@ class Forwards:
                 with view.stopping():
                     self.images.run(j)
 
-            with self._tapping(layers, j, True) as found:
+            with tapping(self.session, layers, j, self.count, True) as found:
                 self._sweep.run(j, forward, view.layers)
             held = self._exact.get(j, {})
             for name, calls in found.items():
