@@ -47,6 +47,15 @@ def test_what_cannot_be_wider_goes_float():
     assert found.words == 'keep this layer float'
 
 
+def test_groups_of_channels_count_by_the_narrowest():
+    groups = dict(type='ChannelGroups', bits=8, channels=1)
+    for widths, wider in (([8, 3], True), ([8, 8], False)):
+        rule = dict(match='c', weight=dict(groups, widths=widths))
+        found = suggest([EVERY, rule], 'w4a8', [rank('c', 3.0)])
+        words = 'at 8 bits' if wider else 'float'
+        assert found.words == f'keep this layer {words}'
+
+
 def test_widths_that_a_quantizer_has():
     """A subset of powers of two ends at 4 bits."""
     rules = [EVERY, dict(match='a', weight=dict(type='SubsetQuantizer'))]
