@@ -43,7 +43,7 @@ def suggestion(
     """
     said: dict[tuple[str, int | None], list[str]] = {}
     changed: list[str] = []
-    for rank in [r for r in ranks if r.damage > 0][:count]:
+    for rank in [r for r in ranks if r.score > 0][:count]:
         for name in _with_tied(graph, rank.part.layers):
             for key, bits in _better(plan, name).items():
                 said.setdefault((key, bits), []).append(name)

@@ -17,8 +17,8 @@ EVERY = dict(match='*', weight={}, act={})
 NODES = [node(n, [(1,)]) for n in ('a', 'b', 'c', 'd')]
 
 
-def rank(name, damage):
-    return Rank(Part(name, (name,), (name,), (name,)), damage, 0.0, 0.0, 0.0)
+def rank(name, score):
+    return Rank(Part(name, (name,), (name,), (name,)), score, 0.0, 0.0, 0.0)
 
 
 def suggest(rules, bits, ranks, count=2, nodes=NODES):
