@@ -108,10 +108,12 @@ def test_where_scores_fail_widths_are_not_mixed(trials, monkeypatch, caplog):
     assert 'widths are not mixed: no row' in caplog.text
 
 
-@pytest.mark.parametrize('kind', ['SplitPositions', 'QuantizeNumerator'])
+@pytest.mark.parametrize(
+    'kind', ['SplitPositions', 'QuantizeNumerator', 'MixHeads']
+)
 def test_passes_for_attention_need_one(kind):
     """Asked of the passes, whatever the recipe is called."""
-    passes = [dict(type=kind), *INIT]
+    passes = [dict(type='FoldBatchNorm'), dict(type=kind), *INIT]
     rules = [dict(match='*', weight={}, act={})]
     at_the_end(_check_attention, net=Attentive, rules=rules, passes=passes)
     at_the_end(_check_attention)
