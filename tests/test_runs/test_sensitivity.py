@@ -115,9 +115,10 @@ def test_stopped_and_resumed(
         ),
         ('model = dict(test_cfg=dict(score_thr=1.1))', 'finds nothing on the'),
         (
-            "quant_cfg = dict(recipe='uniform', bits='w4a4', rules=["
-            "dict(match='none.*', skip=True)])",
-            'none.*',
+            "quant_cfg = dict(recipe='uniform', bits='w4a4', rules=[dict("
+            "match='neck.*', weight=dict(type='ChannelGroups', bits=8, "
+            'widths=[8, 4], channels=3))])',
+            '2 widths do not fit',
         ),
     ],
 )
