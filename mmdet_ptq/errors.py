@@ -37,6 +37,11 @@ class NumericError(PTQError):
     """NaN or Inf in weights or activations; the message names the layer."""
 
 
+#: What one quantization of several can fail by. Any other error, such as a
+#: full disk, would meet the next one too.
+FAILURES = (QuantConfigError, CalibrationError, BudgetError, NumericError)
+
+
 #: Old names of what a ``quant_cfg`` names, and what took their place.
 RENAMED = dict(
     InitRanges='the passes Observe, SetRanges and CorrectBias',

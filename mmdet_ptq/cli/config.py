@@ -9,15 +9,10 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 
 from ..engine.arguments import run_options
+from ..engine.steps import learning_passes, with_iters
 from ..engine.work_config import import_package
 from ..errors import QuantConfigError
-from ..quant_cfg import (
-    QuantConfig,
-    checked_keys,
-    load_recipe,
-    parse_quant_cfg,
-)
-from ..registry import PASSES, arguments_of, find_class
+from ..quant_cfg import QuantConfig, checked_keys, load_recipe
 
 
 def quant_cfg_of(cfg: Config, args: argparse.Namespace) -> dict:
@@ -56,7 +51,13 @@ def quant_cfg_of(cfg: Config, args: argparse.Namespace) -> dict:
         before = quant_cfg.get('calibration', {})
         quant_cfg['calibration'] = {**before, **given}
     if args.iters is not None:
-        quant_cfg['pass_args'] = _with_iters(quant_cfg, args.iters)
+        if not learning_passes(quant_cfg):
+            raise QuantConfigError(
+                f'--iters {args.iters}: no pass of this recipe learns in '
+                'steps; leave it out, or take a recipe with Reconstruct, e.g. '
+                'qdrop'
+            )
+        quant_cfg['pass_args'] = with_iters(quant_cfg, args.iters)
     return quant_cfg
 
 
@@ -82,23 +83,6 @@ def _check_agree(
             f'--recipe {recipe}: it has bits {own!r} and the quant_cfg of '
             f'the config {written!r}; say which by --bits'
         )
-
-
-def _with_iters(quant_cfg: dict, iters: int) -> dict:
-    """``pass_args`` with these steps for every pass that has any."""
-    kinds = [p['type'] for p in parse_quant_cfg(quant_cfg).passes]
-    kinds = [
-        kind
-        for kind in kinds
-        if 'iters' in arguments_of(find_class(PASSES, kind))
-    ]
-    if not kinds:
-        raise QuantConfigError(
-            f'--iters {iters}: no pass of this recipe learns in steps; leave '
-            'it out, or take a recipe with Reconstruct, e.g. qdrop'
-        )
-    args = quant_cfg.get('pass_args', {})
-    return args | {k: {**args.get(k, {}), 'iters': iters} for k in kinds}
 
 
 def leave_scope(cfg: Any) -> None:

@@ -44,13 +44,13 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
         '--rank-num',
         type=int,
         default=defaults.rank_num,
-        help='training images for scores without objects; default 8',
+        help='training images for scores that need no annotations; default 8',
     )
     parser.add_argument(
         '--verify-num',
         type=int,
         default=defaults.verify_num,
-        help='training images with objects, for AP; default 64',
+        help='training images with annotations, for AP; default 64',
     )
     parser.add_argument(
         '--check',
@@ -89,9 +89,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             resume=args.resume,
         )
         runner = RUNNERS.build(load_config(args))
-        found = SensitivityRun(runner, options).run()
+        run, folder = SensitivityRun(runner, options), Path(runner.work_dir)
+        found = run.measure()
         print_worst(Console(), found, options.score)
-        for line in write_outputs(Path(runner.work_dir), found, options.score):
+        # what comes next may take as long, and may be stopped
+        write_outputs(folder, found, options.score)
+        for line in write_outputs(folder, run.suggest(), options.score):
             print(line)
     except PTQError as error:
         print(f'\nerror: {error}', file=sys.stderr)

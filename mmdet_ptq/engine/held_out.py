@@ -22,7 +22,7 @@ from ..passes.measure_sensitivity import Score
 from ..quant_cfg import Calibration
 from .metrics import plain_metrics
 
-#: evaluators that take objects from the samples
+#: evaluators that take annotations from the samples
 _EVALUATORS = ('CocoMetric', 'VOCMetric')
 
 
@@ -34,7 +34,7 @@ class Split:
         calibrate (CalibrationImages): The same as those of a run of
             ``mmdet-ptq quantize``.
         rank (CalibrationImages): By which cheap scores are taken.
-        verify (CalibrationImages): With their objects; may be none.
+        verify (CalibrationImages): With their annotations; may be none.
     """
 
     calibrate: CalibrationImages
@@ -91,11 +91,11 @@ def split_images(
             '--verify-num'
         )
     last = range(first + rank, first + wanted)
-    with_objects = from_config(cfg, several, True) if verify else images
+    annotated = from_config(cfg, several, True) if verify else images
     return Split(
         images.take(range(first)),
         images.take(range(first, first + rank)),
-        with_objects.take(last),
+        annotated.take(last),
     )
 
 
@@ -104,7 +104,7 @@ class MetricScore(Score):
 
     Args:
         model (nn.Module): The detector, with twins or without.
-        images (CalibrationImages): With their objects.
+        images (CalibrationImages): With their annotations.
         cfg (Config): A full MMDetection config.
 
     Attributes:
@@ -202,7 +202,7 @@ def _silent() -> Iterator[None]:
 
 
 def _evaluators(cfg: Config) -> list[dict]:
-    """Those of the config that can take objects from samples."""
+    """Those of the config that can take annotations from samples."""
     given = cfg.get('test_evaluator')
     several = list(given) if isinstance(given, list | tuple) else [given]
     found = []

@@ -21,7 +21,7 @@ class ScoreFile:
     Args:
         path (str | Path): Of the file.
         about (dict): What identifies it: ``checkpoint`` (SHA-256),
-            ``fingerprint``, ``images`` and, where objects are needed,
+            ``fingerprint``, ``images`` and, where annotations are needed,
             ``verify``, and whatever else is told.
         resume (bool): Whether to go on from what is there.
 

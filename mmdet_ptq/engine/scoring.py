@@ -2,10 +2,13 @@
 """Scores of many settings of one detector, each kept at once."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
 from typing import Any
+
+from torch import nn
 
 from ..calibration import ActivationCache, ImageFeed, Session
 from ..passes.measure_sensitivity import (
@@ -15,8 +18,10 @@ from ..passes.measure_sensitivity import (
     find_parts,
     image_score,
 )
+from ..surgery import copy_model
 from .held_out import MetricScore, Split
 from .pace import minutes, shares
+from .quantize import prepare
 from .score_file import ScoreFile
 
 
@@ -27,7 +32,8 @@ class Scoring:
         runner (PTQRunner): Its log and its hooks are told.
         split (Split): Images that rank, and that verify.
         file (ScoreFile): Where scores are kept: ``scores``, by kind and
-            key of an entry.
+            key of an entry; and ``float``, ``metric`` and ``value`` of the
+            float detector.
     """
 
     def __init__(self, runner: Any, split: Split, file: ScoreFile) -> None:
@@ -42,6 +48,18 @@ class Scoring:
         self.runner.call_hook(
             'on_progress', stage=stage, item=item, done=done, total=total
         )
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Inside, progress is shown."""
+        finished = False
+        with self.runner.own_hooks():
+            try:
+                yield
+                finished = True
+            finally:
+                # ends the bar
+                self.runner.call_hook('after_quantize', finished=finished)
 
     def ranking(self, session: Session) -> Session:
         """The same quantization; its feed are the images that rank."""
@@ -63,17 +81,37 @@ class Scoring:
             session (Session): After its last pass.
             cache (ActivationCache): Where constants are kept.
         """
-        if name != 'ap':
-            return image_score(name, self.ranking(session), cache)
-        score = MetricScore(session.model, self.split.verify, self.runner.cfg)
-        score.measure_float()
-        known = self.file.part('ap_of_float')
-        if score.metric not in known:
+        if name == 'ap':
+            return self.ap(session.model)
+        return image_score(name, self.ranking(session), cache)
+
+    def ap(self, model: nn.Module) -> MetricScore:
+        """The score ``'ap'`` of a detector; the float one is tested once.
+
+        Args:
+            model (nn.Module): Float, where that is not known yet.
+
+        Raises:
+            PTQError: One of its subclasses, if the config or the images do
+                not do.
+        """
+        score = MetricScore(model, self.split.verify, self.runner.cfg)
+        known = self.file.part('float')
+        if not known:
+            # a mistake in quant_cfg shall not cost a test first
+            images = self.split.calibrate
+            feed = ImageFeed(model, images)
+            config = self.runner.quant_config
+            prepare(copy_model(model), config, images.first(), feed)
+            self.say('testing the float detector')
+            score.measure_float()
             self.say(
                 f'{score.metric} of the float detector on the images that '
                 f'verify: {score.exact:.3f}'
             )
-        known[score.metric] = score.exact
+            known.update(metric=score.metric, value=score.exact)
+            self.file.write()
+        score.metric, score.exact = known['metric'], known['value']
         return score
 
     def evaluate(

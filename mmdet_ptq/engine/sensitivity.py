@@ -10,7 +10,7 @@ from torch import nn
 
 from ..calibration import ImageFeed, ResumeStore, Session
 from ..cost import storage_mb
-from ..errors import QuantConfigError
+from ..errors import FAILURES, QuantConfigError
 from ..passes.measure_sensitivity import (
     ALL,
     Entry,
@@ -58,12 +58,11 @@ class SensitivityRun:
         self.split = split_images(
             cfg, config.calibration, options.rank_num, options.verified
         )
-        digest = sha256(path)
-        self.fingerprint = fingerprint_of(digest, config, cfg, 1)
+        self._digest = sha256(path)
         names = self.split.names()
         about = dict(
-            checkpoint=digest,
-            fingerprint=self.fingerprint,
+            checkpoint=self._digest,
+            fingerprint=fingerprint_of(self._digest, config, cfg, 1),
             images=[names['calibrate'], names['rank']],
             verify=names['verify'],
             config=cfg.filename or '',
@@ -73,9 +72,14 @@ class SensitivityRun:
         place = Path(runner.work_dir) / FILE
         self.file = ScoreFile(place, about, options.resume)
         self.scoring = Scoring(runner, self.split, self.file)
-        self._suggested: Suggestion | None = None
+        if options.verified:
+            # what is wrong with AP is found before hours of other scores
+            self.scoring.ap(runner.detector)
+        # for the suggestion
+        self._float = copy_model(runner.detector)
+        self._stores: list[ResumeStore] = []
 
-    def run(self) -> dict[str, Any]:
+    def measure(self) -> dict[str, Any]:
         """Measures what the file does not have.
 
         Returns:
@@ -83,23 +87,28 @@ class SensitivityRun:
         """
         runner = self.runner
         self.scoring.say(self.split.words())
-        start = copy_model(runner.detector)
         self._began = time.monotonic()
-        store = ResumeStore(
-            Path(runner.work_dir) / 'ptq_resume_sensitivity.pth',
-            self.fingerprint,
-        )
-        finished = False
-        with runner.own_hooks():
-            try:
-                model, config = runner.detector, runner.quant_config
-                self._quantize(model, config, self._measure, store)
-                self._suggest(start)
-                finished = True
-            finally:
-                # ends the bar of progress
-                runner.call_hook('after_quantize', finished=finished)
-        store.clear()
+        with self.scoring.shown():
+            model, config = runner.detector, runner.quant_config
+            self._quantize(model, config, self._measure, 'sensitivity')
+        return self.file.found
+
+    def suggest(self) -> dict[str, Any]:
+        """Tries what is suggested, so that what is said of it is so.
+
+        Returns:
+            dict[str, Any]: The content of the file; plain types.
+        """
+        one = self.file.part('suggestion').get(self.options.score)
+        if one and not one.keys() & {'after', 'failed'}:
+            with self.scoring.shown():
+                try:
+                    one.update(self._tried(one['quant_cfg']))
+                except FAILURES as error:
+                    one['failed'] = str(error)
+            self.file.write()
+        for store in self._stores:
+            store.clear()
         return self.file.found
 
     def _quantize(
@@ -107,9 +116,15 @@ class SensitivityRun:
         model: nn.Module,
         config: QuantConfig,
         measure: Callable[[Session], None],
-        store: ResumeStore | None = None,
+        name: str,
     ) -> None:
         """Calibrates, and measures while the float weights are there."""
+        folder, cfg = Path(self.runner.work_dir), self.runner.cfg
+        store = ResumeStore(
+            folder / f'ptq_resume_{name}.pth',
+            fingerprint_of(self._digest, config, cfg, 1),
+        )
+        self._stores.append(store)
         run_quantization(
             model,
             config,
@@ -117,14 +132,11 @@ class SensitivityRun:
             ImageFeed(model, self.split.calibrate),
             progress=self.scoring.progress,
             store=store,
-            resume=store is not None and self._goes_on(store),
-            work_dir=self.runner.work_dir,
+            # scores are kept elsewhere
+            resume=self.options.resume and store.path.is_file(),
+            work_dir=folder,
             before_freeze=measure,
         )
-
-    def _goes_on(self, store: ResumeStore) -> bool:
-        """Whether a calibration was stopped; scores are kept elsewhere."""
-        return self.options.resume and store.path.is_file()
 
     def _measure(self, session: Session) -> None:
         """Everything of one calibrated detector."""
@@ -151,9 +163,10 @@ class SensitivityRun:
         ranks = ranked(single, scoring.of(name))
         if self.options.check:
             self._check(session, ranks)
-        self._suggested = suggestion(
+        found = suggestion(
             ranks, session.graph, session.plan, self.options.keep
         )
+        self._keep(found)
 
     def _before_heads(self, session: Session, parts: list[Part]) -> list[Part]:
         """What the maps of backbone and neck can show."""
@@ -182,7 +195,7 @@ class SensitivityRun:
         self.scoring.evaluate('ap', session, [everything(session), *entries])
         drops = self.scoring.of('ap')
         pairs = {
-            rank.part.name: [rank.damage, drops[entry.key]]
+            rank.part.name: [rank.score, drops[entry.key]]
             for rank, entry in zip(chosen, entries, strict=True)
         }
         cheap, exact = zip(*pairs.values(), strict=True)
@@ -190,27 +203,24 @@ class SensitivityRun:
         self.file.part('check')[self.options.score] = found
         self.file.write()
 
-    def _suggest(self, start: nn.Module) -> None:
-        """Tries the suggested rules, so that what is said of them is so."""
-        found, name = self._suggested, self.options.score
-        kept = self.file.part('suggestion')
+    def _keep(self, found: Suggestion | None) -> None:
+        """Puts a suggestion in the file, which is to be tried yet."""
+        kept, name = self.file.part('suggestion'), self.options.score
         if found is None:
             kept.pop(name, None)
         elif name not in kept or kept[name]['rules'] != found.rules:
             given = self.runner.cfg.quant_cfg.to_dict()
-            quant_cfg = with_rules(given, found)
             kept[name] = dict(
                 rules=found.rules,
                 layers=found.layers,
                 words=found.words,
-                quant_cfg=quant_cfg,
+                quant_cfg=with_rules(given, found),
                 before=self.scoring.of(name)[ALL],
                 mb_before=self.file.part('size')['quantized'],
-                **self._tried(start, parse_quant_cfg(quant_cfg)),
             )
         self.file.write()
 
-    def _tried(self, start: nn.Module, config: QuantConfig) -> dict[str, Any]:
+    def _tried(self, quant_cfg: dict[str, Any]) -> dict[str, Any]:
         """Score and size with other rules."""
         found: dict[str, Any] = {}
 
@@ -218,5 +228,6 @@ class SensitivityRun:
             found['after'] = self.scoring.once(self.options.score, session)
             found['mb_after'] = storage_mb(session.model)[1]
 
-        self._quantize(start, config, look)
+        config = parse_quant_cfg(quant_cfg)
+        self._quantize(self._float, config, look, 'suggestion')
         return found

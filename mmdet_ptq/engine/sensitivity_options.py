@@ -53,6 +53,6 @@ class SensitivityOptions:
 
     @property
     def verified(self) -> int:
-        """How many images with objects are needed."""
+        """How many images with annotations are needed."""
         wanted = self.score == 'ap' or self.check
         return self.verify_num if wanted else 0

@@ -56,11 +56,14 @@ class BasePass(ABC):
             the words of :data:`GIVERS`.
         gives (frozenset[str]): What is there after it.
         refuses (frozenset[str]): What may not be there yet.
+        for_attention (bool): Whether a recipe that has it is meant for
+            detectors with an attention alone.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset()
     refuses: ClassVar[frozenset[str]] = frozenset()
+    for_attention: ClassVar[bool] = False
 
     def check(self, earlier: Sequence['BasePass']) -> None:
         """Finds what is wrong with its place, before the first forward.

@@ -32,6 +32,7 @@ class QuantizeNumerator(BasePass):
     refuses: ClassVar[frozenset[str]] = frozenset(
         {'numerators', 'whole', 'observers', 'ranges', 'learned'}
     )
+    for_attention: ClassVar[bool] = True
 
     def __init__(self, divide: str = 'float') -> None:
         self.divide = one_of('divide', divide, DIVISORS)

@@ -27,6 +27,7 @@ class SplitPositions(BasePass):
 
     gives: ClassVar[frozenset[str]] = frozenset({'positions'})
     refuses: ClassVar[frozenset[str]] = frozenset({'positions'})
+    for_attention: ClassVar[bool] = True
 
     def restructure(
         self, model: nn.Module, forward: Callable[[], Any]

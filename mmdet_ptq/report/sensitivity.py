@@ -52,8 +52,8 @@ def sensitivity_page(
     roles = [row for row in rows if row['role']]
     kept = _suggested(found, score, rules)
     parts = [
-        _section('layers', 'What layers lose', _damage(layers, score)),
-        _section('parts', 'What parts lose', _damage(roles, score)),
+        _section('layers', 'What layers lose', _scores(layers, score)),
+        _section('parts', 'What parts lose', _scores(roles, score)),
         _section('suggestion', 'What to keep', *kept),
         _section('errors', 'Errors made and received', _errors(found)),
         _section('check', 'Is the cheap score right?', _check(found, score)),
@@ -78,7 +78,7 @@ def _whole(found: Mapping[str, Any], score: str) -> Any:
     return found['scores'][score]['all']['score']
 
 
-def _damage(rows: Sequence[Mapping[str, Any]], score: str) -> Html:
+def _scores(rows: Sequence[Mapping[str, Any]], score: str) -> Html:
     if not rows:
         return paragraph('There are none.', cls='none')
     shown = rows[:MOST]
@@ -91,7 +91,7 @@ def _damage(rows: Sequence[Mapping[str, Any]], score: str) -> Html:
             'One quantized, all others float.',
             f'{worst} loses most.{more}',
             paired(
-                'loss of each alone',
+                'score of each alone',
                 [(r['name'], (r['weight'], r['act'])) for r in shown],
                 names,
                 axis,
@@ -121,16 +121,20 @@ def _suggested(found: Mapping[str, Any], score: str, rules: str) -> list[Html]:
 
 
 def suggested_words(one: Mapping[str, Any], score: str) -> str:
-    """A suggestion and what came of it, in a sentence.
+    """A suggestion and what came of it, if it was tried, in a sentence.
 
     Args:
         one (Mapping): A part of ``suggestion`` of ``sensitivity.json``.
         score (str): By which score.
     """
-    error = _change(one['before'], one['after'])
+    words = f'{one["words"][0].upper()}{one["words"][1:]}'
+    if 'failed' in one:
+        return f'{words}: this was tried, and failed ({one["failed"]})'
+    if 'after' not in one:
+        return f'{words}: this was not tried to the end'
+    change = _change(one['before'], one['after'])
     size = _change(one['mb_before'], one['mb_after'])
-    words = f'{one["words"]}: {score} error {error}, size {size}'
-    return words[0].upper() + words[1:]
+    return f'{words}: {score} score {change}, size {size}'
 
 
 def _change(before: float, after: float) -> str:

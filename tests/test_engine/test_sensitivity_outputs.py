@@ -81,7 +81,7 @@ def test_files_and_words(tmp_path):
         'output',
     )
     words = '\n'.join(told)
-    assert 'Keep these 2 layers at 8 bits: output error −61 %, size +4 %' in (
+    assert 'Keep these 2 layers at 8 bits: output score −61 %, size +4 %' in (
         words
     )
     assert 'rank correlation with the loss of the metric is 1.00' in words

@@ -44,7 +44,7 @@ def test_every_section_has_content():
     assert text.count('<svg') == 6
     assert 'a loses most' in seen.text['layers']
     assert '@neck loses most' in seen.text['parts']
-    assert 'output error −50 %, size +50 %' in seen.text['suggestion']
+    assert 'output score −50 %, size +50 %' in seen.text['suggestion']
     assert 'correlation with the loss of the metric is 0.50' in text
     for name in ('a', 'b', '@neck'):
         assert name in seen.text['table']
@@ -74,12 +74,20 @@ def test_many_layers_are_shown_in_part():
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
-        ({}, 'Keep this layer float: output error −50 %, size +50 %'),
-        (dict(before=0.0), 'Keep this layer float: output error 0 to 1, size'),
+        ({}, 'Keep this layer float: output score −50 %, size +50 %'),
+        (dict(before=0.0), 'Keep this layer float: output score 0 to 1, size'),
     ],
 )
 def test_what_came_of_it_in_words(change, words):
     assert suggested_words(one() | change, 'output').startswith(words)
+
+
+def test_what_was_not_tried_in_words():
+    bare = {k: v for k, v in one().items() if k != 'after'}
+    words = suggested_words(bare, 'output')
+    assert words == 'Keep this layer float: this was not tried to the end'
+    failed = suggested_words(bare | dict(failed='conv: NaN'), 'output')
+    assert failed.endswith('float: this was tried, and failed (conv: NaN)')
 
 
 def test_no_rank_in_words():

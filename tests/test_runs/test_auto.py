@@ -7,6 +7,7 @@ import pytest
 from mmengine.config import Config
 
 from mmdet_ptq.engine.score_file import ScoreFile
+from mmdet_ptq.engine.scoring import Scoring
 
 CONFIG = """
 _base_ = r'{base}'
@@ -21,7 +22,7 @@ def auto(ptq, tiny, tmp_path):
     config = tmp_path / 'neck.py'
     config.write_text(CONFIG.format(base=tiny.config['retinanet']))
 
-    def run(*words, **given):
+    def run(*words, config=config, **given):
         recipes = ['--recipes', 'uniform', '--no-report', '--no-float-eval']
         return ptq(*WORDS, *recipes, *words, config=config, **given)
 
@@ -40,9 +41,9 @@ def test_a_size_and_the_config_of_it(auto, ptq, tmp_path, monkeypatch):
     run = auto(*words)
     assert run.code == 0, run.err
     found = json.loads((run.work / 'auto.json').read_text())
-    trials = [t for t in found['trials'].values() if t]
+    trials = list(found['trials'].values())
     met = [t for t in trials if t['mb'] <= limit]
-    assert met and len(met) < len(trials) < len(found['trials'])
+    assert met and len(met) < len(trials) and found['left_out']
     assert f'{other} is left out: ' in run.log
     # widths were mixed, and the room was used better than by one width
     assert [t for t in met if t['rules']]
@@ -101,3 +102,66 @@ def test_stopped_and_resumed(auto, monkeypatch):
     assert len(found['trials']) == 8 and count[0] - first == 9 - 3
     assert run.result['scope'] == 'first_last_8'
     assert run.result['bits'] == 'w3a3'
+
+
+HEAD = """
+_base_ = r'{base}'
+quant_cfg = dict(rules=[dict(match=['@backbone', '@neck'], skip=True)])
+"""
+
+
+def test_a_recipe_that_learns_is_stopped(
+    auto, tiny, tmp_path, monkeypatch, capsys
+):
+    """What was learned is not learned again, and all is as without a stop."""
+    config = tmp_path / 'head.py'
+    config.write_text(HEAD.format(base=tiny.config['retinanet']))
+    told, stops = [], []
+    progress = Scoring.progress
+
+    def stopping(self, stage, item, done, total):
+        progress(self, stage, item, done, total)
+        told.append((stage, done))
+        if stops and (stage, done) == ('reconstruction', 1):
+            stops.pop()
+            raise KeyboardInterrupt
+
+    def ptq(*more):
+        names = 'uniform,gptq_attention,gptq_recon'
+        words = ['--target-size', '0.8', '--recipes', names, *more]
+        told.clear()
+        return auto(*words, '--iters', '2', config=config, work=work)
+
+    monkeypatch.setattr(Scoring, 'progress', stopping)
+    work = tmp_path / 'whole'
+    whole = ptq()
+    assert whole.code == 0, whole.err
+    assert 'gptq_attention is left out: this detector has no' in whole.log
+    assert ('reconstruction', 0.0) in told
+    work = tmp_path / 'stopped'
+    stops.append(True)
+    assert ptq().code == 130 and not stops
+    assert (work / 'ptq_resume_trial.pth').exists()
+    run = ptq('--resume')
+    assert run.code == 0, run.err
+    # the first unit is not begun again
+    assert next(d for stage, d in told if stage == 'reconstruction') == 1.0
+    assert not list(work.glob('ptq_resume*'))
+    assert run.digest == whole.digest
+
+    def kept(one):
+        found = json.loads((one.work / 'auto.json').read_text())
+        for trial in found['trials'].values():
+            del trial['seconds']
+        return found
+
+    assert kept(run) == kept(whole)
+    recipes = {t['recipe'] for t in kept(run)['trials'].values()}
+    assert recipes == {'uniform', 'gptq_recon'}
+
+
+def test_steps_where_nothing_learns(auto, monkeypatch):
+    monkeypatch.setattr(Scoring, 'ap', None)
+    run = auto('--max-drop', '1', '--iters', '2')
+    assert run.code == 1
+    assert '--iters 2: none of --recipes uniform learns in steps' in run.err

@@ -8,6 +8,8 @@ from typing import Any
 from ...checks import number
 from ...errors import QuantConfigError
 
+Rules = list[dict[str, Any]]
+"""Of a ``quant_cfg``"""
 #: kinds of goals by the option that asks for them
 KINDS = dict(
     max_drop='--max-drop',
@@ -29,12 +31,12 @@ class Trial:
         metric (float): Its own, on images held out.
         mb (float): Parameters, 10^6 bytes.
         bops (float): Bit operations of one image.
-        seconds (float): Time it took.
+        seconds (float): Time it took, of one that was stopped since then.
     """
 
     recipe: str
     bits: str
-    rules: list[dict[str, Any]] = field(default_factory=list)
+    rules: Rules = field(default_factory=list)
     scope: str = ''
     drop: float = 0.0
     metric: float = 0.0

@@ -12,14 +12,15 @@ from ...calibration import Session
 from ...cost import count_macs
 from ...passes.measure_sensitivity import find_parts
 from ...solvers import Problem, Resource, solve
+from .goal import Rules
 
-Widths = Mapping[str, Any]
-"""Facts of one uniform width: :func:`widths_of`"""
+Facts = Mapping[str, Any]
+"""Of a detector of one uniform width: :func:`facts_of`"""
 #: of operands that stay float
 FLOAT = 32
 
 
-def widths_of(session: Session) -> dict[str, Any]:
+def facts_of(session: Session) -> dict[str, Any]:
     """What is known of the layers of a detector at one width.
 
     Args:
@@ -71,20 +72,18 @@ class Mix:
     """Widths between those of two uniform detectors.
 
     Attributes:
-        wide (Mapping): From :func:`widths_of`.
+        wide (Mapping): From :func:`facts_of`.
         narrow (Mapping): The same of the narrow one.
         wide_scores (Mapping): What parts lose alone, by key of an entry.
         narrow_scores (Mapping): The same of the narrow one.
     """
 
-    wide: Widths
-    narrow: Widths
+    wide: Facts
+    narrow: Facts
     wide_scores: Mapping[str, float]
     narrow_scores: Mapping[str, float]
 
-    def rules(
-        self, kind: str, budget: float, cost_of_narrow: float
-    ) -> list[dict[str, Any]] | None:
+    def rules(self, kind: str, budget: float, cost_of_narrow: float) -> Rules:
         """Rules that widen some layers of the narrow detector.
 
         Args:
@@ -94,8 +93,8 @@ class Mix:
                 what is in it beside the layers stays.
 
         Returns:
-            list[dict], optional: None if the budget is not above what the
-            narrow one takes.
+            list[dict]: Empty if no layer can be widened: none is quantized,
+            or the budget leaves no room above what the narrow one takes.
         """
         parts = list(self.narrow['parts'])
         costs = np.array(
@@ -103,14 +102,14 @@ class Mix:
         )
         rest = cost_of_narrow - costs[:, 0].sum()
         if not costs.size or budget < cost_of_narrow:
-            return None
+            return []
         losses = np.array([[self._loss(p, o) for o in OPTIONS] for p in parts])
         problem = Problem(losses, (Resource(kind, costs, budget - rest),))
         choice = solve(problem).choice
         chosen = [OPTIONS[i] for i in choice]
         return self._written(parts, chosen)
 
-    def _of(self, wide: bool) -> Widths:
+    def _of(self, wide: bool) -> Facts:
         return self.wide if wide else self.narrow
 
     def _cost(self, part: str, option: Option, kind: str) -> float:
@@ -143,7 +142,7 @@ class Mix:
 
     def _written(
         self, parts: Sequence[str], chosen: Sequence[Option]
-    ) -> list[dict[str, Any]]:
+    ) -> Rules:
         said: dict[tuple[str, int], list[str]] = {}
         for part, option in zip(parts, chosen, strict=True):
             for name in self.narrow['parts'][part]:

@@ -13,6 +13,7 @@ from ..checkpoint import sha256
 from ..fingerprint import fingerprint_of
 from ..held_out import split_images
 from ..score_file import ScoreFile
+from ..steps import learning_passes
 from .goal import Goal, Trial
 from .search import RECIPES, Search
 from .trials import Trials
@@ -30,7 +31,7 @@ class AutoOptions:
         goal (Goal): What is asked for.
         recipes (Sequence[str]): In the order in which they are tried.
         rank_num (int): Images for the scores of layers. Defaults to 8.
-        verify_num (int): Images with objects. Defaults to 128.
+        verify_num (int): Images with annotations. Defaults to 128.
         iters (int, optional): Steps of recipes that learn.
         resume (bool): Go on from the file in the work dir.
 
@@ -78,6 +79,19 @@ def own_settings(quant_cfg: dict[str, Any]) -> dict[str, Any]:
     return dict(quant_cfg)
 
 
+def _check_iters(options: AutoOptions) -> None:
+    """Refuses steps where no recipe learns."""
+    if options.iters is None:
+        return
+    names = options.recipes
+    if not any(learning_passes(dict(recipe=n, bits='w8a8')) for n in names):
+        raise QuantConfigError(
+            f'--iters {options.iters}: none of --recipes {",".join(names)} '
+            'learns in steps; leave it out, or add one that does, e.g. '
+            'gptq_recon'
+        )
+
+
 class AutoRun:
     """Finds recipe and widths, and keeps every trial at once.
 
@@ -98,6 +112,7 @@ class AutoRun:
     def __init__(
         self, runner: Any, own: dict[str, Any], options: AutoOptions
     ) -> None:
+        _check_iters(options)
         self.runner, self.options = runner, options
         path = runner.load_float()
         split = split_images(
@@ -127,7 +142,13 @@ class AutoRun:
         )
         self.file = file
         self.make = Trials(
-            runner, split, file, options.goal, own, options.iters
+            runner,
+            split,
+            file,
+            options.goal,
+            own,
+            options.iters,
+            options.resume,
         )
         self.trials: list[Trial] = []
 
@@ -137,7 +158,6 @@ class AutoRun:
         Returns:
             Trial, optional: The best within the limit, None if nothing is.
         """
-        finished = False
         search = Search(
             self.options.goal,
             self.options.recipes,
@@ -145,13 +165,8 @@ class AutoRun:
             self.make.mix,
             scope='scope' not in self.make.own,
         )
-        with self.runner.own_hooks():
-            try:
-                best = search.run()
-                finished = True
-            finally:
-                # ends the bar of progress
-                self.runner.call_hook('after_quantize', finished=finished)
+        with self.make.scoring.shown():
+            best = search.run()
         self.trials = search.trials
         return best
 

@@ -2,17 +2,15 @@
 """Which recipes and widths are tried, and in which order."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ...quant_cfg import parse_bits
-from .goal import Goal, Trial
+from .goal import Goal, Rules, Trial
 
-Rules = list[dict[str, Any]]
 Try = Callable[[str, str, Rules, str], Trial | None]
-"""``try_(recipe, bits, rules, scope)``; None if the recipe does not fit"""
-Mixing = Callable[[Trial, str, float], Rules | None]
+"""``try_(recipe, bits, rules, scope)``; None if that cannot be made"""
+Mixing = Callable[[Trial, str, float], Rules]
 """``mix(narrow, wide_bits, budget)``: rules that widen some layers of the
-narrow trial; None if there are none"""
+narrow trial; empty if none can be widened"""
 
 #: from the cheapest to the dearest to make
 RECIPES = ('uniform', 'gptq', 'gptq_attention', 'gptq_recon')

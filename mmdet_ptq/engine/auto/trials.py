@@ -10,20 +10,21 @@ from typing import Any
 
 from torch import nn
 
-from ...calibration import ImageFeed, Session
+from ...calibration import ImageFeed, ResumeStore, Session
 from ...cost import cost_of, storage_mb
-from ...errors import QuantConfigError
+from ...errors import FAILURES, PTQError, QuantConfigError
 from ...passes.measure_sensitivity import entries_of, find_parts
 from ...quant_cfg import parse_quant_cfg
 from ...surgery import copy_model
-from ..held_out import MetricScore, Split
+from ..fingerprint import fingerprint_of
+from ..held_out import Split
 from ..quantize import run_quantization
 from ..score_file import ScoreFile
 from ..scoring import Scoring
-from .goal import Goal, Trial, share_words
-from .mixed import Mix, widths_of
+from ..steps import with_iters
+from .goal import Goal, Rules, Trial, share_words
+from .mixed import Mix, facts_of
 
-Rules = list[dict[str, Any]]
 SCORE = 'output'
 
 
@@ -38,6 +39,7 @@ class Trials:
         own (dict): What the user says beside recipe and bits: rules, scope,
             calibration.
         iters (int, optional): Steps of recipes that learn.
+        resume (bool): Whether to go on with a trial that was stopped.
     """
 
     def __init__(
@@ -48,19 +50,14 @@ class Trials:
         goal: Goal,
         own: dict[str, Any],
         iters: int | None = None,
+        resume: bool = False,
     ) -> None:
         self.runner, self.split, self.file = runner, split, file
         self.goal, self.own, self.iters = goal, own, iters
+        self._resume = resume
+        self._stopped = Path(runner.work_dir) / 'ptq_resume_trial.pth'
         self.scoring = Scoring(runner, split, file)
-        score = MetricScore(runner.detector, split.verify, runner.cfg)
-        known = file.part('float')
-        if not known:
-            self.scoring.say('testing the float detector')
-            score.measure_float()
-            known.update(metric=score.metric, value=score.exact)
-            file.write()
-        score.metric, score.exact = known['metric'], known['value']
-        self._score = score
+        self._score = self.scoring.ap(runner.detector)
 
     def quant_cfg(
         self, recipe: str, bits: str, rules: Rules, scope: str
@@ -70,9 +67,8 @@ class Trials:
         found['rules'] = [*self.own.get('rules', []), *rules]
         if scope:
             found['scope'] = scope
-        if self.iters is not None and recipe.endswith('_recon'):
-            found['pass_args'] = dict(Reconstruct=dict(iters=self.iters))
-        return found
+        steps = {} if self.iters is None else with_iters(found, self.iters)
+        return {**found, 'pass_args': steps} if steps else found
 
     def __call__(
         self, recipe: str, bits: str, rules: Rules, scope: str = ''
@@ -86,49 +82,47 @@ class Trials:
             scope (str): In the place of the user's, if there is one.
 
         Returns:
-            Trial, optional: None if the recipe does not fit this detector.
+            Trial, optional: None if it cannot be made.
+
+        Raises:
+            PTQError: If it is the first, or whatever is wrong is no matter
+                of this one alone.
         """
-        kept = self.file.part('trials')
-        if recipe.endswith('_attention') and not self._attends():
-            return None
+        kept, left = self.file.part('trials'), self.file.part('left_out')
         key = json.dumps([recipe, bits, rules, scope, self.iters])
-        if key not in kept:
+        if key not in kept and key not in left:
             try:
                 kept[key] = asdict(self._made(recipe, bits, rules, scope))
-            except QuantConfigError as error:
-                # the first recipe has to fit; a further one may ask for more
+            except FAILURES as error:
+                # the first has to work; a further one may ask for more
                 if not kept:
-                    raise
-                self.scoring.say(f'{recipe} is left out: {error}')
-                kept[key] = {}
+                    raise PTQError(f'{recipe} {bits}: {error}') from error
+                fits = not isinstance(error, QuantConfigError)
+                name = f'{recipe} {bits}' if fits else recipe
+                left[key] = f'{name} is left out: {error}'
             self.file.write()
-        if not kept[key]:
+            self._stopped.unlink(missing_ok=True)
+        if key in left:
+            self.scoring.say(left[key])
             return None
         trial = Trial(**kept[key])
         self._tell(trial)
         return trial
-
-    def _attends(self) -> bool:
-        """Whether the detector has an attention; asked after a trial."""
-        found: bool = self.file.part('whole').get('attention', True)
-        return found
 
     def _made(self, recipe: str, bits: str, rules: Rules, scope: str) -> Trial:
         start = time.monotonic()
         model = copy_model(self.runner.detector)
         name = f'{recipe} {bits}'
         quant_cfg = self.quant_cfg(recipe, bits, rules, scope)
-        session = self._quantized(model, quant_cfg, lambda _: None)
+        session = self._quantized(
+            model,
+            quant_cfg,
+            on_session=_check_attention,
+            path=self._stopped,
+        )
         cost = cost_of(model, session.graph, session.plan)
         full, packed = storage_mb(model)
-        self.file.part('whole').update(
-            mb=full,
-            bops=cost['bops']['float'],
-            attention=any(
-                'attention' in node.roles
-                for node in session.graph.layers.values()
-            ),
-        )
+        self.file.part('whole').update(mb=full, bops=cost['bops']['float'])
         score = self._score.of(model)
         count = len(score.images)
 
@@ -154,17 +148,23 @@ class Trials:
         self,
         model: nn.Module,
         quant_cfg: dict[str, Any],
-        before_freeze: Callable[[Session], None],
+        path: Path | None = None,
+        **looks: Callable[[Session], None],
     ) -> Session:
-        images = self.split.calibrate
+        """Quantizes a copy; its progress is kept where a path is given."""
+        images, config = self.split.calibrate, parse_quant_cfg(quant_cfg)
+        digest = self.file.found['about']['checkpoint']
+        fingerprint = fingerprint_of(digest, config, self.runner.cfg, 1)
         return run_quantization(
             model,
-            parse_quant_cfg(quant_cfg),
+            config,
             images.first(),
             ImageFeed(model, images),
             progress=self.scoring.progress,
+            store=ResumeStore(path, fingerprint) if path else None,
+            resume=self._resume and path is not None and path.is_file(),
             work_dir=Path(self.runner.work_dir),
-            before_freeze=before_freeze,
+            **looks,
         )
 
     def _tell(self, trial: Trial) -> None:
@@ -177,7 +177,7 @@ class Trials:
             f', {met} the goal'
         )
 
-    def mix(self, narrow: Trial, wide: str, budget: float) -> Rules | None:
+    def mix(self, narrow: Trial, wide: str, budget: float) -> Rules:
         """Rules that widen the layers of a trial that lose most.
 
         Scores are those of ``uniform``, which takes seconds to calibrate.
@@ -188,8 +188,15 @@ class Trials:
             budget (float): In the unit of the goal.
 
         Returns:
-            list[dict], optional: None if nothing can be widened.
+            list[dict]: Empty if nothing can be widened.
         """
+        try:
+            return self._mixed(narrow, wide, budget)
+        except FAILURES as error:
+            self.scoring.say(f'widths are not mixed: {error}')
+            return []
+
+    def _mixed(self, narrow: Trial, wide: str, budget: float) -> Rules:
         both = [
             ' '.join(filter(None, (bits, narrow.scope)))
             for bits in (wide, narrow.bits)
@@ -215,12 +222,12 @@ class Trials:
             parts = find_parts(session.graph, session.plan)
             entries = entries_of([p for p in parts if not p.is_role])
             alone = [e for e in entries if not e.key.startswith('without')]
-            facts[title] = widths_of(session)
+            facts[title] = facts_of(session)
             self.scoring.say(f'what layers lose at {title}')
             self.scoring.evaluate(SCORE, session, alone, under)
 
         quant_cfg = self.quant_cfg('uniform', bits, [], scope)
-        self._quantized(model, quant_cfg, look)
+        self._quantized(model, quant_cfg, before_freeze=look)
 
     def _complete(self, under: str, facts: dict[str, Any]) -> bool:
         known = self.scoring.of(under)
@@ -230,6 +237,16 @@ class Trials:
             for tensor, key in (('weight', 'weight'), ('act', 'acts'))
             if any(_quantized(facts['layers'][n][key]) for n in layers)
         )
+
+
+def _check_attention(session: Session) -> None:
+    """Refuses passes for attention where there is none."""
+    passes = session.config.built_passes
+    nodes = session.graph.layers.values()
+    if any(one.for_attention for one in passes) and not any(
+        'attention' in node.roles for node in nodes
+    ):
+        raise QuantConfigError('this detector has no attention')
 
 
 def _quantized(bits: int | list[int | None] | None) -> bool:

@@ -34,8 +34,8 @@ class Rank:
     spared_act: float | None
 
     @property
-    def damage(self) -> float:
-        """What its weights and its inputs lose, each alone, added up."""
+    def score(self) -> float:
+        """Those of its weights and of its inputs alone, added up."""
         return sum(v for v in (self.weight, self.act) if v is not None)
 
     @property
@@ -63,7 +63,7 @@ def ranked(parts: Sequence[Part], scores: Mapping[str, float]) -> list[Rank]:
         spared = [None if v is None else whole - v for v in rest]
         return Rank(part, alone[0], alone[1], spared[0], spared[1])
 
-    return sorted(map(of, parts), key=lambda rank: -rank.damage)
+    return sorted(map(of, parts), key=lambda rank: -rank.score)
 
 
 _TENSORS = ('weight', 'act')

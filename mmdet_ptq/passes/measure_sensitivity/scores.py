@@ -1,5 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""How far a detector is from the float one, on images without objects."""
+"""How far a detector is from the float one, without annotations."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from ...structures import DetectionOutputs
 SCORES = dict(
     output='class divergence and box shift, row by row, of sure rows',
     feature='relative error of what backbone and neck give',
-    ap='loss of the metric on training images with objects',
+    ap='loss of the metric on training images with annotations',
 )
 #: rows of a float detector count from this confidence on
 SURE = 0.05
@@ -161,7 +161,7 @@ class _Decodable(GlobalLoss):
 def image_score(
     name: str, session: Session, cache: ActivationCache
 ) -> ImageScore:
-    """A score that needs no objects.
+    """A score that needs no annotations.
 
     Args:
         name (str): ``'output'``: for each head, the mean divergence of

@@ -43,7 +43,7 @@ def suggestion(
     """
     said: dict[tuple[str, int | None], list[str]] = {}
     changed: list[str] = []
-    for rank in [r for r in ranks if r.damage > 0][:count]:
+    for rank in [r for r in ranks if r.score > 0][:count]:
         for name in _with_tied(graph, rank.part.layers):
             for key, bits in _better(plan, name).items():
                 said.setdefault((key, bits), []).append(name)
@@ -78,7 +78,7 @@ def _better(plan: QuantPlan, name: str) -> dict[str, int | None]:
     wider = {
         k: bits
         for k, bits in widest.items()
-        if bits > min(s.bits for s in specs[k])
+        if bits > min(map(_narrowest, specs[k]))
     }
     return wider or dict.fromkeys(widest)
 
@@ -88,6 +88,11 @@ def _widest(specs: Sequence[QuantSpec]) -> int:
     each = [find_class(QUANTIZERS, spec.type).allowed_bits for spec in specs]
     common = set.intersection(*(set(map(int, bits)) for bits in each))
     return max(b for b in common if b <= MAX_BITS)
+
+
+def _narrowest(spec: QuantSpec) -> int:
+    """The least of its widths; groups of channels have several."""
+    return min(spec.args.get('widths') or [spec.bits])
 
 
 def _with_tied(graph: LayerGraph, names: Sequence[str]) -> list[str]:

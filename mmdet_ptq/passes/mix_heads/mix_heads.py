@@ -64,6 +64,7 @@ class MixHeads(BasePass):
     refuses: ClassVar[frozenset[str]] = frozenset(
         {'scaled', 'observers', 'ranges', 'learned'}
     )
+    for_attention: ClassVar[bool] = True
 
     def __init__(self, pairs: list[str] | None = None) -> None:
         if isinstance(pairs, str):

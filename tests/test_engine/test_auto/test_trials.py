@@ -8,11 +8,19 @@ from types import SimpleNamespace
 import pytest
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
+from sensitivity_kit import INIT, Attentive, at_the_end
 
 from mmdet_ptq.engine.auto.goal import Goal, Trial
-from mmdet_ptq.engine.auto.trials import Trials
+from mmdet_ptq.engine.auto.trials import Trials, _check_attention
 from mmdet_ptq.engine.held_out import split_images
 from mmdet_ptq.engine.score_file import ScoreFile
+from mmdet_ptq.errors import (
+    BudgetError,
+    CalibrationError,
+    NumericError,
+    PTQError,
+    QuantConfigError,
+)
 from mmdet_ptq.quant_cfg import Calibration, parse_quant_cfg
 
 ABOUT = dict(checkpoint='c', fingerprint='f', images=[], verify=[])
@@ -27,11 +35,14 @@ def trials(tiny, tmp_path):
     cfg = Config.fromfile(tiny.config['retinanet'])
     file = ScoreFile(tmp_path / 'auto.json', ABOUT, False)
     file.part('float').update(metric='coco/bbox_mAP', value=0.65)
-    file.part('whole').update(mb=8.0, bops=9e9, attention=False)
+    file.part('whole').update(mb=8.0, bops=9e9)
     key = json.dumps(['uniform', 'w4a4', [], '', 7])
     file.part('trials')[key] = dict(vars(KNOWN))
     runner = SimpleNamespace(
-        detector=None, cfg=cfg, logger=logging.getLogger('auto'), work_dir='.'
+        detector=None,
+        cfg=cfg,
+        logger=logging.getLogger('auto'),
+        work_dir=tmp_path,
     )
     split = split_images(cfg, Calibration(num_samples=1), 1, 1)
     return Trials(runner, split, file, Goal('max_drop', 0.005), OWN, 7)
@@ -44,9 +55,70 @@ def test_what_is_known_is_not_made_again(trials, caplog):
     assert '1 G BOPs of 9, 11 %, beyond the goal' in caplog.text
 
 
-def test_a_recipe_for_attention_needs_one(trials):
-    assert trials('gptq_attention', 'w4a4', []) is None
-    assert len(trials.file.part('trials')) == 1
+def failing(error):
+    def made(*_):
+        raise error
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ('error', 'told'),
+    [
+        (QuantConfigError('no'), 'gptq is left out: no'),
+        (NumericError('conv: NaN'), 'gptq w3a3 is left out: conv: NaN'),
+        (CalibrationError('no row'), 'gptq w3a3 is left out: no row'),
+        (BudgetError('no way'), 'gptq w3a3 is left out: no way'),
+    ],
+)
+def test_what_fails_is_left_out(trials, monkeypatch, caplog, error, told):
+    """Its reason is kept, and told each time; it is not tried again."""
+    stopped = trials.runner.work_dir / 'ptq_resume_trial.pth'
+    stopped.write_bytes(b'')
+    monkeypatch.setattr(trials, '_made', failing(error))
+    with caplog.at_level(logging.INFO, 'auto'):
+        assert trials('gptq', 'w3a3', []) is None
+    assert caplog.messages == [told] and not stopped.exists()
+    left = json.loads(trials.file.path.read_text())['left_out']
+    assert list(left.values()) == [told]
+    monkeypatch.setattr(trials, '_made', failing(KeyboardInterrupt))
+    with caplog.at_level(logging.INFO, 'auto'):
+        assert trials('gptq', 'w3a3', []) is None
+    assert caplog.messages == [told, told]
+
+
+def test_what_fails_first_ends_all(trials, monkeypatch):
+    trials.file.part('trials').clear()
+    monkeypatch.setattr(trials, '_made', failing(NumericError('conv: NaN')))
+    with pytest.raises(PTQError, match='gptq w3a3: conv: NaN'):
+        trials('gptq', 'w3a3', [])
+    assert not trials.file.part('left_out')
+
+
+def test_a_full_disk_is_no_matter_of_one_trial(trials, monkeypatch):
+    monkeypatch.setattr(trials, '_made', failing(PTQError('cannot save')))
+    with pytest.raises(PTQError, match='cannot save'):
+        trials('gptq', 'w3a3', [])
+
+
+def test_where_scores_fail_widths_are_not_mixed(trials, monkeypatch, caplog):
+    monkeypatch.setattr(trials, '_mixed', failing(CalibrationError('no row')))
+    with caplog.at_level(logging.INFO, 'auto'):
+        assert trials.mix(KNOWN, 'w8a8', 1e9) == []
+    assert 'widths are not mixed: no row' in caplog.text
+
+
+@pytest.mark.parametrize(
+    'kind', ['SplitPositions', 'QuantizeNumerator', 'MixHeads']
+)
+def test_passes_for_attention_need_one(kind):
+    """Asked of the passes, whatever the recipe is called."""
+    passes = [dict(type='FoldBatchNorm'), dict(type=kind), *INIT]
+    rules = [dict(match='*', weight={}, act={})]
+    at_the_end(_check_attention, net=Attentive, rules=rules, passes=passes)
+    at_the_end(_check_attention)
+    with pytest.raises(QuantConfigError, match='this detector has no atten'):
+        at_the_end(_check_attention, passes=passes)
 
 
 def test_rules_stand_behind_those_of_the_user(trials):
@@ -55,7 +127,14 @@ def test_rules_stand_behind_those_of_the_user(trials):
     assert found['rules'] == [*OWN['rules'], *rules]
     assert found['scope'] == 'first_last_8' and 'pass_args' not in found
     assert parse_quant_cfg(found).rules[-2:] == found['rules']
-    # steps are for recipes that learn
-    learned = trials.quant_cfg('gptq_recon', 'w4a4', rules, 'repq_det')
-    assert parse_quant_cfg(learned).passes[-1]['iters'] == 7
-    assert learned['scope'] == 'repq_det'
+    chosen = trials.quant_cfg('uniform', 'w4a4', rules, 'repq_det')
+    assert chosen['scope'] == 'repq_det'
+
+
+def test_steps_are_for_all_recipes_that_learn(trials, tmp_path):
+    own = tmp_path / 'own.py'
+    own.write_text("recipe = 'adaround'\n")
+    for recipe in ('gptq_recon', 'reg_ptq', 'brecq', str(own)):
+        found = parse_quant_cfg(trials.quant_cfg(recipe, 'w4a4', [], ''))
+        steps = [p['iters'] for p in found.passes if 'iters' in p]
+        assert steps and set(steps) == {7}, recipe

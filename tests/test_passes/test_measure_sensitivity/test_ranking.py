@@ -30,9 +30,9 @@ def test_the_worst_come_first():
     # a and c lose the same, and stay in their order
     assert [r.part.name for r in found] == ['b', 'a', 'c']
     b, a, c = found
-    assert (a.damage, a.spared) == (3.0, 2.0 - 1.0)
+    assert (a.score, a.spared) == (3.0, 2.0 - 1.0)
     assert (a.spared_weight, a.spared_act) == (2.0, -1.0)
-    assert (b.weight, b.act, b.damage, b.spared) == (None, 5.0, 5.0, 3.0)
+    assert (b.weight, b.act, b.score, b.spared) == (None, 5.0, 5.0, 3.0)
     assert c.spared == 0 and c.spared_act is None
 
 

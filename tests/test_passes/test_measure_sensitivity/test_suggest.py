@@ -17,8 +17,8 @@ EVERY = dict(match='*', weight={}, act={})
 NODES = [node(n, [(1,)]) for n in ('a', 'b', 'c', 'd')]
 
 
-def rank(name, damage):
-    return Rank(Part(name, (name,), (name,), (name,)), damage, 0.0, 0.0, 0.0)
+def rank(name, score):
+    return Rank(Part(name, (name,), (name,), (name,)), score, 0.0, 0.0, 0.0)
 
 
 def suggest(rules, bits, ranks, count=2, nodes=NODES):
@@ -45,6 +45,15 @@ def test_what_cannot_be_wider_goes_float():
     found = suggest([EVERY], 'w8a8', [rank('c', 3.0)])
     assert found.rules == [dict(match=['c'], weight=None, act=None)]
     assert found.words == 'keep this layer float'
+
+
+def test_groups_of_channels_count_by_the_narrowest():
+    groups = dict(type='ChannelGroups', bits=8, channels=1)
+    for widths, wider in (([8, 3], True), ([8, 8], False)):
+        rule = dict(match='c', weight=dict(groups, widths=widths))
+        found = suggest([EVERY, rule], 'w4a8', [rank('c', 3.0)])
+        words = 'at 8 bits' if wider else 'float'
+        assert found.words == f'keep this layer {words}'
 
 
 def test_widths_that_a_quantizer_has():
