@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from statistics import mean
 
@@ -32,7 +33,8 @@ def table_below(page: str, heading: str) -> str:
     """
     _, found, rest = page.partition(f'# {heading}\n')
     rest = rest.partition('\n#')[0]
-    lines = [line for line in rest.splitlines() if line.startswith('|')]
+    below = dropwhile(lambda line: line[:1] != '|', rest.splitlines())
+    lines = list(takewhile(lambda line: line[:1] == '|', below))
     if not found or not lines:
         raise ValueError(f'no table below the heading {heading!r}')
     return ''.join(f'{line}\n' for line in lines)

@@ -48,8 +48,9 @@ TAIL = """
 * *Time* is that of a whole run, float and quantized test included, divided by
   that of `uniform` on the same detector; the median over the five detectors.
 * Recipes that learn took 200 steps a unit. The default is 2000 (`adaquant`
-  1000, `gptq_recon` and `gptq_codebook_recon` 500), which takes as many times
-  as long and gains little at 4 bits ([table1_long](results/table1_long.md)).
+  1000, `gptq_recon` and `gptq_codebook_recon` 500), which takes longer in
+  proportion and gains little at 4 bits
+  ([table1_long](results/table1_long.md)).
 * Seeds alone move single detectors by up to 0.014 at 2 bits
   ([table2](results/table2.md)), so treat recipes within 0.005 of one another
   as equal. [table1](results/table1.md) has all numbers.

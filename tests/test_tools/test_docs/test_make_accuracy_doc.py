@@ -9,7 +9,10 @@ import pytest
 from tools.docs.make_accuracy_doc import filled, means, table_below
 
 ROOT = Path(__file__).parents[3]
-PAGE = '# name\n\ntext\n\n## w4a4\n\n| a |\n|---|\n| 1 |\n\n## w2a4\n\nno\n'
+PAGE = (
+    '# name\n\ntext\n\n## w4a4\n\n| a |\n|---|\n| 1 |\n\n'
+    'Mask AP:\n\n| b |\n|---|\n| 2 |\n\n## w2a4\n\nno\n'
+)
 
 
 def test_page_is_up_to_date():
