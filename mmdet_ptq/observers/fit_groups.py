@@ -13,7 +13,11 @@ COVERING = 2
 
 
 def fit_groups(
-    points: Tensor, groups: int, iterations: int = 300, period: int = 75
+    points: Tensor,
+    groups: int,
+    iterations: int = 300,
+    period: int = 75,
+    reach: float = 0.5,
 ) -> Tensor:
     """Algorithm 1 of IGQ-ViT: rows to the nearest grid, grids to the mean.
 
@@ -27,8 +31,9 @@ def fit_groups(
     75 for it, and 300 steps.) The best grids that there were are returned,
     so they are never worse than those it began with.
 
-    Means clip a part of the rows. One or two grids would clip too many: they
-    hold all of their rows instead.
+    Means clip half of the rows, and the widest by much. So ends go on from
+    there towards the extremes of the rows of their grid. One or two grids
+    would clip too many even so: they hold all of their rows.
 
     Args:
         points (Tensor): ``[P, 2]``, lower and upper ends of the rows; their
@@ -36,6 +41,8 @@ def fit_groups(
         groups (int): G, the number of grids.
         iterations (int): Steps at most; it ends when nothing changes.
         period (int): T.
+        reach (float): How far, from 0, the means as in the paper, to 1, the
+            extremes.
 
     Returns:
         Tensor: float64 ``[G, 2]``, narrow grids first.
@@ -62,9 +69,8 @@ def fit_groups(
             step += left - 1
             continue
         centres, before = _means(some, centres, group), group
-    if groups <= COVERING:
-        best = _covering(points, best)
-    return _sorted(best)
+    share = 1.0 if groups <= COVERING else reach
+    return _sorted(best.lerp(_covering(points, best), share))
 
 
 def _sorted(points: Tensor) -> Tensor:

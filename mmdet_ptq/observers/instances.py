@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import whole
+from ..checks import number, whole
 from ..context import images
 from ..errors import CalibrationError
 from ..quantizers import BaseQuantizer, Granularity, PerInstance
@@ -33,17 +33,22 @@ class InstanceObserver(PerImageObserver):
         iterations (int): Steps of :func:`fit_groups`.
         period (int): Its T: after how many steps grids that few channels
             need begin anew.
+        reach (float): Its own, from 0 to 1: how much of the way from the
+            mean of its rows (as in the paper) to their extremes an end goes.
 
     Raises:
-        ValueError: If an argument is not a positive whole number.
+        ValueError: If an argument is out of range.
     """
 
     #: what extremes are of, where rows are no channels
     whole_tensor: ClassVar[Granularity] = Granularity()
 
-    def __init__(self, iterations: int = 300, period: int = 75) -> None:
+    def __init__(
+        self, iterations: int = 300, period: int = 75, reach: float = 0.5
+    ) -> None:
         self.iterations = whole('iterations', iterations, 1)
         self.period = whole('period', period, 1)
+        self.reach = number('reach', reach, 0, 1)
         super().__init__()
 
     @property
@@ -108,7 +113,9 @@ class InstanceObserver(PerImageObserver):
         assert isinstance(quantizer, PerInstance)
         groups = quantizer.num_groups
         points = torch.cat(self.points)
-        ends = fit_groups(points, groups, self.iterations, self.period)
+        ends = fit_groups(
+            points, groups, self.iterations, self.period, self.reach
+        )
         low, high = ends.to(torch.float32).t().unsqueeze(1)
         return low, high
 

@@ -17,7 +17,9 @@ from ..structures import LayerGraph, Port
 from .base import BasePass
 
 ACT_OBSERVER = dict(type='LpObserver', p=2.4)
-INSTANCE_OBSERVER = dict(type='InstanceObserver', iterations=300, period=75)
+INSTANCE_OBSERVER = dict(
+    type='InstanceObserver', iterations=300, period=75, reach=0.5
+)
 
 
 @PASSES.register_module()
@@ -35,7 +37,7 @@ class Observe(BasePass):
         instance_observer (dict): Observer of activations whose grid each
             image takes, such as those of an ``InstanceGroupQuantizer``.
             Defaults to ``dict(type='InstanceObserver', iterations=300,
-            period=75)``.
+            period=75, reach=0.5)``.
     """
 
     gives: ClassVar[frozenset[str]] = frozenset({'observers', 'means'})

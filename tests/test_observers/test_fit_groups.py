@@ -18,9 +18,12 @@ def test_three_clusters_by_hand():
     points = torch.tensor(
         [[-1, 1], [-1.2, 1], [-3, 5], [-3, 5.4], [-3, 5.2], [0, 20], [0, 22]]
     )
-    want = [[-1.1, 1], [-3, 5.2], [0, 21]]
+    means = torch.tensor([[-1.1, 1], [-3, 5.2], [0, 21]]).double()
+    torch.testing.assert_close(fit_groups(points, 3, reach=0.0), means)
+    extremes = torch.tensor([[-1.2, 1], [-3, 5.4], [0, 22]]).double()
+    torch.testing.assert_close(fit_groups(points, 3, reach=1.0), extremes)
     found = fit_groups(points, 3)
-    torch.testing.assert_close(found, torch.tensor(want).double())
+    torch.testing.assert_close(found, (means + extremes) / 2)
     # neither their order nor a repetition of all changes anything
     for order in ([6, 2, 4, 0, 1, 5, 3], [3, 1, 0, 6, 5, 4, 2]):
         assert torch.equal(fit_groups(points[order], 3), found)
@@ -31,7 +34,7 @@ def test_ends_decide_and_not_widths_alone():
     points = torch.tensor([[-4.0, 0], [-4.1, -0.1], [0, 4], [0.1, 4.1]])
     points = torch.cat([points, torch.tensor([[-2.0, 2.0]] * 3)])
     found = fit_groups(points, 3)
-    want = [[-4.05, -0.05], [-2, 2], [0.05, 4.05]]
+    want = [[-4.075, -0.025], [-2, 2], [0.025, 4.075]]
     assert torch.allclose(
         found[found[:, 1].argsort()], torch.tensor(want).double()
     )
@@ -42,9 +45,9 @@ def test_a_lost_outlier_is_found_when_grids_begin_anew():
     narrow = torch.rand(200, 2, generator=seeded(0)) * torch.tensor([-1, 1])
     wide = [[-300.0, 300.0], [-450.0, 450.0]]
     points = torch.cat([narrow, torch.tensor(wide)])
-    without = fit_groups(points, 4, iterations=74)
+    without = fit_groups(points, 4, iterations=74, reach=0.0)
     assert without[-1].tolist() == [-375, 375]
-    found = fit_groups(points, 4)
+    found = fit_groups(points, 4, reach=0.0)
     assert found[-2:].tolist() == wide
     assert loss(points, found) < loss(points, without) / 10
 
@@ -53,8 +56,8 @@ def test_never_worse_than_where_it_began():
     for seed, groups in itertools.product(range(5), (3, 8)):
         points = torch.randn(150, 2, generator=seeded(seed)).cumsum(1)
         points = torch.stack([points.amin(1), points.amax(1)], 1)
-        began = fit_groups(points, groups, iterations=1)
-        found = fit_groups(points, groups)
+        began = fit_groups(points, groups, iterations=1, reach=0.0)
+        found = fit_groups(points, groups, reach=0.0)
         assert loss(points, found) <= loss(points, began)
 
 

@@ -40,6 +40,9 @@ def test_extremes_are_those_of_an_image_and_not_of_all():
     assert torch.equal(torch.stack([low[0], high[0]], 1), want)
     q.set_range(low, high)
     assert q.num_rows() == 3
+    observer.reach = 0.0
+    want = fit_groups(torch.cat(points), 3, reach=0.0).float()
+    assert torch.equal(torch.stack([*observer.ranges(q)], -1)[0], want)
 
 
 def test_calls_of_one_image_are_one():
@@ -105,3 +108,5 @@ def test_what_is_refused():
     assert observer.why_not(InstanceGroupQuantizer()) == ''
     with pytest.raises(ValueError, match='period'):
         InstanceObserver(period=0)
+    with pytest.raises(ValueError, match='reach must be a number from 0 to 1'):
+        InstanceObserver(reach=1.5)

@@ -33,6 +33,8 @@ GELU = dict(
     adalog=dict(type='AdaLogQuantizer'),
 )
 GROUPS = (1, 4, 8, 12, 16)
+#: where the ends of a grid lie between the means and the extremes
+ENDS = dict(means=0.0, extremes=1.0)
 LOOKUP = 'gptq_codebook_attention'
 #: of DETR, by the name of what has 8 bits
 SPARED: dict[str, dict] = dict(
@@ -69,6 +71,15 @@ def _with_positions() -> list[dict]:
     ]
 
 
+def _reaching(num_groups: int, reach: float) -> dict:
+    """``igq_vit`` with other ends of the grids of its groups."""
+    observer = dict(type='InstanceObserver', reach=reach)
+    return dict(
+        _igq(type='InstanceGroupQuantizer', num_groups=num_groups),
+        pass_args=dict(Observe=dict(instance_observer=observer)),
+    )
+
+
 VARIANTS = {
     **{
         f'softmax_{name}': dict(
@@ -88,6 +99,12 @@ VARIANTS = {
     **{
         f'igq_{n}': _igq(type='InstanceGroupQuantizer', num_groups=n)
         for n in GROUPS
+    },
+    # where the ends of a grid lie: the mean of its channels, or all inside
+    **{
+        f'igq_{n}_{name}': _reaching(n, reach)
+        for n in GROUPS[1:3]
+        for name, reach in ENDS.items()
     },
     'igq_channel': _igq(type='UniformQuantizer', granularity='channel'),
     # what leads from plain rounding to the best recipe of DETR
@@ -144,14 +161,21 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
             ('w4a4',),
         ),
         # IGQ-ViT: how many groups, and what chooses them
-        'igq': cells(
-            DETECTORS,
-            (
-                *(f'igq_{n}' for n in GROUPS),
-                'igq_allocate',
-                'group_static',
-                'igq_channel',
+        'igq': [
+            *cells(
+                DETECTORS,
+                (
+                    *(f'igq_{n}' for n in GROUPS),
+                    'igq_allocate',
+                    'group_static',
+                    'igq_channel',
+                ),
+                ('w4a4',),
             ),
-            ('w4a4',),
-        ),
+            *cells(
+                ('mask-rcnn_swin', 'detr'),
+                [f'igq_{n}_{end}' for n in GROUPS[1:3] for end in ENDS],
+                ('w4a4',),
+            ),
+        ],
     }
