@@ -8,8 +8,6 @@ from ..quantizers import nearest
 
 #: most points that are looked at in every step
 POINTS = 1 << 13
-#: up to so many grids hold all of their rows
-COVERING = 2
 
 
 def fit_groups(
@@ -17,7 +15,7 @@ def fit_groups(
     groups: int,
     iterations: int = 300,
     period: int = 75,
-    reach: float = 0.5,
+    reach: float = 1.0,
 ) -> Tensor:
     """Algorithm 1 of IGQ-ViT: rows to the nearest grid, grids to the mean.
 
@@ -31,9 +29,8 @@ def fit_groups(
     75 for it, and 300 steps.) The best grids that there were are returned,
     so they are never worse than those it began with.
 
-    Means clip half of the rows, and the widest by much. So ends go on from
-    there towards the extremes of the rows of their grid. One or two grids
-    would clip too many even so: they hold all of their rows.
+    Means clip half of the rows, and the widest by much. So the ends go on
+    from there to the extremes of the rows of their grid.
 
     Args:
         points (Tensor): ``[P, 2]``, lower and upper ends of the rows; their
@@ -41,8 +38,8 @@ def fit_groups(
         groups (int): G, the number of grids.
         iterations (int): Steps at most; it ends when nothing changes.
         period (int): T.
-        reach (float): How far, from 0, the means as in the paper, to 1, the
-            extremes.
+        reach (float): How far they go, from 0, the means as in the paper, to
+            1, the extremes.
 
     Returns:
         Tensor: float64 ``[G, 2]``, narrow grids first.
@@ -69,8 +66,7 @@ def fit_groups(
             step += left - 1
             continue
         centres, before = _means(some, centres, group), group
-    share = 1.0 if groups <= COVERING else reach
-    return _sorted(best.lerp(_covering(points, best), share))
+    return _sorted(best.lerp(_covering(points, best), reach))
 
 
 def _sorted(points: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class InstanceObserver(PerImageObserver):
     whole_tensor: ClassVar[Granularity] = Granularity()
 
     def __init__(
-        self, iterations: int = 300, period: int = 75, reach: float = 0.5
+        self, iterations: int = 300, period: int = 75, reach: float = 1.0
     ) -> None:
         self.iterations = whole('iterations', iterations, 1)
         self.period = whole('period', period, 1)

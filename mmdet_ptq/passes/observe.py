@@ -18,7 +18,7 @@ from .base import BasePass
 
 ACT_OBSERVER = dict(type='LpObserver', p=2.4)
 INSTANCE_OBSERVER = dict(
-    type='InstanceObserver', iterations=300, period=75, reach=0.5
+    type='InstanceObserver', iterations=300, period=75, reach=1.0
 )
 
 
@@ -37,7 +37,7 @@ class Observe(BasePass):
         instance_observer (dict): Observer of activations whose grid each
             image takes, such as those of an ``InstanceGroupQuantizer``.
             Defaults to ``dict(type='InstanceObserver', iterations=300,
-            period=75, reach=0.5)``.
+            period=75, reach=1.0)``.
     """
 
     gives: ClassVar[frozenset[str]] = frozenset({'observers', 'means'})

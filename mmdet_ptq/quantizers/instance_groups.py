@@ -27,9 +27,9 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
     There are G affine grids with the ends ``l_i`` and ``u_i``. A channel c
     whose extremes in an image are ``m_c`` and ``M_c`` is quantized with the
     grid of least ``(M_c - u_i)^2 + (m_c - l_i)^2`` (eq. 4 and 5), the first
-    of several. The ends that calibration finds are means of channels, so
-    part of the channels is clipped. With ``granularity='row'`` the same is
-    done with the rows of a softmax, whose lower ends are all 0 (eq. 8).
+    of several. The ends that calibration finds hold all channels that it saw
+    take the grid. With ``granularity='row'`` the same is done with the rows
+    of a softmax, whose lower ends are all 0 (eq. 8).
 
     Codes mean nothing without the groups of their tensor: :meth:`encoding`
     needs the tensor, and :meth:`decode` is that of the encoding. What was

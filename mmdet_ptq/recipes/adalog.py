@@ -9,7 +9,7 @@ have a grid for each channel. Of an image patch the input has 8 bits.
 
 _base_ = './_base_/tensor_rules.py'
 rules = [
-    *_base_.rules[:1],
+    *_base_.rules[:2],
     dict(match='@matmul', act=dict(granularity='channel')),
     dict(
         match='@softmax',

@@ -1,14 +1,14 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """APQ-ViT (Ding et al., ACM MM 2022): scales that blocks are searched for.
 
-All scales are shares of the largest value, the one with which the output of
-the block errs least where that counts at the detector's outputs; the smaller
-half of the errors is left out. What a softmax gives has all codes of an
-unsigned grid up to its largest value. No code is published: this is the form
-of the abstract, and the search is that of ``ptq4vit``.
+All ranges are shares of the extremes, the one with which the output of the
+block errs least where that counts at the detector's outputs; the smaller half
+of the errors is left out. What a softmax gives has all codes of an unsigned
+grid up to its largest value. No code is published: this is the form of the
+abstract, and grids and search are those of ``ptq4vit``.
 """
 
-_base_ = './_base_/symmetric_rules.py'
+_base_ = './_base_/tensor_rules.py'
 rules = [
     *_base_.rules[:2],
     dict(match='@matmul', act=dict(granularity='channel')),

@@ -4,8 +4,9 @@
 Channels of the input of a layer norm have scales that differ by powers of
 two. A softmax is computed from integer logits, and what it gives is a power
 of two. Weights have a symmetric range for each channel, all other inputs one
-range; all ranges are those of the data. The paper quantizes attention to 4
-bits, and the rest to 8 (``bits='w8a8s4'``).
+range; all are those of least squared error, one of the four kinds that the
+authors' tool offers. The paper quantizes attention to 4 bits, and the rest to
+8 (``bits='w8a8s4'``), with the ranges of the data.
 """
 
 _base_ = './_base_/rules.py'
@@ -16,6 +17,7 @@ rules = [
         weight=dict(_uniform, symmetric=True, granularity='channel'),
         act=_uniform,
     ),
+    _base_.rules[1],
     dict(match='@norm', act=dict(type='PowerOfTwoQuantizer')),
     dict(
         match='@softmax',
@@ -26,9 +28,6 @@ rules = [
 passes = [
     dict(type='FoldBatchNorm'),
     dict(type='IntegerSoftmax'),
-    dict(
-        type='Observe',
-        observer=dict(type='PercentileObserver', percentile=1.0),
-    ),
-    dict(type='SetRanges', weight_observer=dict(type='MinMaxObserver')),
+    dict(type='Observe', observer=dict(type='LpObserver', p=2.0)),
+    dict(type='SetRanges'),
 ]

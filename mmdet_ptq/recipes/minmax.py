@@ -5,6 +5,7 @@ What most toolkits do by default, kept as the reference to beat.
 """
 
 _base_ = './_base_/tensor_rules.py'
+rules = [_base_.rules[0], *_base_.rules[2:]]
 passes = [
     dict(type='FoldBatchNorm'),
     dict(type='Observe', observer=dict(type='MinMaxObserver')),

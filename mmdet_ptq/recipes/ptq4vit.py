@@ -1,13 +1,14 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """PTQ4ViT (Yuan et al., ECCV 2022): twin grids, steps by their gradients.
 
-Outputs of softmax and GELU have two grids each. All steps are shares of the
-largest value, the one that counts least at the detector's outputs. Linear
-layers have a range for the whole weight, convolutions one for each channel,
-products one for each head; all of them are symmetric.
+Outputs of softmax and GELU have two grids each. All ranges are shares of the
+extremes, the one that counts least at the detector's outputs. Products have a
+range for each head. The paper's grids are symmetric, with one for the whole
+weight of a linear layer. At 4 bits that costs more than its search brings, so
+grids are those of other recipes here.
 """
 
-_base_ = './_base_/symmetric_rules.py'
+_base_ = './_base_/tensor_rules.py'
 rules = [
     *_base_.rules[:2],
     dict(match='@matmul', act=dict(granularity='channel')),

@@ -1,12 +1,13 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """PTQ for vision transformers (Liu et al., NeurIPS 2021).
 
-Symmetric ranges are searched for the correlation of each layer's output with
-the float one, and in attention for the order of the logits too. The mean
-output error is taken out of the biases.
+Ranges are searched for the correlation of each layer's output with the float
+one, and in attention for the order of the logits too. The mean output error is
+taken out of the biases. The paper's grids are symmetric, with one for the
+whole weight of a linear layer; here they are those of other recipes.
 """
 
-_base_ = './_base_/symmetric_rules.py'
+_base_ = './_base_/tensor_rules.py'
 passes = [
     dict(type='FoldBatchNorm'),
     dict(type='Observe', observer=dict(type='MinMaxObserver')),

@@ -7,6 +7,7 @@ ranges.
 """
 
 _base_ = './_base_/tensor_rules.py'
+rules = [_base_.rules[0], *_base_.rules[2:]]
 passes = [
     dict(type='FoldBatchNorm'),
     dict(

@@ -8,9 +8,9 @@ quantiles, of three pairs the one of least squared error.
 
 _base_ = './_base_/tensor_rules.py'
 rules = [
-    *_base_.rules[:1],
+    *_base_.rules[:2],
     dict(match='@softmax', act=dict(type='LogQuantizer', base='sqrt2')),
-    *_base_.rules[1:],
+    *_base_.rules[2:],
 ]
 _observer = dict(
     type='PercentileObserver', percentile=[0.999, 0.9999, 0.99999]

@@ -18,6 +18,12 @@ CALIBRATED = (
     'igq_vit',
     'group_static',
 )
+#: whose papers have symmetric grids
+SYMMETRIC = ('ptq_for_vit', 'ptq4vit', 'apq_vit')
+AS_PUBLISHED = (
+    *(f'{name}_symmetric' for name in ('uniform', *SYMMETRIC)),
+    'fq_vit_minmax',
+)
 LEARNED = ('adalog_recon', 'repq_recon', 'igq_recon')
 
 SOFTMAX = dict(
@@ -33,8 +39,8 @@ GELU = dict(
     adalog=dict(type='AdaLogQuantizer'),
 )
 GROUPS = (1, 4, 8, 12, 16)
-#: where the ends of a grid lie between the means and the extremes
-ENDS = dict(means=0.0, extremes=1.0)
+#: where the ends of a grid lie: at the means of its channels, or half way
+ENDS = dict(means=0.0, half=0.5)
 LOOKUP = 'gptq_codebook_attention'
 #: of DETR, by the name of what has 8 bits
 SPARED: dict[str, dict] = dict(
@@ -58,6 +64,20 @@ def _weights(percentile: float) -> dict:
     return dict(
         recipe='igq_vit',
         pass_args=dict(SetRanges=dict(weight_observer=observer)),
+    )
+
+
+def _symmetric(recipe: str) -> dict:
+    """Grids as in the paper; linear layers have one for a whole weight."""
+    act = dict(type='UniformQuantizer', symmetric=True)
+    found = load_recipe(recipe)['rules']
+    return dict(
+        recipe=recipe,
+        rules=[
+            dict(match='*', weight=dict(symmetric=True), act=act),
+            dict(match='@linear', weight=dict(granularity='tensor')),
+            *found[1:],
+        ],
     )
 
 
@@ -100,13 +120,23 @@ VARIANTS = {
         f'igq_{n}': _igq(type='InstanceGroupQuantizer', num_groups=n)
         for n in GROUPS
     },
-    # where the ends of a grid lie: the mean of its channels, or all inside
     **{
         f'igq_{n}_{name}': _reaching(n, reach)
         for n in GROUPS[1:3]
         for name, reach in ENDS.items()
     },
     'igq_channel': _igq(type='UniformQuantizer', granularity='channel'),
+    **{
+        f'{name}_symmetric': _symmetric(name)
+        for name in ('uniform', *SYMMETRIC)
+    },
+    'fq_vit_minmax': dict(
+        recipe='fq_vit',
+        pass_args=dict(
+            Observe=dict(observer=dict(type='MinMaxObserver')),
+            SetRanges=dict(weight_observer=dict(type='MinMaxObserver')),
+        ),
+    ),
     # what leads from plain rounding to the best recipe of DETR
     'uniform_scaled': dict(recipe='uniform', scale_inputs=True),
     'gptq_split': dict(
@@ -133,6 +163,8 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
         'adalog_a': [
             *cells(DETECTORS, CALIBRATED, ('w4a4',)),
             *cells(DETECTORS, LEARNED, ('w4a4',)),
+            # with the grids and ranges of the papers
+            *cells(('mask-rcnn_swin', 'detr'), AS_PUBLISHED, ('w4a4',)),
             *cells(DETECTORS, (*wide, 'igq_vit_w6'), ('w6a6',)),
             *cells(DETECTORS, (*wide, 'igq_vit_w8'), ('w8a8',)),
         ],
