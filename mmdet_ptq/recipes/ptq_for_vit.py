@@ -8,6 +8,11 @@ whole weight of a linear layer; here they are those of other recipes.
 """
 
 _base_ = './_base_/tensor_rules.py'
+rules = [
+    *_base_.rules[:2],
+    dict(match='@matmul', act=dict(granularity='channel')),
+    *_base_.rules[-2:],
+]
 passes = [
     dict(type='FoldBatchNorm'),
     dict(type='Observe', observer=dict(type='MinMaxObserver')),
