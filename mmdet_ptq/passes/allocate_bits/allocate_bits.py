@@ -74,7 +74,8 @@ class AllocateBits(BasePass):
             for their inputs. Defaults to ``'separate'``.
         mean_weight_bits (float, optional): Mean bits of weights. Defaults to
             None: those of ``quant_cfg.bits``.
-        mean_act_bits (float, optional): The same of inputs.
+        mean_act_bits (float, optional): Mean bits of inputs. Defaults to
+            None: those of ``quant_cfg.bits``.
         amount (float, optional): Budget of ``'bytes'`` or ``'bops'``.
             Defaults to None: what ``quant_cfg.bits`` takes.
         floor (int, optional): Least width. Defaults to None: one below the
@@ -83,7 +84,8 @@ class AllocateBits(BasePass):
         solver (str): ``'dp'``, ``'lagrange'``, ``'hull'`` or ``'milp'`` (see
             :func:`mmdet_ptq.solvers.solve`). Defaults to ``'dp'``.
         solver_args (dict, optional): Its options, e.g. ``dict(strict=False,
-            tolerance=0.02)`` of ``'lagrange'``.
+            tolerance=0.02)`` of ``'lagrange'``. Defaults to None: those
+            that the solver has by itself.
         curves (str): ``'probes'``, or ``'exact'``: one forward of each image
             for each unit and width. Defaults to ``'probes'``.
         probes (int): Random directions of an image, each of which takes a

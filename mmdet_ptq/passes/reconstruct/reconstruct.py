@@ -72,13 +72,13 @@ class Reconstruct(BasePass):
             rate ``lr`` (1e-3) and ``lambda_c`` (0.02) of PD-Quant's
             correction of the float inputs of units with batch norms;
             ``dict()`` takes these. Needs ``drop_prob`` above 0; see
-            ``DistributionCorrection``. Defaults to None.
+            ``DistributionCorrection``. Defaults to None: no correction.
         autocast (str, optional): ``'bfloat16'``: in steps, layers after the
             unit, which are float anyway, compute in it, by PyTorch's
             autocast. The unit itself, and the losses by which it is kept,
             stay float32. Faster on a GPU. Needs a loss on the detector's
             outputs: without one nothing after the unit is run. Defaults to
-            None.
+            None: all is float32.
         activations (bool): Whether activations are quantized meanwhile.
         holdout (float): Share of the images that are held out, at least
             one if there are two.
