@@ -17,7 +17,7 @@ from ...solvers import decreasing
 from .bench import Bench, Slot
 from .objectives import Distance
 from .tables import by_forwards, by_probes
-from .trials import Widths
+from .trial_quantizers import Widths
 
 Floats = npt.NDArray[np.float64]
 #: a resume file is written after so many images
