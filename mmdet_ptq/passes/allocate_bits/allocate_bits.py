@@ -15,9 +15,11 @@ from ...checks import number, one_of, whole
 from ...detectors import adapter_for
 from ...errors import BudgetError, QuantConfigError
 from ...quant_cfg import check_rule, patterns_of
+from ...quantizers import ChannelGroups
 from ...registry import PASSES
 from ...solvers import METHODS, mean_bits_problem, solve
 from ..base import BasePass
+from ..reconstruct import Reconstruct
 from .adopt import adopt, line, records
 from .bench import Bench
 from .budgets import BUDGETS, Budget
@@ -186,6 +188,11 @@ class AllocateBits(BasePass):
                 row += 1
         for problem in self._problems(session, operands):
             problem.check(nothing)
+        grouped = [o.holders[0][0] for o in operands
+                   if o.kind == 'weight' and o.channels]  # fmt: skip
+        for later in session.config.built_passes:
+            if grouped and isinstance(later, Reconstruct):
+                later.check_weight(grouped[0], ChannelGroups)
 
     @torch.no_grad()
     def run(self, session: Session) -> None:

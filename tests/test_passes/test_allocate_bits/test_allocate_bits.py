@@ -12,7 +12,7 @@ from reconstruct_model import RULES, Net, batches, error, outputs
 from mmdet_ptq import load_quantized, quantize_detector
 from mmdet_ptq.apis import save_quantized
 from mmdet_ptq.calibration import Batches
-from mmdet_ptq.engine.quantize import run_quantization
+from mmdet_ptq.engine.quantize import prepare, run_quantization
 from mmdet_ptq.errors import BudgetError, PTQError, QuantConfigError
 from mmdet_ptq.layers import named_tensors
 from mmdet_ptq.passes import AllocateBits
@@ -207,6 +207,20 @@ def test_two_ranks_choose_what_one_does(tmp_path):
 def test_mistakes_are_found_before_a_forward(args, error, match):
     with pytest.raises(error, match=match):
         planned(**args)
+
+
+def test_groups_of_a_weight_whose_rounding_is_learned():
+    learn = dict(type='Reconstruct', learn=[dict(type='AdaRound')])
+
+    def planned_with(channels):
+        found = [*passes(channels=channels), learn]
+        cfg = parse_quant_cfg(dict(bits='w4a4', rules=RULES, passes=found))
+        model, data = Net().eval(), batches(1)
+        prepare(model, cfg, data[0], Batches(model, data))
+
+    planned_with(channels=None)
+    with pytest.raises(QuantConfigError, match=r'AdaRound: .* ChannelGroups'):
+        planned_with(channels=4)
 
 
 def test_the_order_of_passes():
