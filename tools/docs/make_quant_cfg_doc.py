@@ -292,7 +292,9 @@ def document() -> str:
     meanings = _meanings_of_fields()
     text += '| key | meaning | default |\n|---|---|---|\n'
     for name, default in vars(Calibration()).items():
-        text += f'| `{name}` | {markdown(meanings[name][0])} | `{default!r}` |\n'
+        text += (
+            f'| `{name}` | {markdown(meanings[name][0])} | `{default!r}` |\n'
+        )
     text += '\n## recipes\n\n'
     for name in recipe_names():
         source = (RECIPE_DIR / f'{name}.py').read_text()

@@ -2,6 +2,7 @@
 """The benchmark on a tiny detector."""
 
 import json
+import resource
 
 import pytest
 
@@ -41,6 +42,14 @@ def test_ratios_of_a_rectangle(run, capsys):
     # a CPU's have neither
     assert not {'peak_gpu_mb', 'crossings_float'} & set(one)
     assert capsys.readouterr().out.startswith('one: calibrate ')
+
+
+def test_memory_is_that_of_one_detector(run):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    memory = bytearray(b'1') * ((peak + 300) << 20)
+    del memory  # now this process has had more
+    (one,) = run('--only', 'one', '--size', '64')['detectors'].values()
+    assert one['peak_rss_mb'] < peak + 300
 
 
 def test_what_was_measured_in_the_same_way_stays(run):
