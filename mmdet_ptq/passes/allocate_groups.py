@@ -10,7 +10,7 @@ import torch
 from mmengine.dist import all_gather_object
 from torch import Tensor
 
-from ..calibration import Images, Session, Sweep, frozen
+from ..calibration import Images, Session, Sweep, frozen, of_all_images
 from ..checks import one_of, whole
 from ..cost import grouping_bops
 from ..detectors import adapter_for, why_no_outputs
@@ -318,19 +318,13 @@ class _Perturbed:
                     found[j].append(loss.double())
         site.set(self.session, site.before)
         self.sweep.change(site.layers)
-        return _means(
+        rows = of_all_images(
             {j: torch.stack(some).tolist() for j, some in found.items()}
         )
+        return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
     def _run(self, j: int) -> Any:
         return self.sweep.run(j, lambda: self.images.run(j), self.site.layers)
-
-
-def _means(mine: dict[int, list[float]]) -> list[float]:
-    """Over the images of all ranks, in their order."""
-    found = {j: x for part in all_gather_object(mine) for j, x in part.items()}
-    rows = [found[j] for j in sorted(found)]
-    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
 def _furthest(table: list) -> list:

@@ -144,6 +144,11 @@ def _joined(parts: Sequence[np.ndarray], empty: np.ndarray) -> np.ndarray:
     return np.concatenate(full) if full else empty
 
 
+def class_name(classes: Sequence[str], label: int) -> str:
+    """Name of a class, its number if it has none."""
+    return str(classes[label]) if label < len(classes) else str(label)
+
+
 def as_coco(rows: Sequence[ImageRow], classes: Sequence[str]) -> dict:
     """The objects as a data set of COCO; class k has the id k.
 
