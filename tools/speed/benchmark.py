@@ -9,7 +9,7 @@ import argparse
 import copy
 import json
 import os
-import resource
+import re
 import statistics
 import sys
 import warnings
@@ -62,8 +62,14 @@ def predict(model: nn.Module, batch: dict) -> None:
 
 
 def _peak_rss_mb() -> int:
-    """The most memory that this process has had, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    """The most memory that this process has had, MiB.
+
+    ``ru_maxrss`` would count what its parent had when it was started.
+    """
+    status = Path('/proc/self/status').read_text()
+    found = re.search(r'^VmHWM:\s+(\d+) kB$', status, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) // 1024
 
 
 def measure(
