@@ -22,6 +22,7 @@ from .samples import (
     Sample,
     collect,
     collect_float,
+    of_all_images,
     own_quantizers,
     size_of,
 )
@@ -58,6 +59,7 @@ __all__ = [
     'mix',
     'notes_on',
     'observing',
+    'of_all_images',
     'own_quantizers',
     'room_for_outputs',
     'sample_outputs',

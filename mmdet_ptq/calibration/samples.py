@@ -104,6 +104,18 @@ def _forward_of(batch: dict) -> AbstractContextManager[Any]:
     return forward_context(count_images(batch.get('inputs')))
 
 
+def of_all_images(mine: dict[int, Any]) -> list[Any]:
+    """What all ranks have found of their images, in the order of these.
+
+    Args:
+        mine (dict[int, Any]): What this rank has, by number of the image.
+    """
+    found: dict[int, Any] = {}
+    for part in all_gather_object(mine):
+        found |= part
+    return [found[j] for j in sorted(found)]
+
+
 @dataclass
 class Sample:
     """What one unit does on one image; tensors are in the cache.

@@ -2,10 +2,34 @@
 """Arguments that several commands have."""
 
 import argparse
+from typing import Any
 
 from mmengine.config import DictAction
 
 from ..quant_cfg import SCOPES, recipe_names
+
+
+class CfgOptions(DictAction):
+    """``key=value`` as MMEngine reads it, with its mistakes in words."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """See :class:`mmengine.config.DictAction`."""
+        for word in values:
+            try:
+                super().__call__(parser, namespace, [word], option_string)
+            # what it raises without '=', on brackets, and on calls
+            except (ValueError, AssertionError, RecursionError):
+                parser.error(
+                    f'{option_string}: {word!r} must be key=value, with a '
+                    "number, a word or a list such as '[a,b]'; what holds "
+                    'a dict goes into a config or a recipe file'
+                )
 
 
 def add_what(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +69,7 @@ def add_what(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=CfgOptions,
         help='override settings of the config, key=value',
     )
 

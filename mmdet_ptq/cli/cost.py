@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import DictAction
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +20,7 @@ from ..engine.estimate import estimate, size_of
 from ..errors import PTQError, QuantConfigError
 from ..quant_cfg import SCOPES, parse_quant_cfg, recipe_names
 from ..report import read_run, write_budget, write_text
+from .arguments import CfgOptions
 from .config import leave_scope, quant_cfg_of, read_config
 
 #: of the result of a run
@@ -66,7 +66,7 @@ def parse_args(
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=CfgOptions,
         help='override settings of the config, key=value',
     )
     parser.add_argument(

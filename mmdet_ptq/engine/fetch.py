@@ -1,7 +1,9 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Checkpoints that are named by a URL or by a config of the model zoo."""
 
+import hashlib
 import os
+import re
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -21,8 +23,9 @@ def local_checkpoint(name: str | Path) -> Path:
     Args:
         name (str | Path): A path, a URL (``http``, ``https`` or ``file``),
             or ``mmdet::...`` for the weights that MMDetection's model zoo
-            has for a config. Downloads stay in the cache of torch.hub, where
-            MMEngine puts them too.
+            has for a config. Downloads stay in the cache of torch.hub; those
+            whose name has a hash where MMEngine puts them too, others in a
+            folder for each URL.
 
     Returns:
         Path: Of the file; a path that is given need not exist.
@@ -48,7 +51,7 @@ def local_checkpoint(name: str | Path) -> Path:
         )
     if url.scheme == 'file':
         return Path(unquote(url.path))
-    cached = Path(torch.hub.get_dir()) / 'checkpoints' / Path(url.path).name
+    cached = _place(text, Path(url.path).name)
     # one process of each machine; if it fails, all of them end
     mine = get_rank() == 0 or os.environ.get('LOCAL_RANK') == '0'
     errors = all_gather_object(_download(text, cached) if mine else '')
@@ -58,6 +61,15 @@ def local_checkpoint(name: str | Path) -> Path:
             'hand and give its path'
         )
     return cached
+
+
+def _place(url: str, name: str) -> Path:
+    """Where a download is kept; no other URL has this place."""
+    folder = Path(torch.hub.get_dir()) / 'checkpoints'
+    if re.search(r'-[0-9a-f]{8,}\.\w+$', name):
+        return folder / name  # it tells the content
+    known = hashlib.sha256(url.encode(errors='replace')).hexdigest()
+    return folder / known[:16] / name
 
 
 def _download(url: str, path: Path) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..calibration import Feed, Progress, ResumeStore, Session, timed
+from ..cost import storage_bits
 from ..errors import CalibrationError, NumericError
 from ..layers import convert, non_finite, quant_layers
 from ..passes import BasePass, checked
@@ -134,12 +135,31 @@ def prepare(
         progress,
         Path(work_dir),
         edits,
-        notes=[*unmatched_rules(config, graph), *plan.notes],
+        notes=[
+            *unmatched_rules(config, graph),
+            *plan.notes,
+            *_larger_than_float(model),
+        ],
         seconds=seconds,
     )
     for one in passes:
         one.prepare(session)
     return session
+
+
+def _larger_than_float(model: nn.Module) -> list[str]:
+    """Says which layers take more memory than before, if any do."""
+    found = [n for n, (full, bits) in storage_bits(model).items()
+             if bits > full]  # fmt: skip
+    if not found:
+        return []
+    more = f' and {len(found) - 3} more' * (len(found) > 3)
+    return [
+        'larger than in float32, as what a channel stores beside its codes '
+        '(a scale, or a table of 2^bits values) is more than the codes save: '
+        f'{", ".join(found[:3])}{more}; give such layers fewer bits or a '
+        'UniformQuantizer by a rule'
+    ]
 
 
 def check_names(model: nn.Module, config: QuantConfig) -> None:

@@ -14,14 +14,16 @@ from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..calibration import Session
+from ..calibration import ResumeStore, Session
 from ..report import (
     PAGE,
     ImageRow,
     gathered,
     layer_table,
+    packed,
     row_of,
     unique,
+    unpacked,
     write_data,
     write_report,
 )
@@ -66,10 +68,13 @@ class ReportParts:
 
     Args:
         runner (PTQRunner): Its option ``report`` says whether anything is.
+        store (ResumeStore): Keeps what a float test predicts until the run
+            has ended.
     """
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self, runner: Any, store: ResumeStore) -> None:
         self.runner = runner
+        self.store = store
         self.wanted = bool(runner.options['report'])
         self.rows: dict[str, list[ImageRow] | None] = dict(
             float=None, quantized=None
@@ -82,7 +87,7 @@ class ReportParts:
         if runner.options['float_eval']:
             self.why['float'] = (
                 'the run was resumed after its float test, whose predictions '
-                'are not kept'
+                'were not kept'
             )
 
     @contextmanager
@@ -107,7 +112,26 @@ class ReportParts:
         if problems:
             self.why[side] = problems[0]
             return
-        self.rows[side] = unique(row for _, rows in found for row in rows)
+        rows = unique(row for _, some in found for row in some)
+        self.rows[side] = rows
+        if side == 'float' and is_main_process():
+
+            def keep() -> None:
+                self.store.save(packed(rows))
+
+            _tried(self.runner, 'keeping float predictions', keep)
+
+    def resume(self) -> None:
+        """Takes the predictions of a float test before a stop, if kept."""
+        if not self.wanted or not is_main_process():
+            return
+
+        def take() -> None:
+            saved = self.store.load()
+            if saved is not None:
+                self.rows['float'] = unpacked(saved)
+
+        _tried(self.runner, 'reading float predictions', take)
 
     def layers_of(self, session: Session) -> None:
         """Compares layers, while the float weights are there.

@@ -61,7 +61,10 @@ def quantize_and_test(
     # every rank surveys the same image
     example = images.first()
     doubts = _doubts(runner, images)
-    parts = ReportParts(runner)
+    kept = ResumeStore(
+        Path(runner.work_dir) / 'ptq_resume_float.pth', fingerprint
+    )
+    parts = ReportParts(runner, kept)
     to_test = runner.options['float_eval'] and result.float_metrics is None
     if to_test:
         # a mistake in quant_cfg shall not cost a float test first
@@ -70,6 +73,8 @@ def quantize_and_test(
     if to_test:
         result.float_metrics = _test(runner, result, parts, 'float')
         result.write()
+    elif runner.options['float_eval']:
+        parts.resume()
     store = ResumeStore(
         Path(runner.work_dir) / f'ptq_resume_{rank}.pth', fingerprint
     )
@@ -84,6 +89,7 @@ def quantize_and_test(
     barrier()
     store.clear()
     if is_main_process():
+        kept.clear()
         result.print_table()
         parts.write(result)
     return result.quantized_metrics

@@ -107,7 +107,7 @@ class AddNoise(BasePass):
         records = [r for r in session.records if isinstance(r, NoiseRecord)]
         noisy = sum(r.amplitude > 0 for r in records)
         session.notes.append(
-            f'AddNoise: {noisy} of {len(records)} inputs have noise'
+            f'AddNoise: {noisy} of {len(groups)} inputs have noise'
         )
 
     def _group(

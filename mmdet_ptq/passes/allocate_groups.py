@@ -10,7 +10,7 @@ import torch
 from mmengine.dist import all_gather_object
 from torch import Tensor
 
-from ..calibration import Images, Session, Sweep, frozen
+from ..calibration import Images, Session, Sweep, frozen, of_all_images
 from ..checks import one_of, whole
 from ..cost import grouping_bops
 from ..detectors import adapter_for, why_no_outputs
@@ -82,27 +82,28 @@ class Site:
 
 @PASSES.register_module()
 class AllocateGroups(BasePass):
-    """Group sizes under a budget of bit operations (IGQ-ViT, Eq. 10).
+    """A number of grids for each input, within a budget (IGQ-ViT, Eq. 10).
 
-    Moon et al. (2024) give each layer a number of groups of its own, so that
-    what all groups cost is at most what ``groups`` of them in each layer
-    would. For each input with an ``InstanceGroupQuantizer`` and each number,
-    the detector's outputs are compared with those that it gives with this
-    layer left float. The sum of these perturbations is made least. Images
-    keep the proposals of the float detector.
+    Moon et al. (2024) give each layer a number of groups of its own, each of
+    which has one grid, so that what all of them cost is at most what
+    ``groups`` of them in each layer would. For each input with an
+    ``InstanceGroupQuantizer`` and each number, the detector's outputs are
+    compared with those that it gives with this layer left float. The sum of
+    these perturbations is made least. Images keep the proposals of the float
+    detector.
 
     Args:
-        groups (int): Number of groups that the budget is made of. Defaults
-            to 8.
+        groups (int): Number of groups that the budget is made of, from the
+            smallest of ``candidates`` to the greatest. Defaults to 8.
         candidates (Sequence[int]): Numbers that a layer may get; of those
             above its channels none. Defaults to (4, 6, 8, 10, 12, 16, 24).
-        images (int): How many calibration images are looked at, of each
-            rank. Defaults to 8.
+        images (int): How many calibration images each rank looks at.
+            Defaults to 8.
         others (str): What the other layers are meanwhile: ``'quantized'``,
             with the groups that their rules say, or ``'float'``. Defaults
             to ``'quantized'``.
-        method (str): Solver: ``'dp'``, ``'milp'``, ``'hull'`` or
-            ``'lagrange'``. Defaults to ``'dp'``.
+        solver (str): ``'dp'``, ``'milp'``, ``'hull'`` or ``'lagrange'`` (see
+            :func:`mmdet_ptq.solvers.solve`). Defaults to ``'dp'``.
         loss (dict): What a perturbation is. Defaults to
             ``dict(type='OutputPerturbation')``.
 
@@ -122,7 +123,7 @@ class AllocateGroups(BasePass):
         candidates: Sequence[int] = CANDIDATES,
         images: int = 8,
         others: str = 'quantized',
-        method: str = 'dp',
+        solver: str = 'dp',
         loss: dict = PERTURBATION,
     ) -> None:
         self.groups = whole('groups', groups, 1)
@@ -132,14 +133,16 @@ class AllocateGroups(BasePass):
                 'candidates must be growing numbers of groups, got '
                 f'{candidates!r}'
             )
-        if groups < self.candidates[0]:
+        least, most = self.candidates[0], self.candidates[-1]
+        if not least <= groups <= most:
             raise ValueError(
-                f'groups={groups} is less than the smallest of candidates, '
-                f'{self.candidates[0]}: no choice keeps to that budget'
+                f'groups={groups} is not from {least} to {most}, the smallest '
+                'and the greatest of candidates: below them no choice keeps '
+                'to the budget, above them every choice does'
             )
         self.images = whole('images', images, 1)
         self.others = one_of('others', others, OTHERS)
-        self.method = one_of('method', method, tuple(METHODS))
+        self.solver = one_of('solver', solver, METHODS)
         self.loss = loss
         build_loss(loss, 'AllocateGroups.loss', GlobalLoss)
 
@@ -221,7 +224,7 @@ class AllocateGroups(BasePass):
             with sweep.watching():
                 for k in range(len(table), len(sites)):
                     name = sites[k].group[0][0]
-                    session.progress('groups', name, k, len(sites))
+                    session.progress('grids', name, k, len(sites))
                     one = _Perturbed(session, images, sweep, loss, sites[k])
                     table.append(one.losses(self.others == 'quantized'))
                     session.save()
@@ -244,7 +247,7 @@ class AllocateGroups(BasePass):
             for site, low in zip(sites, least, strict=True)
         )
         resource = Resource('BOPs', costs, budget)
-        solution = solve(Problem(psi, (resource,)), self.method)
+        solution = solve(Problem(psi, (resource,)), self.solver)
         found = []
         for i, (site, k) in enumerate(
             zip(sites, solution.choice.tolist(), strict=True)
@@ -264,8 +267,8 @@ class AllocateGroups(BasePass):
             )
         session.notes.append(
             f'AllocateGroups: {len(sites)} inputs have {min(found)} to '
-            f'{max(found)} groups, {np.mean(found):.1f} on average, for no '
-            f'more BOPs than {self.groups} groups in each'
+            f'{max(found)} grids, {np.mean(found):.1f} on average, for no '
+            f'more BOPs than {self.groups} grids in each'
         )
 
 
@@ -315,19 +318,13 @@ class _Perturbed:
                     found[j].append(loss.double())
         site.set(self.session, site.before)
         self.sweep.change(site.layers)
-        return _means(
+        rows = of_all_images(
             {j: torch.stack(some).tolist() for j, some in found.items()}
         )
+        return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
     def _run(self, j: int) -> Any:
         return self.sweep.run(j, lambda: self.images.run(j), self.site.layers)
-
-
-def _means(mine: dict[int, list[float]]) -> list[float]:
-    """Over the images of all ranks, in their order."""
-    found = {j: x for part in all_gather_object(mine) for j, x in part.items()}
-    rows = [found[j] for j in sorted(found)]
-    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
 def _furthest(table: list) -> list:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..calibration import Session
 from ..errors import QuantConfigError
+from ..quant_cfg.recipes import SWITCHES
 from ..surgery import Edit
 
 #: What passes give to later ones, and the pass that gives it: statistics of
@@ -87,6 +88,11 @@ class BasePass(ABC):
                 raise QuantConfigError(
                     f'passes: {name} is there twice; leave one out'
                 )
+            if one.gives & self.refuses and one.refuses & self.gives:
+                raise QuantConfigError(
+                    f'passes: {name} and {type(one).__name__} cannot go '
+                    f'together; leave one of them out{_switched(self, one)}'
+                )
             if one.gives & self.refuses:
                 raise QuantConfigError(
                     f'passes: {name} comes after {type(one).__name__} and '
@@ -126,6 +132,13 @@ class BasePass(ABC):
         Args:
             session (Session): The running quantization.
         """
+
+
+def _switched(*passes: BasePass) -> str:
+    """How a key of ``quant_cfg`` takes one of the passes out, if it can."""
+    names = [type(one).__name__ for one in passes]
+    keys = [f'{k}=False' for k, name in SWITCHES.items() if name in names]
+    return f' ({", ".join(keys)})' if keys else ''
 
 
 def checked(passes: Sequence[object]) -> list[BasePass]:

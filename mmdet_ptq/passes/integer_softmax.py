@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..calibration import Session, observing
 from ..checks import whole
+from ..errors import NumericError
 from ..layers import OCTAVES, float_mode
 from ..registry import PASSES
 from ..surgery import WholeSoftmax
@@ -89,6 +90,9 @@ def _reach(session: Session, products: list[str]) -> dict[str, float]:
 
     Between an octave, for softmaxes that never were far from uniform, and
     what an exponential of whole numbers reaches.
+
+    Raises:
+        NumericError: If a softmax gives NaN or Inf.
     """
     seen: dict[str, list[Tensor]] = {name: [] for name in products}
 
@@ -110,5 +114,11 @@ def _reach(session: Session, products: list[str]) -> dict[str, float]:
         for name, some in seen.items()
     }
     parts = all_gather_object(mine)
+    for name in products:
+        if not all(math.isfinite(part[name]) for part in parts):
+            raise NumericError(
+                f'{name}: NaN or Inf in its a, the softmax, during '
+                'calibration; the float model overflows on an image'
+            )
     most = {name: max(part[name] for part in parts) for name in products}
     return {n: min(max(x, math.log(2)), MOST) for n, x in most.items()}

@@ -193,18 +193,22 @@ def _check_spec(spec: dict, types: list[str], where: str) -> None:
         if isinstance(args['group_size'], str):
             _check_share(args['group_size'], args.get('role'), where)
             args['group_size'] = 1  # it depends on the layer
-    errors = []
+    wrong, others = [], []
     for kind in types:
+        cfg = {**args, 'type': kind}
         try:
-            cfg = {**args, 'type': kind}
             cls = check_arguments(QUANTIZERS, cfg, where)
+        except QuantConfigError as error:
+            others.append(error)  # it does not have these arguments
+            continue
+        try:
             cfg.setdefault('bits', max(cls.allowed_bits))
             check_width(kind, cfg['bits'], where)
             build_from(QUANTIZERS, cfg, where)
             return
         except QuantConfigError as error:
-            errors.append(error)
-    raise errors[0]
+            wrong.append(error)
+    raise [*wrong, *others][0]
 
 
 def _check_share(size: str, role: str | None, where: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import one_of
+from ..errors import CalibrationError
 from .capabilities import PerInstance
 from .encoding import Encoding
 from .granularity import Granularity
@@ -121,6 +122,14 @@ class BaseQuantizer(nn.Module, ABC):
     def decode(self, codes: Tensor, level: int = 0) -> Tensor:
         """Float32 values that the codes stand for."""
         return self.encoding(level=level).decode(codes)
+
+    def no_range(self) -> CalibrationError:
+        """What to raise where there are no parameters yet."""
+        return CalibrationError(
+            f'a {type(self).__name__} was used before it had a range: '
+            'calibrate first, call set_range or fit, or load a quantized '
+            'checkpoint'
+        )
 
     @abstractmethod
     def num_rows(self) -> int:

@@ -124,7 +124,8 @@ class ChannelGroups(BaseQuantizer, Searchable):
         if groups != len(self.widths):
             raise ValueError(
                 f'{len(self.widths)} widths do not fit a tensor of {groups} '
-                f'groups of {self.channels} channels'
+                f'groups of {self.channels} channels; give {groups} widths, '
+                'or other channels'
             )
         return [self.widths[row // size] for row in range(rows)]
 
@@ -139,10 +140,7 @@ class ChannelGroups(BaseQuantizer, Searchable):
 
     def _known(self) -> Tensor:
         if not len(self.order):
-            raise CalibrationError(
-                'channel groups were used before they had a range: calibrate '
-                'first, call set_range, or load a quantized checkpoint'
-            )
+            raise self.no_range()
         return self.order
 
     @torch.no_grad()

@@ -111,7 +111,11 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
         self.check_range(low, high)
         low, high = low.reshape(-1), high.reshape(-1)
         if len(low) != self.num_groups:
-            raise ValueError(f'{len(low)} ranges for {self.num_groups} groups')
+            raise ValueError(
+                f'{len(low)} ranges for num_groups={self.num_groups}; give '
+                'set_range one lower and one upper end for each group, or '
+                'change num_groups before'
+            )
         self.grids.set_range(low, high)
         self.low = low.to(self.low.device, torch.float32, copy=True)
         self.high = high.to(self.high.device, torch.float32, copy=True)
@@ -144,10 +148,7 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
             PTQError: If there are several images in the running forward.
         """
         if not len(self.low):
-            raise CalibrationError(
-                'a quantizer was used before it had a range: calibrate '
-                'first, call set_range, or load a quantized checkpoint'
-            )
+            raise self.no_range()
         if self.images_apart and not torch.compiler.is_compiling():
             _check_one_image()
         x = x.detach()

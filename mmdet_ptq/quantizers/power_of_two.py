@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from ..checks import whole
-from ..errors import CalibrationError
 from ..registry import QUANTIZERS
 from .base import BaseQuantizer
 from .capabilities import FitsPoints
@@ -170,11 +169,7 @@ class PowerOfTwoQuantizer(BaseQuantizer, FitsPoints):
             IndexError: If there is no such level.
         """
         if 0 in self.scale.shape:
-            raise CalibrationError(
-                'a PowerOfTwoQuantizer was used before it had a range: '
-                'calibrate first, call set_range, or load a quantized '
-                'checkpoint'
-            )
+            raise self.no_range()
         if self.scale.dim() == 1:
             return ()
         levels = self.scale.shape[0]

@@ -8,7 +8,6 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import CalibrationError
 from .capabilities import Ranges, Searchable
 from .export_ops import exporting, fields, table_lookup_op
 from .kernels import straight_through, to_dtype
@@ -146,11 +145,7 @@ class StoredTableQuantizer(TableQuantizer, Searchable):
             CalibrationError: If no range was set.
         """
         if 0 in self.table.shape:
-            raise CalibrationError(
-                f'a {type(self).__name__} was used before it had a range: '
-                'calibrate first, call set_range, or load a quantized '
-                'checkpoint'
-            )
+            raise self.no_range()
         return tuple(getattr(self, name) for name in self.parameter_names)
 
     def _rows(self, level: int) -> slice:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CalibrationError
 from ..registry import QUANTIZERS
 from .base import BaseQuantizer
 from .capabilities import (
@@ -156,10 +155,7 @@ class UniformQuantizer(
             scale = self.scale
         shape = sizes(scale)
         if 0 in shape:
-            raise CalibrationError(
-                'a quantizer was used before it had a range: calibrate '
-                'first, call set_range, or load a quantized checkpoint'
-            )
+            raise self.no_range()
         if len(shape) == 2 and shape[0] > 1:
             if not 0 <= level < shape[0]:
                 raise IndexError(

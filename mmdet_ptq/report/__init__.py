@@ -14,7 +14,7 @@ from .files import (
 from .gather import gathered
 from .layers import layer_table
 from .page import write_budget, write_page, write_report
-from .predictions import ImageRow, row_of, unique
+from .predictions import ImageRow, packed, row_of, unique, unpacked
 from .sensitivity import check_words, sensitivity_page, suggested_words
 
 __all__ = [
@@ -27,11 +27,13 @@ __all__ = [
     'check_words',
     'gathered',
     'layer_table',
+    'packed',
     'read_run',
     'row_of',
     'sensitivity_page',
     'suggested_words',
     'unique',
+    'unpacked',
     'write_budget',
     'write_data',
     'write_page',

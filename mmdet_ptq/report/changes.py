@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .predictions import Boxes, ImageRow
+from .predictions import Boxes, ImageRow, class_name
 
 #: what can become of a detection, the best first
 FATES = ('kept', 'shifted', 'misclassified', 'faded', 'missed')
@@ -140,7 +140,9 @@ def changes(
     kinds = (*FATES, 'new')
     sums = {k: sum(t.get(k, 0) for t in totals.values()) for k in kinds}
     named = [
-        dict(name=_name(classes, label), **{k: t.get(k, 0) for k in kinds})
+        dict(
+            name=class_name(classes, label), **{k: t.get(k, 0) for k in kinds}
+        )
         for label, t in sorted(totals.items())
     ]
     return dict(
@@ -156,7 +158,3 @@ def changes(
 def _count(totals: dict, label: int, kind: str) -> None:
     mine = totals.setdefault(label, {})
     mine[kind] = mine.get(kind, 0) + 1
-
-
-def _name(classes: Sequence[str], label: int) -> str:
-    return str(classes[label]) if label < len(classes) else str(label)

@@ -10,7 +10,7 @@ import mmcv
 import numpy as np
 
 from .changes import SCORE, match
-from .predictions import Boxes, ImageRow
+from .predictions import Boxes, ImageRow, class_name
 
 #: images in a report, and their longer side in pixels
 COUNT, SIDE = 8, 320
@@ -87,7 +87,7 @@ def _listed(
     found = []
     for i, fate in zip(chosen.tolist(), fates, strict=True):
         label = int(boxes.labels[i])
-        name = str(classes[label]) if label < len(classes) else str(label)
+        name = class_name(classes, label)
         corners = [round(v, 1) for v in boxes.corners[i].tolist()]
         found.append([*corners, name, round(float(boxes.scores[i]), 3), fate])
     return found

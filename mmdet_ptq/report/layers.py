@@ -14,6 +14,7 @@ from ..context import count_images, forward_context
 from ..cost import operand_bits, part_of
 from ..detectors import Adapter, PredictionAdapter, adapter_for
 from ..layers import QuantLayer, float_mode
+from ..structures import Port
 from .histograms import GridHistogram
 
 #: images that are run, and elements of each output that are compared
@@ -81,12 +82,15 @@ def layer_table(session: Session, images: int = IMAGES) -> dict[str, Any]:
         order: ``name``, ``part``, ``bits`` of both operands, ``weight`` and
         ``inputs`` (registered names of quantizers), ``sqnr`` in dB and
         ``cosine`` of the outputs, ``weight_sqnr``, and the histograms
-        ``weights`` and ``acts``. What is not known is None.
+        ``weights``, ``acts`` and, of the second operand of a product,
+        ``others``. What is not known is None.
     """
     layers = session.layers
     errors = {name: _Errors() for name in layers}
     acts = {
-        name: GridHistogram() for name, m in layers.items() if m.act_quantizers
+        (name, port): GridHistogram()
+        for name, m in layers.items()
+        for port in m.act_quantizers
     }
     with warnings.catch_warnings():
         # on the loss that it is otherwise chosen for
@@ -103,7 +107,7 @@ def layer_table(session: Session, images: int = IMAGES) -> dict[str, Any]:
         images=count,
         aligned=not isinstance(adapter, PredictionAdapter),
         layers=[
-            _row(session, name, layers[name], errors[name], acts.get(name))
+            _row(session, name, layers[name], errors[name], acts)
             for name in session.plan.layers
             if name in layers
         ],
@@ -127,7 +131,7 @@ def _compare(
     adapter: Adapter,
     batch: dict,
     errors: dict[str, _Errors],
-    acts: dict[str, GridHistogram],
+    acts: dict[Port, GridHistogram],
 ) -> None:
     model, layers = session.model, session.layers
     sides: list[dict[str, list[Tensor]]] = []
@@ -136,9 +140,9 @@ def _compare(
         sides[-1].setdefault(name, []).append(sample(y))
 
     def arrives(name: str, port: str, level: int, x: Tensor) -> None:
-        quantizer = layers[name].act_quantizers
-        if port in quantizer and port == next(iter(quantizer)):
-            acts[name].add(x, quantizer[port], level)
+        if (name, port) in acts:
+            quantizer = layers[name].act_quantizers[port]
+            acts[name, port].add(x, quantizer, level)
 
     images = count_images(batch['inputs'])
     anchor: dict[str, Tensor] = {}
@@ -170,9 +174,11 @@ def _row(
     name: str,
     layer: QuantLayer,
     errors: _Errors,
-    acts: GridHistogram | None,
+    acts: dict[Port, GridHistogram],
 ) -> dict[str, Any]:
     plan, node = session.plan.layers[name], session.graph.layers[name]
+    inputs = [acts[name, p].to_dict() for p in layer.act_quantizers]
+    inputs += [None] * 2
     weights, loss = None, None
     if layer.weight_quantizer is not None:
         found = GridHistogram()
@@ -192,7 +198,8 @@ def _row(
         **errors.to_dict(),
         weight_sqnr=loss,
         weights=weights,
-        acts=acts.to_dict() if acts is not None else None,
+        acts=inputs[0],
+        others=inputs[1],
     )
 
 

@@ -144,6 +144,70 @@ def _joined(parts: Sequence[np.ndarray], empty: np.ndarray) -> np.ndarray:
     return np.concatenate(full) if full else empty
 
 
+def packed(rows: Sequence[ImageRow]) -> dict[str, Any]:
+    """Rows as plain types and few tensors, for ``torch.save``."""
+    empty = _empty()
+    return dict(
+        keys=[row.key for row in rows],
+        paths=[row.path for row in rows],
+        sizes=[list(row.size) for row in rows],
+        known=[row.truth is not None for row in rows],
+        found=_packed([row.found for row in rows]),
+        truth=_packed([row.truth or empty for row in rows]),
+    )
+
+
+def unpacked(saved: dict[str, Any]) -> list[ImageRow]:
+    """The rows of :func:`packed`."""
+    found, truth = _unpacked(saved['found']), _unpacked(saved['truth'])
+    return [
+        ImageRow(key, path, tuple(size), *boxes)
+        for key, path, size, *boxes in zip(
+            saved['keys'],
+            saved['paths'],
+            saved['sizes'],
+            found,
+            [
+                one if known else None
+                for one, known in zip(truth, saved['known'], strict=True)
+            ],
+            strict=True,
+        )
+    ]
+
+
+def _empty() -> Boxes:
+    return Boxes(
+        np.zeros((0, 4), np.float32),
+        np.zeros(0, np.int64),
+        np.zeros(0, np.float32),
+        np.zeros(0, bool),
+    )
+
+
+def _packed(parts: Sequence[Boxes]) -> dict[str, Tensor]:
+    every = [_empty(), *parts]
+    joined = {
+        name: torch.from_numpy(
+            np.concatenate([getattr(one, name) for one in every])
+        )
+        for name in _empty().__dict__
+    }
+    return dict(joined, counts=torch.tensor([len(one) for one in parts]))
+
+
+def _unpacked(saved: dict[str, Tensor]) -> list[Boxes]:
+    counts = saved['counts'].tolist()
+    parts = [saved[name].split(counts) for name in _empty().__dict__]
+    each = zip(*parts, strict=True)
+    return [Boxes(*(t.numpy() for t in one)) for one in each]
+
+
+def class_name(classes: Sequence[str], label: int) -> str:
+    """Name of a class, its number if it has none."""
+    return str(classes[label]) if label < len(classes) else str(label)
+
+
 def as_coco(rows: Sequence[ImageRow], classes: Sequence[str]) -> dict:
     """The objects as a data set of COCO; class k has the id k.
 

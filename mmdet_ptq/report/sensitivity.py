@@ -4,6 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..passes.measure_sensitivity import SCORES
 from .charts import lines, paired, points
 from .markup import (
     Html,
@@ -20,11 +21,6 @@ from .page import document
 
 #: how many layers the chart has at most
 MOST = 40
-_WORDS = dict(
-    output='class divergence and box shift',
-    feature='relative error of the feature maps',
-    ap='loss of the metric',
-)
 
 
 def sensitivity_page(
@@ -63,7 +59,7 @@ def sensitivity_page(
         tag('h1', title),
         paragraph(f'{about.get("config", "")}, {about.get("path", "")}'),
         paragraph(
-            f'Score: {score}, {_WORDS[score]}; 0 is the float detector, more '
+            f'Score: {score}, {SCORES[score]}; 0 is the float detector, more '
             f'is worse. All quantized: {num(_whole(found, score), ".4g")}.'
         ),
     ]
@@ -85,7 +81,7 @@ def _scores(rows: Sequence[Mapping[str, Any]], score: str) -> Html:
     worst = shown[0]['name']
     more = f' The worst {MOST} of {len(rows)}.' if len(rows) > MOST else ''
     names = ('weights', 'inputs')
-    axis = f'{score}: {_WORDS[score]}'
+    axis = f'{score}: {SCORES[score]}'
     return grid(
         figure(
             'One quantized, all others float.',

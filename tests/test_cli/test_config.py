@@ -190,6 +190,17 @@ def test_options_and_config_together(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    'word',
+    ["quant_cfg.rules=[dict(match='*',skip=True)]", 'bits', 'a=[(b]'],
+)
+def test_options_that_cannot_be_read(word, capsys):
+    with pytest.raises(SystemExit):
+        arguments('--cfg-options', 'x=1', word)
+    told = capsys.readouterr().err
+    assert word in told and 'must be key=value' in told
+
+
 def test_options_reach_the_recipe_of_the_command_line(tmp_path):
     """Each takes its own way into one quant_cfg, and none is lost."""
     words = ['--recipe', 'qdrop', '--cfg-options']

@@ -7,7 +7,8 @@ from torch.nn.utils import prune
 from two_levels import MINMAX, PASSES, RULES, Tiny, batches
 
 from mmdet_ptq import quantize_detector
-from mmdet_ptq.engine.quantize import check_names
+from mmdet_ptq.calibration import Batches
+from mmdet_ptq.engine.quantize import check_names, prepare
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.passes import SetRanges
 from mmdet_ptq.quant_cfg import parse_quant_cfg
@@ -67,3 +68,19 @@ def test_names_of_a_model_whose_weights_are_computed():
             check_names(model, config)
     assert prune.is_pruned(model.side)
     assert torch.equal(model.side.weight, before)
+
+
+def test_layers_that_take_more_than_in_float_are_noted():
+    """256 values of 32 bits for each channel are more than its codes save."""
+
+    def notes(bits):
+        rule = dict(weight=dict(type='CodebookQuantizer', bits=bits))
+        rules = [*RULES, dict(match='bbox_head.0', **rule)]
+        config = dict(bits='w4a4', rules=rules, passes=PASSES)
+        data, model = batches(1), Tiny().eval()
+        feed = Batches(model, data)
+        return prepare(model, parse_quant_cfg(config), data[0], feed).notes
+
+    (told,) = [n for n in notes(8) if 'larger than in float32' in n]
+    assert ': bbox_head.0; ' in told
+    assert not any('larger than' in n for n in notes(2))

@@ -9,6 +9,7 @@ import pytest
 from report_kit import harmless
 
 from mmdet_ptq.engine import report as module
+from mmdet_ptq.engine import run as run_module
 from mmdet_ptq.engine.report import PredictionsHook
 from mmdet_ptq.report.files import DATA, PAGE, RESULT
 
@@ -40,6 +41,24 @@ def test_a_run_makes_a_report(ptq):
     assert f'--work-dir {run.work}' in seen.text['settings']
     assert 'mmdet-ptq quantize' in run.result['command']
     assert {'report: layers', 'report: boxes'} <= set(run.result['seconds'])
+
+
+def test_a_run_that_was_stopped_has_the_float_test(ptq, monkeypatch):
+    def stopped(*_):
+        raise RuntimeError('stopped')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, '_save', stopped)
+        with pytest.raises(RuntimeError, match='stopped'):
+            ptq(*QUICK)
+    run = ptq(*QUICK, '--resume')
+    assert run.code == 0, run.err
+    data = json.loads((run.work / DATA).read_text())
+    assert data['why'] == {}
+    (whole,) = (r for r in data['accuracy']['rows'] if r['group'] == 'all')
+    expected = run.result['float']['coco/bbox_mAP']
+    assert whole['float'] == pytest.approx(expected, abs=6e-4)
+    assert not list(run.work.glob('ptq_resume*'))
 
 
 def test_without_a_report_and_the_same_artefact(ptq, tmp_path):

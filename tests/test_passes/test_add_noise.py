@@ -215,6 +215,7 @@ def test_half_of_the_images_are_not_enough():
     _, session = ranged(data=batches(1))
     AddNoise().run(session)
     assert any('half of the calibration images' in n for n in session.notes)
+    assert session.notes[-1] == 'AddNoise: 0 of 2 inputs have noise'
     assert not session.edits
 
 

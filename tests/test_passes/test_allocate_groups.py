@@ -164,7 +164,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path):
         seen = []
 
         def progress(stage, item, done, total):
-            if stage == 'groups':
+            if stage == 'grids':
                 seen.append(item)
                 if len(seen) == after:
                     raise Killed
@@ -216,10 +216,11 @@ def test_where_there_are_no_groups():
         (dict(groups=0), 'groups'),
         (dict(candidates=[]), 'growing numbers'),
         (dict(candidates=[3, 2]), 'growing numbers'),
-        (dict(groups=2, candidates=[4, 6]), 'no choice keeps to that budget'),
+        (dict(groups=2, candidates=[4, 6]), 'not from 4 to 6'),
+        (dict(groups=1000), 'groups=1000 is not from 1 to 5'),
         (dict(groups=8, candidates=[7, 8]), 'stem has 6 input channels'),
         (dict(others='both'), 'others'),
-        (dict(method='best'), 'method'),
+        (dict(solver='best'), 'solver'),
         (dict(images=0), 'images'),
         (dict(loss=dict(type='L2Loss')), 'loss'),
     ],

@@ -118,6 +118,16 @@ def test_statistics_are_there_as_long_as_they_are_needed(registered):
         assert seen['after'] == 0
 
 
+@pytest.mark.parametrize('first', ['ScaleInputs', 'ReparametrizeNorm'])
+def test_two_that_cannot_go_together(first):
+    second = {'ScaleInputs', 'ReparametrizeNorm'} - {first}
+    passes = [PASSES[0], dict(type=first), dict(type=second.pop())]
+    cfg = dict(bits='w8a8', rules=RULES, passes=[*passes, *PASSES[1:]])
+    match = r'cannot go together; .* out \(scale_inputs=False\)'
+    with pytest.raises(QuantConfigError, match=match):
+        quantize_detector(Tiny().eval(), batches(), cfg)
+
+
 class Fixed(BaseQuantizer):
     """Whole numbers; nothing of it can be searched."""
 

@@ -8,7 +8,7 @@ import torch
 from attending import BASE, Attending, batches, quantized
 
 from mmdet_ptq import quantize_detector
-from mmdet_ptq.errors import QuantConfigError
+from mmdet_ptq.errors import NumericError, QuantConfigError
 from mmdet_ptq.surgery import WholeSoftmax
 
 pytestmark = pytest.mark.filterwarnings('ignore:no detector adapter')
@@ -52,6 +52,18 @@ def test_what_is_float_stays_as_it_is():
     assert any('no quantized product has' in n for n in session.notes)
 
 
+def test_logits_that_are_no_numbers():
+    data = batches()
+    data[-1]['inputs'][0][0] = math.nan
+    passes = [dict(type='IntegerSoftmax'), *BASE['passes']]
+    with pytest.raises(NumericError, match='matmul_pv: NaN or Inf in its a, '):
+        quantize_detector(
+            Attending().eval(),
+            data,
+            dict(bits='w4a4', rules=BASE['rules'], passes=passes),
+        )
+
+
 @pytest.mark.parametrize(
     'passes, match',
     [
@@ -60,7 +72,7 @@ def test_what_is_float_stays_as_it_is():
         ([dict(type='IntegerSoftmax')] * 2, 'is there twice'),
         (
             [dict(type='IntegerSoftmax'), dict(type='QuantizeNumerator')],
-            'comes after IntegerSoftmax',
+            'QuantizeNumerator and IntegerSoftmax cannot go together',
         ),
     ],
 )

@@ -118,6 +118,7 @@ def test_places_of_rules():
         (dict(act=dict(group_size='1/0')), "group_size='1/0' must be a num"),
         (dict(act=dict(group_size='x')), "such as '1/8'"),
         (dict(weight=dict(group_size='1/8')), 'or, for act, a share'),
+        (dict(act=dict(num_groups=2)), "'num_groups'"),
         (
             dict(weight=dict(type='InstanceGroupQuantizer')),
             'a weight is the same for every image',
@@ -129,6 +130,13 @@ def test_rules_that_nobody_can_mean(rule, says):
     with pytest.raises(QuantConfigError, match=says) as error:
         parse_quant_cfg(dict(recipe='uniform', bits='w4a4', rules=[rule]))
     assert str(error.value).startswith('rules[0]')
+
+
+@pytest.mark.parametrize('groups', [0, 'x'])
+def test_what_is_wrong_of_an_argument_that_some_quantizers_have(groups):
+    rules = [dict(match='neck.*', act=dict(num_groups=groups))]
+    with pytest.raises(QuantConfigError, match='num_groups must be a whole'):
+        parse_quant_cfg(dict(recipe='igq_vit', bits='w4a4', rules=rules))
 
 
 @pytest.mark.parametrize('tensor', ['weight', 'act'])

@@ -178,7 +178,7 @@ def test_what_is_refused():
     q = InstanceGroupQuantizer(num_groups=8, axis=-1)
     with pytest.raises(ValueError, match='8 is more than the 6 channels'):
         q.check_shape((5, 7, 6))
-    with pytest.raises(ValueError, match='3 ranges for 8 groups'):
+    with pytest.raises(ValueError, match='3 ranges for num_groups=8; give'):
         q.set_range(LOW, HIGH)
     with pytest.raises(CalibrationError, match='depends on the tensor'):
         three().encoding()

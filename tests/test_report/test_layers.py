@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from attending import BASE, Attending
+from attending import batches as attending_batches
 
 from mmdet_ptq.calibration import Batches
 from mmdet_ptq.engine.quantize import run_quantization
@@ -80,6 +82,24 @@ def test_all_layers_in_their_order(quantized):
     assert table['images'] == 1 and table['aligned']
     assert [r['name'] for r in table['layers']] == list(session.plan.layers)
     assert all(r['sqnr'] is not None for r in table['layers'])
+
+
+def test_both_operands_of_a_product():
+    tables = []
+    model, data = Attending().eval(), attending_batches(2)
+    config = parse_quant_cfg(dict(BASE, bits='w8a4'))
+    run_quantization(
+        model,
+        config,
+        data[0],
+        Batches(model, data),
+        before_freeze=lambda one: tables.append(layer_table(one, images=1)),
+    )
+    found = {one['name']: one for one in tables[0]['layers']}
+    product = found['attention.matmul_qk']
+    assert product['acts']['codes'] == product['others']['codes'] == 16
+    assert product['acts']['counts'] != product['others']['counts']
+    assert found['first']['acts'] and found['first']['others'] is None
 
 
 def test_nothing_of_the_model_changed(quantized):

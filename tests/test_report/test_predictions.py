@@ -13,8 +13,10 @@ from mmdet_ptq.report.predictions import (
     MOST,
     as_coco,
     as_results,
+    packed,
     row_of,
     unique,
+    unpacked,
 )
 
 
@@ -81,6 +83,21 @@ def test_outputs_of_another_kind_are_named():
 def test_an_image_that_two_ranks_had_counts_once():
     one = row(1, boxes())
     assert [r.key for r in unique([one, row(2, boxes()), one])] == ['1', '2']
+
+
+def test_rows_are_stored_and_read(tmp_path):
+    some = [row('a', boxes((1, 2, 3, 4, 0, 0.5))), row('b', boxes(), boxes())]
+    for rows in (some, []):
+        torch.save(packed(rows), tmp_path / 'rows.pth')
+        saved = torch.load(tmp_path / 'rows.pth', weights_only=True)
+        found = unpacked(saved)
+        for one, other in zip(found, rows, strict=True):
+            assert (one.key, one.size) == (other.key, other.size)
+            for a, b in ((one.found, other.found), (one.truth, other.truth)):
+                assert (a is None) == (b is None)
+                for name in vars(b) if b else ():
+                    x, y = getattr(a, name), getattr(b, name)
+                    assert x.dtype == y.dtype and (x == y).all()
 
 
 def test_as_files_of_coco():

@@ -53,8 +53,8 @@ def recipes_section(found: list[dict]) -> list[str]:
         'The whole quantization over float predictions of the calibration '
         'images, in the same run, and the seconds of one such prediction; a '
         'simulated prediction over a float one; and the largest memory of the '
-        'process after the float predictions and after all; detectors of one '
-        'file share a process, one after the other. Random weights, one CPU '
+        'process after the float predictions and after all, empty where '
+        'another detector had run in it before. Random weights, one CPU '
         'thread. Command: `python -m tools.speed.benchmark --recipe '
         'RECIPE --bits BITS --size HEIGHT WIDTH --images IMAGES --repeats 1 '
         '--threads 1 --only DETECTOR --out '
@@ -65,14 +65,17 @@ def recipes_section(found: list[dict]) -> list[str]:
         '|---|---|---|---|---|---|---|---|---|---|',
     ]
     for one in found:
-        s = one['settings']
-        lines += [
-            f'| {name} | `{s["recipe"]}` | {s["bits"]} | {sides(s["size"])} '
-            f'| {s["images"]} | {r["calibrate"]:.2f} '
-            f'| {r["float_forward_s"]:.1f} | {r["forward"]:.2f} '
-            f'| {r["float_peak_rss_mb"]} | {r["peak_rss_mb"]} |'
-            for name, r in one['detectors'].items()
-        ]
+        s, before = one['settings'], None
+        for name, r in one['detectors'].items():
+            peaks = r['float_peak_rss_mb'], r['peak_rss_mb']
+            shown = ('', '') if peaks[0] == before else peaks
+            before = peaks[1]
+            lines.append(
+                f'| {name} | `{s["recipe"]}` | {s["bits"]} '
+                f'| {sides(s["size"])} | {s["images"]} '
+                f'| {r["calibrate"]:.2f} | {r["float_forward_s"]:.1f} '
+                f'| {r["forward"]:.2f} | {shown[0]} | {shown[1]} |'
+            )
     return [*lines, '']
 
 

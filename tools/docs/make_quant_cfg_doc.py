@@ -236,20 +236,26 @@ def markdown(text: str) -> str:
 
 
 def _args(cls: type) -> list[tuple[str, str, str]]:
-    meanings = _documented(inspect.getdoc(cls) or '')
+    documented = _documented(inspect.getdoc(cls) or '')
     found = []
     for p in inspect.signature(cls.__init__).parameters.values():
         if p.name == 'self' or p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             continue
         if p.name in ('axis', 'role') and 'Quantizer' in cls.__name__:
             continue
+        meaning, said = documented.get(p.name, ('', ''))
         default = 'needed' if p.default is p.empty else f'`{p.default!r}`'
-        found.append((p.name, markdown(meanings.get(p.name, '')), default))
+        if p.default is None and said:
+            default += f': {markdown(said)}'
+        found.append((p.name, markdown(meaning), default))
     return found
 
 
-def _documented(doc: str) -> dict[str, str]:
-    """Argument name to text, from a Google-style docstring."""
+def _documented(doc: str) -> dict[str, tuple[str, str]]:
+    """Argument name to meaning and default, from a Google-style docstring.
+
+    Of a default that is None, the second text is what None stands for.
+    """
     found: dict[str, str] = {}
     name, inside = '', False
     for line in doc.splitlines():
@@ -266,7 +272,11 @@ def _documented(doc: str) -> dict[str, str]:
         elif name:
             found[name] += ' ' + line.strip()
     # the table has a column for it
-    return {k: re.sub(r'\s*Defaults to .*', '', v) for k, v in found.items()}
+    parts = {k: v.partition('Defaults to ') for k, v in found.items()}
+    return {
+        k: (meaning.strip(), re.sub(r'^None(: )?|\.$', '', default))
+        for k, (meaning, _, default) in parts.items()
+    }
 
 
 def document() -> str:
@@ -282,7 +292,9 @@ def document() -> str:
     meanings = _meanings_of_fields()
     text += '| key | meaning | default |\n|---|---|---|\n'
     for name, default in vars(Calibration()).items():
-        text += f'| `{name}` | {markdown(meanings[name])} | `{default!r}` |\n'
+        text += (
+            f'| `{name}` | {markdown(meanings[name][0])} | `{default!r}` |\n'
+        )
     text += '\n## recipes\n\n'
     for name in recipe_names():
         source = (RECIPE_DIR / f'{name}.py').read_text()
@@ -299,7 +311,7 @@ def document() -> str:
     ).rstrip() + '\n'
 
 
-def _meanings_of_fields() -> dict[str, str]:
+def _meanings_of_fields() -> dict[str, tuple[str, str]]:
     doc = (inspect.getdoc(Calibration) or '').replace('Attributes:', 'Args:')
     return _documented(doc)
 

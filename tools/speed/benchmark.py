@@ -9,13 +9,16 @@ import argparse
 import copy
 import json
 import os
-import resource
+import re
 import statistics
 import sys
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,8 +62,14 @@ def predict(model: nn.Module, batch: dict) -> None:
 
 
 def _peak_rss_mb() -> int:
-    """The most memory that this process has had, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    """The most memory that this process has had, MiB.
+
+    ``ru_maxrss`` would count what its parent had when it was started.
+    """
+    status = Path('/proc/self/status').read_text()
+    found = re.search(r'^VmHWM:\s+(\d+) kB$', status, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) // 1024
 
 
 def measure(
@@ -128,6 +137,27 @@ def measure(
     return found
 
 
+def measure_apart(threads: int, *args: Any) -> dict:
+    """:func:`measure` in a new process, whose peaks are of it alone.
+
+    Args:
+        threads (int): Of torch.
+        *args: Of :func:`measure`.
+    """
+    with ProcessPoolExecutor(
+        1,
+        get_context('spawn'),
+        initializer=_set_up,
+        initargs=(threads,),
+    ) as pool:
+        return pool.submit(measure, *args).result()
+
+
+def _set_up(threads: int) -> None:
+    warnings.filterwarnings('ignore')
+    torch.set_num_threads(threads)
+
+
 #: options that change nothing in a measurement
 _PLACES = ('out', 'only')
 
@@ -188,8 +218,7 @@ def main(words: list[str]) -> int:
     if words[:1] == ['reconstruct']:
         return reconstruct.main(words[1:])
     args = parse_args(words)
-    warnings.filterwarnings('ignore')
-    torch.set_num_threads(args.threads)
+    _set_up(args.threads)
     path, size = Path(args.out), sides(args.size)
     cfg = dict(recipe=args.recipe, bits=args.bits)
     places = (*_PLACES, 'step_batches')
@@ -208,8 +237,10 @@ def main(words: list[str]) -> int:
         path.write_text(json.dumps({**head, **found}, indent=1) + '\n')
 
     for name in args.only:
-        one = measure(
-            DETECTORS[name], size, args.images, args.repeats, cfg, args.device
+        one = measure_apart(
+            args.threads,
+            *(DETECTORS[name], size, args.images, args.repeats),
+            *(cfg, args.device),
         )
         said = (
             f'calibrate {one["calibrate"]:.2f} x, '

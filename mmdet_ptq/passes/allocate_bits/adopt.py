@@ -56,13 +56,13 @@ def records(
     every = widths_of(operands)
     flat = [w for widths in choice.widths for w in widths]
     found: list[Record] = []
-    for part, spent in zip(choice.parts, choice.spent, strict=True):
-        bits = [flat[unit] for unit in _members(part.picks)]
+    for problem, spent in zip(choice.problems, choice.spent, strict=True):
+        bits = [flat[unit] for unit in _members(problem.picks)]
         found.append(
             BudgetRecord(
-                part.name,
-                part.resource.name,
-                part.resource.budget,
+                problem.name,
+                problem.resource.name,
+                problem.resource.budget,
                 spent,
                 min(bits),
                 max(bits),
@@ -106,14 +106,16 @@ def line(session: Session, choice: Choice, uniform: float | None) -> None:
     """Says in one line of the log and the notes what was chosen."""
     flat = [w for widths in choice.widths for w in widths]
     said = []
-    for part, spent in zip(choice.parts, choice.spent, strict=True):
-        bits = [flat[unit] for unit in _members(part.picks)]
-        amount = f'{spent:.4g} of {part.resource.budget:.4g}'
-        if part.resource.name == 'mean bits':
+    for problem, spent in zip(choice.problems, choice.spent, strict=True):
+        bits = [flat[unit] for unit in _members(problem.picks)]
+        amount = f'{spent:.4g} of {problem.resource.budget:.4g}'
+        if problem.resource.name == 'mean bits':
             amount += ' on average'
         else:
-            amount += f' {part.resource.name}'
-        said.append(f'{part.name} {amount}, from {min(bits)} to {max(bits)}')
+            amount += f' {problem.resource.name}'
+        said.append(
+            f'{problem.name} {amount}, from {min(bits)} to {max(bits)}'
+        )
     end = f'distance {choice.measured:.3g} (predicted {choice.predicted:.3g}'
     end += f'; {uniform:.3g} with one width)' if uniform is not None else ')'
     text = f'bits: {"; ".join(said)}; {end}'

@@ -15,9 +15,11 @@ from ...checks import number, one_of, whole
 from ...detectors import adapter_for
 from ...errors import BudgetError, QuantConfigError
 from ...quant_cfg import check_rule, patterns_of
+from ...quantizers import ChannelGroups
 from ...registry import PASSES
 from ...solvers import METHODS, mean_bits_problem, solve
 from ..base import BasePass
+from ..reconstruct import Reconstruct
 from .adopt import adopt, line, records
 from .bench import Bench
 from .budgets import BUDGETS, Budget
@@ -26,9 +28,9 @@ from .curves import Measuring
 from .groups import export, observe_groups
 from .objectives import OBJECTIVES, distance_of
 from .operands import KINDS, NAMES, Operand, Wanted
-from .parts import Part
+from .problems import WidthProblem
 from .search import search
-from .trials import make_trials
+from .trial_quantizers import make_trial_quantizers
 
 CURVES = ('probes', 'exact')
 
@@ -37,19 +39,23 @@ CURVES = ('probes', 'exact')
 class AllocateBits(BasePass):
     """Gives bits to where they matter most, within a budget (F-LBQ, RDO-Q).
 
-    For each weight and input, or each group of their channels, it measures
-    what every width does to the detector, and chooses widths of least total
-    distance within the budget. The widths of ``quant_cfg.bits`` are the
-    budget unless another is given; what rules have pinned to other widths
-    stays as it is and takes nothing of it. What is not allocated is float
-    while curves are measured. The quantizers stay what they are, with other
-    bits; groups of channels get ``ChannelGroups`` of them. A tensor that
-    several layers read has one width. Where the choice is measured to be
-    farther from the float detector than one width for all, the latter stays.
+    A width is found for each weight and each input, or with ``channels`` for
+    each group of their channels. First, curves: what each width of one of
+    them adds to the distance from the float detector. Then a solver chooses
+    widths whose curves add up to the least within the budget.
 
-    Curves by probes come from gradients: with random v, the mean square of
-    ``<v, J d>`` is the squared distance that a change d of a tensor makes,
-    to first order. One backward of an image serves all units and widths.
+    Allocated are the weights and inputs in ``scope`` that have the widths of
+    ``quant_cfg.bits``; those that rules give other widths keep them and take
+    nothing of the budget. What is not allocated is float while curves are
+    measured. The quantizers stay what they are, with other bits; groups of
+    channels get ``ChannelGroups`` of them. A tensor that several layers read
+    has one width. Where the choice is measured to be farther from the float
+    detector than one width for all, the latter stays.
+
+    A probe is a random direction v of the detector's outputs, of which one
+    backward serves all curves: the mean square of ``<v, J d>`` is the squared
+    distance that a change d of a tensor makes, to first order. More probes
+    make curves less noisy.
 
     Args:
         objective (str): What the distance is of. ``'output'``: the
@@ -59,13 +65,14 @@ class AllocateBits(BasePass):
             Defaults to ``'output'``.
         scope (str | list[str]): Which layers may change, as ``match`` of a
             rule; a tensor only if all its readers may. Defaults to ``'*'``.
-        channels (int, optional): Channels of a unit: output channels of a
-            weight, channels of an input, of which a unit has the next lower
-            number that makes them equal. Products, inputs that have grids
-            for groups of channels already, and inputs that equal units of at
-            least a quarter of this do not fit are one unit. Rounding cannot
-            be learned (``AdaRound``) where groups of a weight differ.
-            Defaults to None: units are whole tensors.
+        channels (int, optional): Channels of a group: output channels of a
+            weight, channels of an input. Groups of an input are equal, so
+            they have the next lower number that divides its channels. Whole
+            stay operands of products, inputs that have grids for groups of
+            channels already, and inputs whose groups would have less than a
+            quarter of this. Rounding cannot be learned (``AdaRound``) where
+            groups of a weight differ. Defaults to None: no groups, each
+            tensor has one width.
         budget (str): ``'separate'``: mean bits of weights and of inputs, by
             their elements, each for itself. ``'joint'``: of both together.
             ``'bytes'``: bytes of weights; inputs by their mean bits.
@@ -74,23 +81,31 @@ class AllocateBits(BasePass):
             for their inputs. Defaults to ``'separate'``.
         mean_weight_bits (float, optional): Mean bits of weights. Defaults to
             None: those of ``quant_cfg.bits``.
-        mean_act_bits (float, optional): The same of inputs.
+        mean_act_bits (float, optional): Mean bits of inputs. Defaults to
+            None: those of ``quant_cfg.bits``.
         amount (float, optional): Budget of ``'bytes'`` or ``'bops'``.
             Defaults to None: what ``quant_cfg.bits`` takes.
-        floor (int, optional): Least width. Defaults to None: one below the
-            mean, rounded up, and 2 at least.
-        most (int): Greatest width. Defaults to 8.
-        solver (str): ``'dp'``, ``'lagrange'``, ``'hull'`` or ``'milp'`` (see
-            :func:`mmdet_ptq.solvers.solve`). Defaults to ``'dp'``.
-        solver_args (dict, optional): Its options, e.g. ``dict(strict=False,
-            tolerance=0.02)`` of ``'lagrange'``.
-        curves (str): ``'probes'``, or ``'exact'``: one forward of each image
-            for each unit and width. Defaults to ``'probes'``.
-        probes (int): Random directions of an image, each of which takes a
-            backward. Defaults to 2.
-        rounds (int): How often curves are measured: first with all other
-            units float, then with these at the widths found before.
-            Defaults to 1.
+        floor (int, optional): Least width, of 2 to ``most - 1``. Defaults
+            to None: one below the mean, rounded up, and 2 at least.
+        most (int): Greatest width, of 3 to 8. Defaults to 8.
+        solver (str): ``'dp'`` and ``'milp'`` find the optimum, ``'hull'``
+            and ``'lagrange'`` come near it in less time. Defaults to
+            ``'dp'``.
+        solver_args (dict, optional): Options of the solver. ``'dp'``:
+            ``max_sums``, how many sums it may hold. ``'lagrange'``:
+            ``strict=False`` takes the choice nearest to the budget, even
+            above it; ``tolerance``, how near is near enough; ``compat=True``
+            prices bits as RDO-Q's code does. ``'milp'``: ``gap``, the
+            relative distance from the optimum at which it may stop, and
+            ``time_limit`` in seconds. Defaults to None: none.
+        curves (str): How they are measured. ``'probes'``: by gradients;
+            ``'exact'``: by a forward of each image for each tensor or group
+            and each of its widths. Defaults to ``'probes'``.
+        probes (int): Probes of an image, each of which takes a backward.
+            Defaults to 2.
+        rounds (int): How often curves are measured: first with all else
+            float, then with all else at the widths found before. Defaults
+            to 1.
         images (int): How many calibration images are used, of all ranks.
             Defaults to 64.
 
@@ -143,8 +158,13 @@ class AllocateBits(BasePass):
         self.most = whole('most', most, 3)
         number('most', most, 3, 8)
         self.floor = floor
-        if floor is not None and not 2 <= whole('floor', floor, 2) < most:
-            raise ValueError(f'floor must be below most={most}, got {floor!r}')
+        if floor is not None and whole('floor', floor, 2) >= most:
+            raise ValueError(
+                f'floor={floor!r}, the least width, is not below most={most}, '
+                f'the greatest; give a floor of 2 to {most - 1}'
+                + ', or a greater most'
+                * (most < 8)
+            )
         self.solver = one_of('solver', solver, METHODS)
         self.solver_args = dict(solver_args or {})
         # the options of a solver are checked by using it
@@ -166,8 +186,13 @@ class AllocateBits(BasePass):
             for _ in one.sizes:
                 nothing[row, [w not in one.widths for w in widths]] = np.nan
                 row += 1
-        for part in self._parts(session, operands):
-            part.check(nothing)
+        for problem in self._problems(session, operands):
+            problem.check(nothing)
+        grouped = [o.holders[0][0] for o in operands
+                   if o.kind == 'weight' and o.channels]  # fmt: skip
+        for later in session.config.built_passes:
+            if grouped and isinstance(later, Reconstruct):
+                later.check_weight(grouped[0], ChannelGroups)
 
     @torch.no_grad()
     def run(self, session: Session) -> None:
@@ -175,14 +200,14 @@ class AllocateBits(BasePass):
         with session.stage('bit allocation'):
             operands = self._wanted(session).find(session)
             observe_groups(session, operands, self)
-            trials = make_trials(session, operands)
+            trials = make_trial_quantizers(session, operands)
             bench = Bench(session, trials)
             with (
                 session.resumable(partial(export, session, operands)),
                 session.cache() as cache,
                 frozen(session.model),
             ):
-                parts = self._parts(session, operands)
+                problems = self._problems(session, operands)
                 distance = distance_of(session, self.objective)
                 adapter = adapter_for(
                     session.model, session.graph, distance.on_outputs
@@ -200,7 +225,7 @@ class AllocateBits(BasePass):
                 )
                 with bench.mounted():
                     best, uniform = search(
-                        self, session, operands, parts, measuring
+                        self, session, operands, problems, measuring
                     )
             adopt(session, operands, best)
             session.records += records(self, operands, best, uniform)
@@ -220,18 +245,20 @@ class AllocateBits(BasePass):
             if floor[kind] >= self.most:
                 raise BudgetError(
                     f'AllocateBits: {NAMES[kind]}: a mean of {mean:g} bits is '
-                    f'out of reach with most={self.most}; give a lower mean '
-                    'or a greater most'
+                    f'above most={self.most}, the greatest width; give a '
+                    f'mean of at most {self.most}, or a greater most'
                 )
         return Wanted(self.scope, base, floor, self.most, self.channels)
 
     def _means(self, base: Mapping[str, int]) -> dict[str, float]:
         return {k: self.means[k] or float(base[k]) for k in KINDS}
 
-    def _parts(self, session: Session, operands: list[Operand]) -> list[Part]:
+    def _problems(
+        self, session: Session, operands: list[Operand]
+    ) -> list[WidthProblem]:
         base = self._wanted(session).base
         budget = Budget(self.budget, self._means(base), self.amount, base)
-        return budget.parts(session, operands, widths_of(operands))
+        return budget.problems(session, operands, widths_of(operands))
 
 
 def _mean(name: str, value: float | None) -> float | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...calibration import Session
 from ...layers import quantizing
 from ...quantizers import BaseQuantizer
-from .trials import Trial, Widths
+from .trial_quantizers import TrialQuantizers, Widths
 
 
 class Tap(nn.Module):
@@ -36,7 +36,7 @@ class Slot:
     """One operand on the bench.
 
     Args:
-        trial (Trial): What it is.
+        trial (TrialQuantizers): What it is.
         weight (Tensor, optional): The float weight, if it is one.
         device (torch.device): Where the model is.
 
@@ -47,7 +47,10 @@ class Slot:
     """
 
     def __init__(
-        self, trial: Trial, weight: Tensor | None, device: torch.device
+        self,
+        trial: TrialQuantizers,
+        weight: Tensor | None,
+        device: torch.device,
     ) -> None:
         self.trial = trial
         self.weight = weight
@@ -130,13 +133,15 @@ class Bench:
 
     Args:
         session (Session): The running quantization.
-        trials (Sequence[Trial]): The operands.
+        trials (Sequence[TrialQuantizers]): The operands.
 
     Attributes:
         slots (list[Slot]): One for each.
     """
 
-    def __init__(self, session: Session, trials: Sequence[Trial]) -> None:
+    def __init__(
+        self, session: Session, trials: Sequence[TrialQuantizers]
+    ) -> None:
         self._layers = session.layers
         self.slots = []
         for trial in trials:

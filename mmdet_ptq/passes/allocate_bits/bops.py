@@ -11,19 +11,19 @@ from ...cost import count_macs, operand_bits
 from ...errors import BudgetError
 from ...solvers import Resource
 from .operands import NAMES, Operand
-from .parts import Part, Picks
+from .problems import Picks, WidthProblem
 
 Products = list[tuple[float, list[int], list[float]]]
 """Of layers: MACs, indices of operands that may change, and fixed bits."""
 
 
-def bops_part(
+def bops_problem(
     session: Session,
     operands: Sequence[Operand],
     widths: Sequence[int],
     base: Mapping[str, int],
     amount: float | None,
-) -> Part:
+) -> WidthProblem:
     """Layers that have an operand in common are one decision.
 
     The product of two widths is no sum over tensors, so that both are chosen
@@ -64,7 +64,9 @@ def bops_part(
     for row, prices in zip(table, costs, strict=True):
         row[: len(prices)] = prices
     budget = uniform if amount is None else amount
-    return Part('layers', Resource('BOPs', table, float(budget)), picks)
+    return WidthProblem(
+        'layers', Resource('BOPs', table, float(budget)), picks
+    )
 
 
 def _products(session: Session, at: Mapping[tuple[str, str], int]) -> Products:

@@ -8,9 +8,9 @@ import numpy as np
 
 from ...calibration import Session
 from ...solvers import Resource
-from .bops import bops_part
+from .bops import bops_problem
 from .operands import KINDS, NAMES, Operand
-from .parts import Part, Picks
+from .problems import Picks, WidthProblem
 
 BUDGETS = ('separate', 'joint', 'bytes', 'bops')
 
@@ -32,12 +32,12 @@ class Budget:
     amount: float | None
     base: Mapping[str, int]
 
-    def parts(
+    def problems(
         self,
         session: Session,
         operands: Sequence[Operand],
         widths: Sequence[int],
-    ) -> list[Part]:
+    ) -> list[WidthProblem]:
         """The problems to be solved, each by itself.
 
         Args:
@@ -47,7 +47,7 @@ class Budget:
         """
         if self.kind == 'bops':
             base, amount = self.base, self.amount
-            return [bops_part(session, operands, widths, base, amount)]
+            return [bops_problem(session, operands, widths, base, amount)]
         units = _Units(operands, widths)
         if self.kind == 'joint':
             every = units.of(KINDS)
@@ -55,7 +55,7 @@ class Budget:
             means = [self.means[units.kinds[i]] for i in every]
             mean = float((sizes * means).sum() / sizes.sum())
             name = ' and '.join(NAMES.values())
-            return [units.part(name, every, mean)]
+            return [units.problem(name, every, mean)]
         found = []
         for kind in KINDS:
             mine = units.of((kind,))
@@ -65,9 +65,11 @@ class Budget:
                 amount = self.amount
                 if amount is None:
                     amount = units.sizes[mine].sum() * self.base[kind] / 8
-                found.append(units.part(NAMES[kind], mine, amount, 'bytes'))
+                found.append(units.problem(NAMES[kind], mine, amount, 'bytes'))
             else:
-                found.append(units.part(NAMES[kind], mine, self.means[kind]))
+                found.append(
+                    units.problem(NAMES[kind], mine, self.means[kind])
+                )
         return found
 
 
@@ -87,17 +89,17 @@ class _Units:
         """Units of some kinds."""
         return [i for i, kind in enumerate(self.kinds) if kind in kinds]
 
-    def part(
+    def problem(
         self,
         name: str,
         members: Sequence[int],
         budget: float,
         unit: str = 'mean_bits',
-    ) -> Part:
+    ) -> WidthProblem:
         """A budget of sizes times bits, each unit by itself."""
         sizes = self.sizes[list(members)]
         make = Resource.bytes if unit == 'bytes' else Resource.mean_bits
         picks: list[list[Picks]] = [
             [((i, k),) for k in range(len(self.widths))] for i in members
         ]
-        return Part(name, make(sizes, self.widths, budget), picks)
+        return WidthProblem(name, make(sizes, self.widths, budget), picks)

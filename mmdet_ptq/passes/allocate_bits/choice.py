@@ -7,7 +7,7 @@ from math import inf
 
 from .curves import Curves
 from .operands import Operand
-from .parts import Part, cost_of_widths
+from .problems import WidthProblem, cost_of_widths
 
 
 def widths_of(operands: Sequence[Operand]) -> list[int]:
@@ -21,7 +21,7 @@ class Choice:
 
     Attributes:
         widths (list[list[int]]): Widths of the units of each operand.
-        parts (list[Part]): The budgets.
+        problems (list[WidthProblem]): The budgets.
         spent (list[float]): What is taken of each.
         curves (Curves): Of which it was chosen.
         predicted (float): Distance as these add up.
@@ -30,7 +30,7 @@ class Choice:
     """
 
     widths: list[list[int]]
-    parts: list[Part]
+    problems: list[WidthProblem]
     spent: list[float]
     curves: Curves
     predicted: float
@@ -40,7 +40,7 @@ class Choice:
     def of(
         cls,
         operands: Sequence[Operand],
-        parts: list[Part],
+        problems: list[WidthProblem],
         curves: Curves,
         columns: list[int],
     ) -> 'Choice':
@@ -48,10 +48,10 @@ class Choice:
         every = widths_of(operands)
         flat = iter([every[column] for column in columns])
         widths = [[next(flat) for _ in one.sizes] for one in operands]
-        spent = [cost_of_widths(part, columns) for part in parts]
+        spent = [cost_of_widths(problem, columns) for problem in problems]
         return cls(
             widths,
-            parts,
+            problems,
             [s if s is not None else inf for s in spent],
             curves,
             curves.of(columns),

@@ -7,17 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from mmengine.dist import all_gather_object
 from torch import Tensor
 
-from ...calibration import Images, Session
+from ...calibration import Images, Session, of_all_images
 from ...errors import NumericError, QuantConfigError
 from ...observers import fetch
 from ...solvers import decreasing
 from .bench import Bench, Slot
 from .objectives import Distance
 from .tables import by_forwards, by_probes
-from .trials import Widths
+from .trial_quantizers import Widths
 
 Floats = npt.NDArray[np.float64]
 #: a resume file is written after so many images
@@ -152,11 +151,9 @@ class Measuring:
                 self.found[name] = one(j)
                 if i % every == every - 1:
                     self.session.save()
-        gathered: dict[int, Floats] = {}
-        here = {j: self.found[f'{key}/{j}'].numpy() for j in mine}
-        for part in all_gather_object(here):
-            gathered |= part
-        return [gathered[j] for j in sorted(gathered)]
+        return of_all_images(
+            {j: self.found[f'{key}/{j}'].numpy() for j in mine}
+        )
 
     def run(self, j: int) -> list[Any]:
         """What the detector, as it is now, gives on image ``j``."""

@@ -11,8 +11,8 @@ from ...errors import NumericError
 from .choice import Choice, widths_of
 from .curves import Curves, Measuring
 from .operands import Operand
-from .parts import Part, cost_of_widths, solved
-from .trials import Widths
+from .problems import WidthProblem, cost_of_widths, solved
+from .trial_quantizers import Widths
 
 if TYPE_CHECKING:
     from .allocate_bits import AllocateBits
@@ -22,7 +22,7 @@ def search(
     asked: AllocateBits,
     session: Session,
     operands: list[Operand],
-    parts: list[Part],
+    problems: list[WidthProblem],
     measuring: Measuring,
 ) -> tuple[Choice, float | None]:
     """The best choice that was measured, and the distance of one width.
@@ -31,7 +31,7 @@ def search(
         asked (AllocateBits): The pass.
         session (Session): The running quantization.
         operands (list[Operand]): What is allocated.
-        parts (list[Part]): The budgets.
+        problems (list[WidthProblem]): The budgets.
         measuring (Measuring): Takes distances.
 
     Returns:
@@ -47,16 +47,16 @@ def search(
         probes = asked.probes if asked.curves == 'probes' else None
         curves = measuring.curves(f'curves {k}', now, probes)
         found: dict[int, int] = {}
-        for part in parts:
+        for problem in problems:
             found |= solved(
-                part, curves.added, asked.solver, asked.solver_args
+                problem, curves.added, asked.solver, asked.solver_args
             )
         columns = [found[unit] for unit in range(len(found))]
-        choice = Choice.of(operands, parts, curves, columns)
+        choice = Choice.of(operands, problems, curves, columns)
         distance = measuring.distances(f'choice {k}', choice.widths)
         choices.append(choice.at(distance))
         now = list(choice.widths)
-    flat = one_width(operands, parts, choices[0].curves)
+    flat = one_width(operands, problems, choices[0].curves)
     if flat is not None:
         flat = flat.at(measuring.distances('one width', flat.widths))
         choices.append(flat)
@@ -77,13 +77,13 @@ def search(
 
 
 def one_width(
-    operands: list[Operand], parts: list[Part], curves: Curves
+    operands: list[Operand], problems: list[WidthProblem], curves: Curves
 ) -> Choice | None:
     """The widths that were planned, None where they are no choice.
 
     Args:
         operands (list[Operand]): What is allocated.
-        parts (list[Part]): The budgets.
+        problems (list[WidthProblem]): The budgets.
         curves (Curves): By which its distance is predicted.
     """
     widths = widths_of(operands)
@@ -94,9 +94,9 @@ def one_width(
     ]
     if not isfinite(curves.of(columns)):
         return None
-    for part in parts:
-        spent = cost_of_widths(part, columns)
-        limit = part.resource.limit / part.resource.unit
+    for problem in problems:
+        spent = cost_of_widths(problem, columns)
+        limit = problem.resource.limit / problem.resource.unit
         if spent is None or spent > limit:
             return None
-    return Choice.of(operands, parts, curves, columns)
+    return Choice.of(operands, problems, curves, columns)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...calibration import Prefix, room_for_outputs
 from .bench import Bench
-from .trials import Widths
+from .trial_quantizers import Widths
 
 if TYPE_CHECKING:
     from .curves import Measuring

@@ -8,7 +8,7 @@ from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
 from ...calibration import Session, observing
-from ...errors import NumericError
+from ...errors import CalibrationError, NumericError
 from ...layers import QuantLayer, float_mode
 from ...structures import Port, Scaling
 
@@ -65,6 +65,8 @@ class Seen:
             keep (bool): Whether parts of tensors are kept.
 
         Raises:
+            CalibrationError: If heads lie along the first axis of an input
+                and batches differ in size.
             NumericError: If a layer takes or gives NaN or Inf.
         """
         self._step = max(1, session.feed.total // IMAGES) if keep else 0
@@ -115,7 +117,8 @@ class Seen:
 
     def _operand(self, name: str, port: str, x: Tensor) -> Tensor:
         """Some rows of a product's first operand, columns of its second."""
-        x = x[:ITEMS]
+        if not self._apart(name, len(x)):
+            x = x[:ITEMS]
         axis = x.dim() - (2 if port == 'a' else 1)
         index = self._ports.get((name, port))
         if index is not None and index.shape[axis] > 1:
@@ -123,6 +126,24 @@ class Seen:
         step = -(-x.shape[axis] // (ROWS // 4))
         places = torch.arange(0, x.shape[axis], step, device=x.device)
         return x.index_select(axis, places)
+
+    def _apart(self, name: str, count: int) -> bool:
+        """Whether items along the first axis have factors of their own."""
+        sizes = {
+            len(index)
+            for port in self.layers[name].ports
+            if (index := self._ports.get((name, port))) is not None
+        } - {1}
+        if sizes - {count}:
+            raise CalibrationError(
+                f'EqualizeChannels: {name}: images times heads lie along the '
+                f'first axis of its operands, {max(sizes)} in the first batch '
+                f'and {count} in another, so it is not known which head each '
+                "is of; give the attention's RoutedProducts heads(), have "
+                'all batches of one size, or leave such pairs out: '
+                "pairs=['layer', 'norm']"
+            )
+        return bool(sizes)
 
 
 def _extend(found: Tensor, x: Tensor, axis: int) -> None:

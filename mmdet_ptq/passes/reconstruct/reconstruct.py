@@ -17,10 +17,12 @@ from ...checks import below_one, number, one_of, whole
 from ...detectors import adapter_for, why_no_outputs
 from ...errors import QuantConfigError
 from ...losses import GlobalLoss, GradientWeighted, Loss, build_loss
-from ...registry import PASSES
+from ...quantizers import BaseQuantizer
+from ...registry import LEARNERS, PASSES, build_from
 from ...structures import Unit
 from ..base import BasePass
 from .correction import DistributionCorrection
+from .learners.base import with_weights
 from .progress import export, resume
 from .settings import check_settings
 from .trainer import Trainer
@@ -72,13 +74,13 @@ class Reconstruct(BasePass):
             rate ``lr`` (1e-3) and ``lambda_c`` (0.02) of PD-Quant's
             correction of the float inputs of units with batch norms;
             ``dict()`` takes these. Needs ``drop_prob`` above 0; see
-            ``DistributionCorrection``. Defaults to None.
+            ``DistributionCorrection``. Defaults to None: no correction.
         autocast (str, optional): ``'bfloat16'``: in steps, layers after the
             unit, which are float anyway, compute in it, by PyTorch's
             autocast. The unit itself, and the losses by which it is kept,
             stay float32. Faster on a GPU. Needs a loss on the detector's
             outputs: without one nothing after the unit is run. Defaults to
-            None.
+            None: all is float32.
         activations (bool): Whether activations are quantized meanwhile.
         holdout (float): Share of the images that are held out, at least
             one if there are two.
@@ -157,8 +159,13 @@ class Reconstruct(BasePass):
 
     def prepare(self, session: Session) -> None:
         """See :meth:`BasePass.prepare`; losses need outputs to compare."""
+        if self.iters == 0:
+            return
+        for name, layer in session.layers.items():
+            for one in with_weights({name: layer}):
+                self.check_weight(name, type(one.weight_quantizer))
         why = why_no_outputs(session.model, session.graph)
-        if not why or self.iters == 0:
+        if not why:
             return
         losses, fisher = self._built_losses()
         for loss in (*losses, *fisher):
@@ -170,6 +177,21 @@ class Reconstruct(BasePass):
                     "units' outputs alone, e.g. dict(type='L2Loss')"
                 )
         session.notes.append(f'Reconstruct: units see predictions, as {why}')
+
+    def check_weight(self, name: str, kind: type[BaseQuantizer]) -> None:
+        """Refuses a weight that a learner cannot learn.
+
+        Args:
+            name (str): Name of the layer.
+            kind (type): Class of the quantizer that its weight will have.
+
+        Raises:
+            QuantConfigError: Says what to do.
+        """
+        if self.iters:
+            for cfg in self.learn:
+                learner = build_from(LEARNERS, cfg, 'Reconstruct.learn')
+                learner.check_weight(name, kind)
 
     def _built_losses(self) -> tuple[list[Loss], list[GlobalLoss]]:
         """All losses, and those whose gradient weighs errors."""

@@ -10,7 +10,14 @@ import torch
 from mmengine.dist import all_gather_object
 from torch import Tensor
 
-from ...calibration import Images, Sample, Session, UnitView, collect_float
+from ...calibration import (
+    Images,
+    Sample,
+    Session,
+    UnitView,
+    collect_float,
+    of_all_images,
+)
 from ...context import forward_context
 from ...layers import quantizing
 from ...losses import GlobalLoss, GradientWeighted
@@ -231,6 +238,4 @@ def _summed(losses: list[Tensor], images: list[int]) -> list[float]:
     """Sums over the images of all ranks, in the order of these."""
     table = torch.stack(losses).tolist()
     mine = {j: [row[i] for row in table] for i, j in enumerate(images)}
-    found = {j: x for part in all_gather_object(mine) for j, x in part.items()}
-    rows = zip(*(found[j] for j in sorted(found)), strict=True)
-    return [sum(row) for row in rows]
+    return [sum(row) for row in zip(*of_all_images(mine), strict=True)]

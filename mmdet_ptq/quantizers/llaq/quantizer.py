@@ -6,7 +6,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ...errors import CalibrationError
 from ...registry import QUANTIZERS
 from ..capabilities import FitsTensor, LearnsTable, Searchable
 from ..export_ops import exporting, sizes
@@ -175,10 +174,7 @@ class LLAQuantizer(TableQuantizer, LearnsTable, FitsTensor, Searchable):
             CalibrationError: Before :meth:`fit` or :meth:`set_range`.
         """
         if 0 in sizes(self.a):
-            raise CalibrationError(
-                'a quantizer was used before it was fitted: calibrate '
-                'first, call fit, or load a quantized checkpoint'
-            )
+            raise self.no_range()
         if isinstance(self.log_k, nn.Parameter) and not exporting():
             # an optimizer step may have left the range
             self.log_k.data.clamp_(math.log2(K_MIN), math.log2(K_MAX))

@@ -6,7 +6,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...errors import CalibrationError
 from ...registry import QUANTIZERS
 from ..capabilities import FitsTensor, LearnsStep, Searchable
 from ..export_ops import exporting, sizes
@@ -138,10 +137,7 @@ class SubsetQuantizer(TableQuantizer, LearnsStep, FitsTensor, Searchable):
             CalibrationError: If there is none yet.
         """
         if 0 in sizes(self.scale):
-            raise CalibrationError(
-                'a SubsetQuantizer was used before it had a scale: calibrate '
-                'first, call fit, or load a quantized checkpoint'
-            )
+            raise self.no_range()
         if not exporting():  # a graph takes the scale as it stands
             self.keep_scale()
         return self.scale

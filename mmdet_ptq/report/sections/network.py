@@ -171,6 +171,9 @@ def values(runs: Sequence[Run]) -> Html:
             _histograms(layers, 'weights', 'weight_sqnr', 'Weight of'),
             _histograms(layers, 'acts', 'sqnr', 'Input of'),
         ]
+        if any(one.get('others') for one in layers):
+            what = 'Second input of'
+            body.append(_histograms(layers, 'others', 'sqnr', what))
         title = [tag('h3', name)] if len(named) > 1 else []
         found += [*title, *body]
     if named:

@@ -164,8 +164,8 @@ TABLES: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
     ),
     (
         'groups',
-        'Grids of each image',
-        'How many grids the channels of an input got in each image.',
+        'Numbers of grids',
+        'How many grids the channels of an input get in each image.',
         (('port', 'input', ''), ('groups', 'grids', 'd')),
     ),
 )

@@ -12,7 +12,7 @@ from reconstruct_model import RULES, Net, batches, error, outputs
 from mmdet_ptq import load_quantized, quantize_detector
 from mmdet_ptq.apis import save_quantized
 from mmdet_ptq.calibration import Batches
-from mmdet_ptq.engine.quantize import run_quantization
+from mmdet_ptq.engine.quantize import prepare, run_quantization
 from mmdet_ptq.errors import BudgetError, PTQError, QuantConfigError
 from mmdet_ptq.layers import named_tensors
 from mmdet_ptq.passes import AllocateBits
@@ -182,13 +182,13 @@ def test_two_ranks_choose_what_one_does(tmp_path):
         (
             dict(most=5, mean_act_bits=6),
             BudgetError,
-            'inputs: a mean of 6 bits',
+            'inputs: a mean of 6 bits is above most=5',
         ),
-        (dict(budget='bytes', amount=1), BudgetError, 'bytes is out of reach'),
+        (dict(budget='bytes', amount=1), BudgetError, 'bytes is below'),
         (
             dict(budget='bops', amount=1),
             BudgetError,
-            'layers: .* out of reach',
+            'layers: .* a floor nearer',
         ),
         (dict(scope='@mask'), QuantConfigError, 'nothing to allocate'),
         (dict(scope='@bckbone'), PTQError, '@backbone'),
@@ -199,7 +199,7 @@ def test_two_ranks_choose_what_one_does(tmp_path):
         (dict(budget='bops', channels=4), QuantConfigError, 'whole layers'),
         (dict(budget='bops', mean_act_bits=4), QuantConfigError, 'use amount'),
         (dict(budget='bytes', mean_weight_bits=4), QuantConfigError, 'amount'),
-        (dict(floor=5, most=5), QuantConfigError, 'floor must be below most'),
+        (dict(floor=5, most=5), QuantConfigError, 'a floor of 2 to 4, or a '),
         (dict(most=9), QuantConfigError, 'most must be a number from 3 to 8'),
         (dict(mean_act_bits=9), QuantConfigError, 'mean_act_bits must be'),
     ],
@@ -207,6 +207,20 @@ def test_two_ranks_choose_what_one_does(tmp_path):
 def test_mistakes_are_found_before_a_forward(args, error, match):
     with pytest.raises(error, match=match):
         planned(**args)
+
+
+def test_groups_of_a_weight_whose_rounding_is_learned():
+    learn = dict(type='Reconstruct', learn=[dict(type='AdaRound')])
+
+    def planned_with(channels):
+        found = [*passes(channels=channels), learn]
+        cfg = parse_quant_cfg(dict(bits='w4a4', rules=RULES, passes=found))
+        model, data = Net().eval(), batches(1)
+        prepare(model, cfg, data[0], Batches(model, data))
+
+    planned_with(channels=None)
+    with pytest.raises(QuantConfigError, match=r'AdaRound: .* ChannelGroups'):
+        planned_with(channels=4)
 
 
 def test_the_order_of_passes():

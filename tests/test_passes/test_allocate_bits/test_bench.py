@@ -11,7 +11,9 @@ from mmdet_ptq.layers import quantizing
 from mmdet_ptq.passes import SetRanges
 from mmdet_ptq.passes.allocate_bits.bench import Bench
 from mmdet_ptq.passes.allocate_bits.operands import Wanted
-from mmdet_ptq.passes.allocate_bits.trials import make_trials
+from mmdet_ptq.passes.allocate_bits.trial_quantizers import (
+    make_trial_quantizers,
+)
 
 BASE = dict(weight=4, input=4)
 
@@ -25,7 +27,7 @@ def there():
     # weights in groups, inputs whole: as they were observed
     groups = {o.name: o for o in wanted.find(session) if o.kind == 'weight'}
     operands = [groups.get(o.name, o) for o in operands]
-    return session, Bench(session, make_trials(session, operands))
+    return session, Bench(session, make_trial_quantizers(session, operands))
 
 
 def run(session):

@@ -16,33 +16,33 @@ MEANS = dict(weight=3.5, input=4.0)
 BASE = dict(weight=4, input=4)
 
 
-def parts(kind, amount=None, operands=OPERANDS):
+def problems(kind, amount=None, operands=OPERANDS):
     budget = Budget(kind, MEANS, amount, BASE)
-    return budget.parts(None, operands, (3, 4, 5))
+    return budget.problems(None, operands, (3, 4, 5))
 
 
 def test_separate_means():
-    weights, inputs = parts('separate')
+    weights, inputs = problems('separate')
     assert weights.resource.budget == 3.5 and weights.resource.unit == 24
     assert weights.resource.costs.tolist() == [[48, 64, 80], [24, 32, 40]]
     assert weights.picks[1] == [((1, 0),), ((1, 1),), ((1, 2),)]
     assert inputs.resource.budget == 4 and inputs.picks == [
         [((2, 0),), ((2, 1),), ((2, 2),)]
     ]
-    assert [p.name for p in parts('separate', operands=OPERANDS[:1])] == [
+    assert [p.name for p in problems('separate', operands=OPERANDS[:1])] == [
         'weights'
     ]
 
 
 def test_a_joint_mean():
-    (part,) = parts('joint')
-    assert part.name == 'weights and inputs' and len(part.picks) == 3
-    assert part.resource.budget == pytest.approx((24 * 3.5 + 40 * 4) / 64)
+    (problem,) = problems('joint')
+    assert problem.name == 'weights and inputs' and len(problem.picks) == 3
+    assert problem.resource.budget == pytest.approx((24 * 3.5 + 40 * 4) / 64)
 
 
 def test_bytes_of_weights():
-    weights, inputs = parts('bytes')
+    weights, inputs = problems('bytes')
     assert weights.resource.name == 'bytes'
     assert weights.resource.budget == 24 * 4 / 8
     assert inputs.resource.name == 'mean bits'
-    assert parts('bytes', 10.0)[0].resource.budget == 10
+    assert problems('bytes', 10.0)[0].resource.budget == 10

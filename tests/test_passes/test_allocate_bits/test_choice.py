@@ -8,7 +8,7 @@ import numpy as np
 from mmdet_ptq.passes.allocate_bits.choice import Choice, widths_of
 from mmdet_ptq.passes.allocate_bits.curves import Curves
 from mmdet_ptq.passes.allocate_bits.operands import Operand
-from mmdet_ptq.passes.allocate_bits.parts import Part
+from mmdet_ptq.passes.allocate_bits.problems import WidthProblem
 from mmdet_ptq.solvers import Resource
 from mmdet_ptq.structures import QuantSpec
 
@@ -22,10 +22,12 @@ OPERANDS = [
 def test_a_choice():
     assert widths_of(OPERANDS) == [3, 4, 5]
     picks = [[((u, k),) for k in range(3)] for u in range(3)]
-    part = Part('all', Resource.mean_bits([2, 1, 7], [3, 4, 5], 4), picks)
+    problem = WidthProblem(
+        'all', Resource.mean_bits([2, 1, 7], [3, 4, 5], 4), picks
+    )
     added = np.array([[1.0, nan, 0.5], [2.0, nan, 1.0], [nan, 8.0, 4.0]])
     curves = Curves(added, 0.125)
-    choice = Choice.of(OPERANDS, [part], curves, [0, 2, 1])
+    choice = Choice.of(OPERANDS, [problem], curves, [0, 2, 1])
     assert choice.widths == [[3, 5], [4]]
     assert choice.spent == [(2 * 3 + 5 + 7 * 4) / 10]
     assert choice.predicted == 1.0 + 1.0 + 8.0 + 0.125

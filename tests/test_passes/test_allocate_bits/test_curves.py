@@ -16,7 +16,9 @@ from mmdet_ptq.passes.allocate_bits.choice import widths_of
 from mmdet_ptq.passes.allocate_bits.curves import Curves, Measuring
 from mmdet_ptq.passes.allocate_bits.objectives import Features, Predictions
 from mmdet_ptq.passes.allocate_bits.operands import Wanted
-from mmdet_ptq.passes.allocate_bits.trials import make_trials
+from mmdet_ptq.passes.allocate_bits.trial_quantizers import (
+    make_trial_quantizers,
+)
 
 BASE = dict(weight=4, input=4)
 
@@ -26,7 +28,7 @@ def measuring(scope=('neck.1',), feature=False, count=2, most=8):
     session, _ = observed()
     wanted = Wanted(scope, BASE, dict(weight=3, input=3), most, None)
     operands = wanted.find(session)
-    bench = Bench(session, make_trials(session, operands))
+    bench = Bench(session, make_trial_quantizers(session, operands))
     distance = Predictions(session.model)
     if feature:
         distance = Features(session.model)

@@ -41,9 +41,11 @@ class Told:
 def result(told, mean=4.0, **args):
     base = dict(weight=4, input=4)
     budget = Budget('separate', dict(weight=mean, input=mean), None, base)
-    parts = budget.parts(None, OPERANDS, (3, 4, 5))
+    problems = budget.problems(None, OPERANDS, (3, 4, 5))
     session = SimpleNamespace(notes=[])
-    best, flat = search(AllocateBits(**args), session, OPERANDS, parts, told)
+    best, flat = search(
+        AllocateBits(**args), session, OPERANDS, problems, told
+    )
     return best, flat, session.notes
 
 

@@ -13,13 +13,14 @@ from mmdet_ptq.apis import save_quantized
 from mmdet_ptq.calibration.feed import Batches
 from mmdet_ptq.engine.progress import restore, snapshot
 from mmdet_ptq.engine.quantize import prepare
-from mmdet_ptq.errors import NumericError, QuantConfigError
+from mmdet_ptq.errors import CalibrationError, NumericError, QuantConfigError
 from mmdet_ptq.layers import float_mode
 from mmdet_ptq.passes import EqualizeChannels, FoldBatchNorm
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 from mmdet_ptq.quantizers import UniformQuantizer
 from mmdet_ptq.records import EqualizationRecord
-from mmdet_ptq.surgery import SplitMultiheadAttention
+from mmdet_ptq.registry import DECOMPOSED
+from mmdet_ptq.surgery import RoutedProducts, SplitMultiheadAttention
 from mmdet_ptq.testing import noise_batches, random_detector
 
 PASSES = [
@@ -48,6 +49,44 @@ class Attending(BaseModel):
         x = self.norm(x.flatten(2).mT)
         x = self.attn(x, x, x)[0]
         return self.fc2(self.fc1(x).relu_())
+
+
+class Folding(nn.Module):
+    """Attention of heads that lie along the axis of images."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.count = heads
+        self.q, self.k, self.v, self.out = (
+            nn.Linear(4 * heads, 4 * heads) for _ in range(4)
+        )
+
+    def forward(self, x):
+        def fold(t):
+            t = t.view(len(x), -1, self.count, 4).transpose(1, 2)
+            return t.reshape(len(x) * self.count, -1, 4)
+
+        q, k, v = fold(self.q(x)), fold(self.k(x)), fold(self.v(x))
+        y = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)
+        y = y.view(len(x), self.count, -1, 4).transpose(1, 2)
+        return self.out(y.reshape(x.shape))
+
+
+@DECOMPOSED.implements(Folding)
+class SplitFolding(RoutedProducts, Folding):
+    pass
+
+
+class Folded(BaseModel):
+    def __init__(self, heads):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Conv2d(3, 4 * heads, 2, 2)
+        self.attn = Folding(heads)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = self.embed(torch.stack(list(inputs)).float())
+        return self.attn(x.flatten(2).mT)
 
 
 def before_passes(model, data, passes=PASSES, rules=RULES, bits='w4a4'):
@@ -274,6 +313,22 @@ def test_notes_say_what_was_not_scaled():
     assert (
         'not equalized, it is an output of the detector: fc2' in session.notes
     )
+
+
+def test_many_heads_along_the_first_axis():
+    records = run(before_passes(Folded(10), batches(2)))
+    assert [r.kind for r in records] == ['layer', 'qk', 'pv']
+    assert all(0 < r.after <= r.before for r in records)
+
+
+def test_heads_along_the_first_axis_of_batches_of_several_sizes():
+    data = batches(3)
+    data[1] = {key: data[1][key] + data[2][key] for key in data[1]}
+    session = before_passes(Folded(2), data)
+    match = 'attn.matmul_qk: .* 2 in the first batch and 4 in another'
+    with pytest.raises(CalibrationError, match=match):
+        run(session)
+    assert run(session, pairs=['layer', 'norm'])
 
 
 def test_only_some():

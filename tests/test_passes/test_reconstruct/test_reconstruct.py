@@ -18,10 +18,13 @@ from reconstruct_model import (
 )
 
 from mmdet_ptq import quantize_detector
+from mmdet_ptq.calibration import Batches
+from mmdet_ptq.engine.quantize import prepare
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.layers import QuantLayer
 from mmdet_ptq.losses import L2Loss
 from mmdet_ptq.passes.reconstruct.trainer import Trainer
+from mmdet_ptq.quant_cfg import parse_quant_cfg
 from mmdet_ptq.quantizers import LLAQuantizer
 from mmdet_ptq.registry import LOSSES
 
@@ -34,6 +37,17 @@ def uniform(rules=RULES):
         model, batches(), dict(bits='w3a4', rules=rules, passes=INIT)
     )
     return model
+
+
+def test_a_weight_that_cannot_be_learned_is_found_first():
+    groups = dict(type='ChannelGroups', bits=4, widths=[3, 4], channels=4)
+    rules = [*RULES, dict(match='neck.0', weight=groups)]
+    last = dict(type='Reconstruct', learn=[dict(type='AdaRound')])
+    config = dict(bits='w3a4', rules=rules, passes=[*INIT, last])
+    model, data = Net().eval(), batches(1)
+    match = 'AdaRound: neck.0: the rounding of a ChannelGroups cannot'
+    with pytest.raises(QuantConfigError, match=match):
+        prepare(model, parse_quant_cfg(config), data[0], Batches(model, data))
 
 
 def test_no_step_is_uniform_to_the_bit():

@@ -124,3 +124,11 @@ def test_recipes():
         '| A | `x` | w4a4 | 800 x 1216 | 4 | 2.50 | 3.2 | 1.12 | 900 | 1000 |'
     )
     assert lines.count(row) == 2
+    # the second began with the memory that the first had taken
+    after = dict(detector, float_peak_rss_mb=1000, peak_rss_mb=1200)
+    shared = dict(found, detectors=dict(A=detector, B=after))
+    lines = recipes_section([shared])
+    assert row in lines
+    assert '| B | `x` | w4a4 | 800 x 1216 | 4 | 2.50 | 3.2 | 1.12 |  |  |' in (
+        lines
+    )

@@ -31,13 +31,26 @@ def test_page_reads_alone():
         assert words not in page
 
 
+def rows():
+    # made by itself here, the page has parts that other tests registered
+    page = (Path(__file__).parents[3] / 'docs/quant_cfg.md').read_text()
+    return [r for r in page.splitlines() if r.startswith('| `')]
+
+
 def test_each_default_stands_once():
     """In its column; what is left of the meaning is never nothing."""
-    # made by itself here, it has parts that other tests registered
-    page = (Path(__file__).parents[3] / 'docs/quant_cfg.md').read_text()
-    rows = [r for r in page.splitlines() if r.startswith('| `')]
-    assert len(rows) > 50
-    for row in rows:
+    assert len(rows()) > 50
+    for row in rows():
         _, _, meaning, *_ = row.split('|')
         assert meaning.strip(), row
         assert 'Defaults to' not in meaning, row
+
+
+def test_what_none_stands_for():
+    found = [r for r in rows() if r.split('|')[3].startswith(' `None`')]
+    found = [r for r in found if not r.startswith('| `group_size`')]
+    assert len(found) > 20
+    for row in found:
+        meaning, default = row.split('|')[2:4]
+        said = 'None' in meaning or 'By default' in meaning
+        assert said or default.startswith(' `None`: '), row

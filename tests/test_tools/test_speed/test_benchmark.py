@@ -2,6 +2,7 @@
 """The benchmark on a tiny detector."""
 
 import json
+import resource
 
 import pytest
 
@@ -41,6 +42,18 @@ def test_ratios_of_a_rectangle(run, capsys):
     # a CPU's have neither
     assert not {'peak_gpu_mb', 'crossings_float'} & set(one)
     assert capsys.readouterr().out.startswith('one: calibrate ')
+
+
+def test_memory_is_that_of_one_detector(run):
+    def peak():
+        found = run('--only', 'one', '--size', '64')['detectors']
+        return found['one']['peak_rss_mb']
+
+    own = peak()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    memory = bytearray(b'1') * ((max(own, before) + 500) << 20)
+    del memory  # now this process has had more
+    assert peak() < own + 250
 
 
 def test_what_was_measured_in_the_same_way_stays(run):

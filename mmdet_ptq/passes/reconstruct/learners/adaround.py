@@ -72,6 +72,15 @@ class AdaRound(Learner):
         self.schedule = one_of('schedule', schedule, ('linear', 'cosine'))
         self._parts: list[tuple[QuantLayer, Tensor, nn.Parameter]] = []
 
+    def check_weight(self, name: str, kind: type[BaseQuantizer]) -> None:
+        """See :meth:`Learner.check_weight`."""
+        if not issubclass(kind, SoftRounding):
+            raise QuantConfigError(
+                f'AdaRound: {name}: the rounding of a {kind.__name__} cannot '
+                'be learned; learn LearnedWeights instead, or give the weight '
+                'another quantizer'
+            )
+
     def start(
         self,
         layers: dict[str, QuantLayer],
@@ -82,11 +91,6 @@ class AdaRound(Learner):
         self._parts = []
         for layer in with_weights(layers):
             quantizer, weight = layer.weight_quantizer, layer.weight.detach()
-            if not isinstance(quantizer, SoftRounding):
-                raise QuantConfigError(
-                    f'AdaRound: a {type(quantizer).__name__} has no soft '
-                    'rounding; use LearnedWeights'
-                )
             lower, fraction = _start(quantizer, weight, layer.rounded)
             logit = -torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1)
             soft = nn.Parameter(logit)

@@ -40,6 +40,17 @@ class Learner(ABC):
             the rate falls to zero along a ``cosine``.
         """
 
+    def check_weight(self, name: str, kind: type[BaseQuantizer]) -> None:  # noqa: B027
+        """Refuses weights that it cannot learn.
+
+        Args:
+            name (str): Name of the layer, for the message.
+            kind (type): Class of the weight's quantizer.
+
+        Raises:
+            QuantConfigError: Says what to do.
+        """
+
     def penalty(self, progress: float) -> Tensor | float:
         """A term of the loss; ``progress`` runs from 0 to 1."""
         return 0.0

@@ -14,7 +14,7 @@ from .base import Learner, with_weights
 class LearnedCodebook(Learner):
     """Learned parameters of weight quantizers that have them (LLAQ).
 
-    Gradients of a layer's ``log k`` and of its ``a`` are cut to norm 1.
+    Gradients of a layer's ``log k`` and of its ``a`` are cut to length 1.
 
     Args:
         lr_k (float): Rate of ``log k``. Defaults to 1e-3.

@@ -6,13 +6,11 @@ import math
 import pytest
 import torch
 from learner_kit import QUANTIZERS, layer_with
-from torch import nn
 
 from mmdet_ptq.errors import QuantConfigError
-from mmdet_ptq.layers import convert
 from mmdet_ptq.passes.reconstruct import AdaRound
 from mmdet_ptq.passes.reconstruct.learners import rectified_sigmoid
-from mmdet_ptq.quantizers import BaseQuantizer, UniformQuantizer
+from mmdet_ptq.quantizers import ChannelGroups, UniformQuantizer
 
 
 @pytest.mark.parametrize('name', QUANTIZERS)
@@ -88,14 +86,9 @@ def test_where_learning_starts_by_hand():
 
 
 def test_adaround_needs_soft_rounding():
-    class Hard(BaseQuantizer):
-        set_range = encoding = num_rows = parameter_bits = None
-
-    model = nn.Sequential(nn.Linear(2, 2))
-    convert(model)
-    model[0].attach(Hard(4))
-    with pytest.raises(QuantConfigError, match='a Hard has no soft rounding'):
-        AdaRound().start({'0': model[0]}, [], 10)
+    AdaRound().check_weight('fc', UniformQuantizer)
+    with pytest.raises(QuantConfigError, match='fc: the rounding of a Channe'):
+        AdaRound().check_weight('fc', ChannelGroups)
 
 
 @pytest.mark.parametrize('name', QUANTIZERS)

@@ -5,17 +5,21 @@ import numpy as np
 import pytest
 
 from mmdet_ptq.errors import BudgetError
-from mmdet_ptq.passes.allocate_bits.parts import Part, cost_of_widths, solved
+from mmdet_ptq.passes.allocate_bits.problems import (
+    WidthProblem,
+    cost_of_widths,
+    solved,
+)
 from mmdet_ptq.solvers import Resource
 
 #: units of 10 and 30 elements, of 4 or 8 bits
-PART = Part(
+PROBLEM = WidthProblem(
     'weights',
     Resource.mean_bits([10, 30], [4, 8], 5.0),
     [[((u, 0),), ((u, 1),)] for u in (0, 1)],
 )
 #: one decision for both units
-BOTH = Part(
+BOTH = WidthProblem(
     'layers',
     Resource('BOPs', np.array([[16.0, 64.0]]), 64.0),
     [[((0, 0), (1, 0)), ((0, 1), (1, 1))]],
@@ -25,22 +29,24 @@ ADDED = np.array([[3.0, 1.0], [9.0, 8.0]])
 
 def test_the_choice_within_a_budget():
     # 8 bits for ten elements of forty are 5 on average
-    assert solved(PART, ADDED, 'dp', {}) == {0: 1, 1: 0}
-    assert solved(PART, ADDED, 'hull', {}) == {0: 1, 1: 0}
+    assert solved(PROBLEM, ADDED, 'dp', {}) == {0: 1, 1: 0}
+    assert solved(PROBLEM, ADDED, 'hull', {}) == {0: 1, 1: 0}
     assert solved(BOTH, ADDED, 'dp', {}) == {0: 1, 1: 1}
 
 
 def test_what_widths_cost():
-    assert cost_of_widths(PART, [1, 0]) == 5
+    assert cost_of_widths(PROBLEM, [1, 0]) == 5
     assert cost_of_widths(BOTH, [1, 1]) == 64
     assert cost_of_widths(BOTH, [1, 0]) is None
 
 
-@pytest.mark.parametrize('budget', [3.9, 8.1])
-def test_a_budget_out_of_reach(budget):
+@pytest.mark.parametrize(
+    'budget, end', [(3.9, 'a floor nearer'), (8.1, 'a most nearer')]
+)
+def test_a_budget_out_of_reach(budget, end):
     resource = Resource.mean_bits([10, 30], [4, 8], budget)
-    part = Part('weights', resource, PART.picks)
-    match = 'weights: a budget of .* mean bits is out of reach: .* 4 to 8; '
+    problem = WidthProblem('weights', resource, PROBLEM.picks)
+    match = f'weights: a budget of {budget} mean bits .* 4 to 8, or {end}'
     with pytest.raises(BudgetError, match=match):
-        part.check(ADDED)
-    PART.check(ADDED)
+        problem.check(ADDED)
+    PROBLEM.check(ADDED)

@@ -18,7 +18,7 @@ Picks = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class WidthProblem:
     """One budget and what may be chosen within it.
 
     Attributes:
@@ -31,7 +31,7 @@ class Part:
     resource: Resource
     picks: list[list[Picks]]
 
-    def problem(self, added: Floats) -> Problem:
+    def within(self, added: Floats) -> Problem:
         """What is to be solved.
 
         Args:
@@ -51,37 +51,41 @@ class Part:
         """Refuses a budget that is out of reach, on either side.
 
         Args:
-            added (Floats): As of :meth:`problem`; its numbers do not matter.
+            added (Floats): As of :meth:`within`; its numbers do not matter.
 
         Raises:
             BudgetError: With those that can be met.
         """
-        problem = self.problem(added)
+        bounded = self.within(added)
         resource = self.resource
-        low, high = problem.bounds(resource)
+        low, high = bounded.bounds(resource)
         slack = SLACK * high
         if low - slack <= resource.budget <= high + slack:
             return
+        below = resource.budget < low
         raise BudgetError(
             f'AllocateBits: {self.name}: a budget of {resource.budget:.6g} '
-            f'{resource.name} is out of reach: widths from floor to most take '
-            f'{low:.6g} to {high:.6g}; give one of these, or another floor or '
-            'most'
+            f'{resource.name} is {"below" if below else "above"} what the '
+            f'{"least" if below else "greatest"} widths take; give one from '
+            f'{low:.6g} to {high:.6g}, or '
+            + ('a floor nearer to 2' if below else 'a most nearer to 8')
         )
 
 
-def cost_of_widths(part: Part, columns: Sequence[int]) -> float | None:
+def cost_of_widths(
+    problem: WidthProblem, columns: Sequence[int]
+) -> float | None:
     """What given widths take of a budget, in its unit.
 
     Args:
-        part (Part): The budget.
+        problem (WidthProblem): The budget.
         columns (Sequence[int]): Column of the width of each unit.
 
     Returns:
         float | None: None if no option has these widths.
     """
     total = 0.0
-    for i, options in enumerate(part.picks):
+    for i, options in enumerate(problem.picks):
         fits = (
             k
             for k, picks in enumerate(options)
@@ -90,17 +94,20 @@ def cost_of_widths(part: Part, columns: Sequence[int]) -> float | None:
         at = next(fits, None)
         if at is None:
             return None
-        total += float(part.resource.costs[i, at])
-    return total / part.resource.unit
+        total += float(problem.resource.costs[i, at])
+    return total / problem.resource.unit
 
 
 def solved(
-    part: Part, added: Floats, solver: str, options: Mapping[str, object]
+    problem: WidthProblem,
+    added: Floats,
+    solver: str,
+    options: Mapping[str, object],
 ) -> dict[int, int]:
     """Chooses widths within a budget.
 
     Args:
-        part (Part): The budget.
+        problem (WidthProblem): The budget.
         added (Floats): ``[U, K]``.
         solver (str): Method of :func:`mmdet_ptq.solvers.solve`.
         options (Mapping[str, object]): Of the method.
@@ -108,9 +115,9 @@ def solved(
     Returns:
         dict[int, int]: Column of the width of each unit.
     """
-    solution = solve(part.problem(added), solver, **options)
+    solution = solve(problem.within(added), solver, **options)
     return {
         unit: column
-        for options_of, k in zip(part.picks, solution.choice, strict=True)
+        for options_of, k in zip(problem.picks, solution.choice, strict=True)
         for unit, column in options_of[k]
     }

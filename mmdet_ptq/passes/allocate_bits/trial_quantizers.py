@@ -19,7 +19,7 @@ Widths = Sequence[int | None]
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialQuantizers:
     """An operand, and its quantizers.
 
     Attributes:
@@ -72,7 +72,9 @@ class Trial:
 
 
 @torch.no_grad()
-def make_trials(session: Session, operands: Sequence[Operand]) -> list[Trial]:
+def make_trial_quantizers(
+    session: Session, operands: Sequence[Operand]
+) -> list[TrialQuantizers]:
     """Quantizers of all widths, ranged as ``SetRanges`` of the recipe does.
 
     No forward is run: weights are there, and the observers of inputs have
@@ -83,7 +85,7 @@ def make_trials(session: Session, operands: Sequence[Operand]) -> list[Trial]:
         operands (Sequence[Operand]): What is to be allocated.
 
     Returns:
-        list[Trial]: One for each.
+        list[TrialQuantizers]: One for each.
 
     Raises:
         CalibrationError: If there are no statistics of an input.
@@ -96,7 +98,7 @@ def make_trials(session: Session, operands: Sequence[Operand]) -> list[Trial]:
     found, pairs = [], []
     for i, one in enumerate(operands):
         session.progress('trial ranges', one.name, i, len(operands))
-        trial = Trial(
+        trial = TrialQuantizers(
             one,
             {b: one.build(layers, b).to(device) for b in one.widths},
             one.axis(layers),

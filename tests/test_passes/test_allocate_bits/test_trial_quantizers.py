@@ -6,7 +6,10 @@ from allocate_kit import observed
 
 from mmdet_ptq.passes import SetRanges
 from mmdet_ptq.passes.allocate_bits.operands import Operand, Wanted
-from mmdet_ptq.passes.allocate_bits.trials import Trial, make_trials
+from mmdet_ptq.passes.allocate_bits.trial_quantizers import (
+    TrialQuantizers,
+    make_trial_quantizers,
+)
 from mmdet_ptq.quantizers import UniformQuantizer
 from mmdet_ptq.structures import QuantSpec
 
@@ -16,7 +19,7 @@ BASE = dict(weight=4, input=4)
 def test_ranges_are_those_that_a_recipe_sets():
     session, _ = observed()
     wanted = Wanted(('*',), BASE, dict(weight=3, input=3), 8, None)
-    trials = make_trials(session, wanted.find(session))
+    trials = make_trial_quantizers(session, wanted.find(session))
     SetRanges().run(session)
     for trial in trials:
         name, tensor = trial.operand.holders[0]
@@ -39,7 +42,7 @@ def test_units_at_widths_of_their_own():
         quantizers[bits] = q
     spec = QuantSpec('UniformQuantizer', 4)
     one = Operand('weight', (('a', 'weight'),), spec, (2, 5), (6, 6, 3), 2)
-    trial = Trial(one, quantizers, 0)
+    trial = TrialQuantizers(one, quantizers, 0)
     x = torch.linspace(-1, 1, 15).view(5, 3)
     found = trial.at(x, [5, None, 2])
     assert torch.equal(found[:2], quantizers[5](x)[:2])
