@@ -23,8 +23,9 @@ def auto_page(
         title (str): The goal in words.
         goal (Mapping): ``kind`` and ``limit``.
         trials (Sequence[Mapping]): ``title``, ``recipe``, ``mixed``,
-            ``metric``, ``drop``, ``mb``, ``bops``, ``seconds``, ``met`` and
-            ``best`` of each, in the order in which they were tried.
+            ``metric``, ``drop``, ``mb``, ``bops``, ``seconds`` and
+            ``within`` (a word) of each, in the order in which they were
+            tried.
         whole (Mapping): ``mb``, ``bops``, ``metric`` and ``value`` of the
             float detector.
         told (Sequence[str]): What came of it, in sentences.
@@ -48,8 +49,14 @@ def auto_page(
     least = whole['value'] - goal['limit'] if _drops(goal) else None
     chart = figure(
         f'{whole["metric"]} and {word} of what was tried.',
-        f'The line joins what nothing beats in both. Float: '
-        f'{num(whole["value"])}, {num(whole[key] / unit, ".3g")} {word}.',
+        'A line joins what nothing beats in both. '
+        + (
+            f'The level one is the goal, {num(least)}. '
+            if least is not None
+            else ''
+        )
+        + f'Float: {num(whole["value"])}, '
+        f'{num(whole[key] / unit, ".3g")} {word}.',
         points(
             'metric and cost',
             dots,
@@ -59,6 +66,7 @@ def auto_page(
             least,
         ),
     )
+    title = title[:1].upper() + title[1:]
     head = tag('header', tag('h1', title), *map(paragraph, told))
     parts = [
         tag('section', tag('h2', 'What was tried'), chart, id='chart'),
@@ -103,8 +111,8 @@ def _table(trials: Sequence[Mapping[str, Any]]) -> Html:
     head = ['tried', 'within', 'points lost', 'MB', 'G BOPs', 'seconds']
     rows = [
         [
-            f'{t["title"]}{" (chosen)" if t["best"] else ""}',
-            'yes' if t['met'] else 'no',
+            t['title'],
+            t['within'],
             num(100 * t['drop'], '.2f'),
             num(t['mb'], '.3f'),
             num(t['bops'] / 1e9, '.4g'),

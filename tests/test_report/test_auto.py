@@ -20,8 +20,7 @@ def trial(title, metric, mb, bops, **given):
             mb=mb,
             bops=bops,
             seconds=3.0,
-            met=True,
-            best=False,
+            within='yes',
         ),
         **given,
     }
@@ -29,8 +28,8 @@ def trial(title, metric, mb, bops, **given):
 
 TRIALS = [
     trial('uniform w8a8', 0.65, 2.0, 4e9),
-    trial('uniform w4a8', 0.64, 1.0, 2e9, best=True),
-    trial('uniform w4a4', 0.5, 1.0, 1e9, met=False, mixed=True),
+    trial('uniform w4a8', 0.64, 1.0, 2e9, within='chosen'),
+    trial('uniform w4a4', 0.5, 1.0, 1e9, within='no', mixed=True),
 ]
 
 
@@ -47,7 +46,8 @@ def test_chart_and_table():
     (mark,) = (a for t, a in seen.tags if a.get('class') == 'zero')
     heights = sorted(float(a['cy']) for a in dots)
     assert heights[0] < heights[1] < float(mark['y1']) < heights[2]
-    assert 'uniform w4a8 (chosen)' in seen.text['table']
+    assert 'uniform w4a8chosen' in seen.text['table']
+    assert 'The level one is the goal, 0.63' in seen.text['chart']
     assert '8.00 MB' not in seen.text['chart']
     assert '9 G BOPs' in seen.text['chart']
 

@@ -27,7 +27,7 @@ def words_of(run: AutoRun, chosen: Trial, met: bool) -> list[str]:
         chosen (Trial): The best, or what comes nearest.
         met (bool): Whether it keeps to the limit.
     """
-    whole, goal = run.whole, run.options.goal
+    whole = run.whole
     costs = (
         f'{share_words(chosen.mb, whole["mb"], "MB")}; '
         f'{share_words(chosen.bops / 1e9, whole["bops"] / 1e9, "G BOPs")}; '
@@ -35,11 +35,19 @@ def words_of(run: AutoRun, chosen: Trial, met: bool) -> list[str]:
         f'{run.options.verify_num} training images held out'
     )
     if met:
-        return [f'{goal.words}: {chosen.title}. {costs}.']
+        return [f'Chosen: {chosen.title}. {costs}.']
     return [
-        f'{goal.words}: this cannot be reached with {len(run.trials)} '
-        f'detectors that were tried. Nearest comes {chosen.title}: {costs}.'
+        f'The goal cannot be reached with {len(run.trials)} detectors that '
+        f'were tried. Nearest comes {chosen.title}: {costs}.'
     ]
+
+
+def _within(run: AutoRun, trial: Trial, chosen: Trial) -> str:
+    """Whether a trial is within the goal, or what it is."""
+    met = run.options.goal.met(trial)
+    if trial == chosen:
+        return 'chosen' if met else 'nearest'
+    return 'yes' if met else 'no'
 
 
 def write_outputs(
@@ -68,8 +76,7 @@ def write_outputs(
             vars(t),
             title=t.title,
             mixed=bool(t.rules),
-            met=goal.met(t),
-            best=t == chosen,
+            within=_within(run, t, chosen),
         )
         for t in run.trials
     ]
@@ -94,16 +101,17 @@ def print_trials(console: Console, run: AutoRun, chosen: Trial) -> None:
         run (AutoRun): After :meth:`AutoRun.run`.
         chosen (Trial): Marked.
     """
-    table = Table(title=run.options.goal.words, box=SIMPLE_HEAD)
+    words = run.options.goal.words
+    title = f'{words[:1].upper()}{words[1:]}'
+    table = Table(title=title, box=SIMPLE_HEAD)
     table.add_column('tried', overflow='fold')
     table.add_column('within')
     for head in ('points lost', 'MB', 'G BOPs', 'seconds'):
         table.add_column(head, justify='right', no_wrap=True)
     for t in run.trials:
-        mark = ' *' if t == chosen else ''
         table.add_row(
-            f'{t.title}{mark}',
-            'yes' if run.options.goal.met(t) else 'no',
+            t.title,
+            _within(run, t, chosen),
             f'{100 * t.drop:.2f}',
             f'{t.mb:.3f}',
             f'{t.bops / 1e9:.4g}',

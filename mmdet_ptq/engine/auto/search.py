@@ -20,7 +20,7 @@ WIDTHS = ('w8a8', 'w6a6', 'w4a8', 'w4a6', 'w4a4', 'w3a4', 'w3a3')
 SIZES = ('w8a8', 'w6a8', 'w4a8', 'w3a8', 'w2a8')
 #: predictions in 8 bits, which recipes leave float
 SCOPE = 'first_last_8'
-#: what a scope may lose of the metric, where a cost is limited
+#: what a scope may lose of the metric, where a goal does not say it
 SPARE = 0.002
 #: after so many widths in a row that lose too much a recipe is left
 GIVE_UP = 2
@@ -80,11 +80,14 @@ class Search:
         plain = self._attempt(self.recipes[0], WIDTHS[0])
         self.scope = SCOPE
         more = self._attempt(self.recipes[0], WIDTHS[0])
-        little = plain and more and more.drop <= plain.drop + SPARE
-        if self.goal.kind == 'max_drop':
-            little = more and self.goal.met(more)
-        if not little:
+        if not (plain and more and self._spares(plain, more)):
             self.scope = ''
+
+    def _spares(self, plain: Trial, more: Trial) -> bool:
+        """Whether quantized predictions lose little enough to stay."""
+        if self.goal.kind == 'max_drop' and self.goal.met(plain):
+            return self.goal.met(more)
+        return more.drop <= plain.drop + SPARE
 
     def _smallest(self) -> None:
         """Goes down the widths until the metric loses too much."""

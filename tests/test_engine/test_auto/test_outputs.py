@@ -38,9 +38,8 @@ def run(tmp_path, tiny):
 def test_what_came_of_it(run):
     (words,) = words_of(run, SMALL, True)
     assert words == (
-        'fewest bit operations with at most 0.5 points less: gptq w4a4 mixed. '
-        '12.4 MB of 36.5, 34 %; 1.5 G BOPs of 9, 17 %; coco/bbox_mAP 0.644 '
-        'of 0.648 on 64 training images held out.'
+        'Chosen: gptq w4a4 mixed. 12.4 MB of 36.5, 34 %; 1.5 G BOPs of 9, '
+        '17 %; coco/bbox_mAP 0.644 of 0.648 on 64 training images held out.'
     )
     (words,) = words_of(run, SMALL, False)
     assert 'cannot be reached with 2 detectors that were tried' in words
@@ -50,7 +49,7 @@ def test_what_came_of_it(run):
 def test_files(run):
     page, config = write_outputs(run, SMALL, ['told'])
     text = page.read_text()
-    assert 'gptq w4a4 mixed (chosen)' in text and '<svg' in text
+    assert 'chosen' in text and '<svg' in text
     written = Config.fromfile(config)
     assert written.quant_cfg.to_dict() == run.quant_cfg(SMALL)
     # the config of the run is left as it was
@@ -61,6 +60,12 @@ def test_table(run):
     out = io.StringIO()
     print_trials(Console(file=out, width=80), run, SMALL)
     lines = [line.split() for line in out.getvalue().splitlines()]
-    row = ['gptq', 'w4a4', 'mixed', '*', 'yes', '0.40', '12.410', '1.5', '30']
+    row = ['gptq', 'w4a4', 'mixed', 'chosen', '0.40', '12.410', '1.5', '30']
     assert row in lines
     assert ['uniform', 'w8a8', 'yes', '0.00', '24.000', '4', '10'] in lines
+    # none keeps to a smaller loss
+    run.options.goal = Goal('max_drop', -1.0)
+    out = io.StringIO()
+    print_trials(Console(file=out, width=80), run, SMALL)
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert ['gptq', 'w4a4', 'mixed', 'nearest', *row[4:]] in lines

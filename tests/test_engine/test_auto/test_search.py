@@ -199,6 +199,16 @@ def test_predictions_stay_float_where_they_lose_much():
     assert (best.bits, best.scope, best.bops) == ('w6a6', '', 136)
 
 
+def test_predictions_where_8_bits_lose_too_much():
+    """No drop is within the goal: two thousandths more are little."""
+    lost = dict(uniform={'w8a8': 0.8}, gptq={'w8a8': 0.3})
+    for points, scope in ((0.1, ' first_last_8'), (0.3, '')):
+        bench = Bench(lost, predictions=points, mixed=1.0)
+        best, _ = bench.search('max_drop', 0.005)
+        assert bench.asked[4] == f'gptq w8a8{scope}'
+        assert (best.recipe, best.bits) == ('gptq', 'w8a8')
+
+
 def test_predictions_within_a_size():
     """What they lose is weighed against two thousandths."""
     lost = dict(uniform=dict.fromkeys(SIZES, 0.0))
