@@ -112,15 +112,13 @@ class Search:
         return self.goal.best(t for t in self.trials if t.scope == self.scope)
 
     def _next(self, best: Trial) -> Trial | None:
-        """The widest one of the same recipe that loses too much."""
+        """The narrower one of any recipe that loses too much by least."""
         below = [
             t
             for t in self.trials
-            if (t.recipe, t.scope) == (best.recipe, best.scope)
-            and not t.rules
-            and _area(t.bits) < _area(best.bits)
+            if t.scope == best.scope and t.bops < best.bops
         ]
-        return max(below, key=lambda t: _area(t.bits), default=None)
+        return min(below, key=lambda t: (t.drop, -t.bops), default=None)
 
     def _bisect(self, best: Trial, narrow: Trial) -> None:
         """Mixes the widths of two trials until little is left between."""

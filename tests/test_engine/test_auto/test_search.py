@@ -95,6 +95,17 @@ def test_mixed_widths_go_below():
     assert best.bops == 39.5 and best.rules
 
 
+def test_mixed_is_what_loses_least_below():
+    lost = dict(
+        uniform={'w8a8': 0.0, 'w6a6': 2.0, 'w4a8': 9.0},
+        gptq={'w6a6': 0.9, 'w4a8': 0.7},
+    )
+    bench = Bench(lost, mixed=0.01)
+    best, _ = bench.search('max_drop', 0.005)
+    assert bench.budgets[0] == ('gptq w4a8', 'w8a8', 48.0)
+    assert best.title == 'gptq w4a8 mixed'
+
+
 def test_where_nothing_loses_there_is_nothing_to_mix():
     lost = dict(uniform=dict.fromkeys(WIDTHS, 0.0))
     bench = Bench(lost)
