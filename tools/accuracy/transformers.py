@@ -23,6 +23,7 @@ SYMMETRIC = ('ptq_for_vit', 'ptq4vit', 'apq_vit')
 AS_PUBLISHED = (
     *(f'{name}_symmetric' for name in ('uniform', *SYMMETRIC)),
     'fq_vit_minmax',
+    'fq_vit_norms_float',
 )
 LEARNED = ('adalog_recon', 'repq_recon', 'igq_recon')
 
@@ -130,6 +131,9 @@ VARIANTS = {
         f'{name}_symmetric': _symmetric(name)
         for name in ('uniform', *SYMMETRIC)
     },
+    'fq_vit_norms_float': dict(
+        recipe='fq_vit', rules=[dict(match='@norm', skip=True)]
+    ),
     'fq_vit_minmax': dict(
         recipe='fq_vit',
         pass_args=dict(
@@ -163,7 +167,7 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
         'adalog_a': [
             *cells(DETECTORS, CALIBRATED, ('w4a4',)),
             *cells(DETECTORS, LEARNED, ('w4a4',)),
-            # with the grids and ranges of the papers
+            # with the grids and ranges of the papers, and without norms
             *cells(('mask-rcnn_swin', 'detr'), AS_PUBLISHED, ('w4a4',)),
             *cells(DETECTORS, (*wide, 'igq_vit_w6'), ('w6a6',)),
             *cells(DETECTORS, (*wide, 'igq_vit_w8'), ('w8a8',)),
