@@ -22,6 +22,8 @@ class CfgOptions(DictAction):
         """See :class:`mmengine.config.DictAction`."""
         for word in values:
             try:
+                if word.startswith('='):
+                    raise ValueError('no key')
                 super().__call__(parser, namespace, [word], option_string)
             # what it raises without '=', on brackets, and on calls
             except (ValueError, AssertionError, RecursionError):

@@ -66,7 +66,8 @@ def local_checkpoint(name: str | Path) -> Path:
 def _place(url: str, name: str) -> Path:
     """Where a download is kept; no other URL has this place."""
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    if re.search(r'-[0-9a-f]{8,}\.\w+$', name):
+    # a hash has a letter, other than a date or a number of steps
+    if re.search(r'-(?=\d*[a-f])[0-9a-f]{8,}\.\w+$', name):
         return folder / name  # it tells the content
     known = hashlib.sha256(url.encode(errors='replace')).hexdigest()
     return folder / known[:16] / name

@@ -157,8 +157,8 @@ def _larger_than_float(model: nn.Module) -> list[str]:
     return [
         'larger than in float32, as what a channel stores beside its codes '
         '(a scale, or a table of 2^bits values) is more than the codes save: '
-        f'{", ".join(found[:3])}{more}; give such layers fewer bits or a '
-        'UniformQuantizer by a rule'
+        f'{", ".join(found[:3])}{more}; give such layers fewer bits or '
+        'another quantizer by a rule, or skip=True'
     ]
 
 

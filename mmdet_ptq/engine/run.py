@@ -89,9 +89,9 @@ def quantize_and_test(
     barrier()
     store.clear()
     if is_main_process():
-        kept.clear()
         result.print_table()
         parts.write(result)
+        kept.clear()
     return result.quantized_metrics
 
 

@@ -30,7 +30,8 @@ def fit_groups(
     so they are never worse than those it began with.
 
     Means clip half of the rows, and the widest by much. So the ends go on
-    from there to the extremes of the rows of their grid.
+    from there to the extremes of the rows that are nearest to the mean. A row
+    may then be nearer to the ends of another grid, and clipped by that.
 
     Args:
         points (Tensor): ``[P, 2]``, lower and upper ends of the rows; their

@@ -30,11 +30,12 @@ class InstanceObserver(PerImageObserver):
     Neither the order of images nor how ranks share them changes a bit.
 
     Args:
-        iterations (int): Steps of :func:`fit_groups`.
-        period (int): Its T: after how many steps grids that few channels
-            need begin anew.
-        reach (float): Its own, from 0 to 1: how much of the way from the
-            mean of its rows (as in the paper) to their extremes an end goes.
+        iterations (int): How often channels choose a grid and grids move to
+            their channels (Algorithm 1).
+        period (int): The paper's T: after how many of these steps grids that
+            few channels need begin anew.
+        reach (float): Where the ends of a grid lie in the end: 0 is the mean
+            of its channels, as in the paper, 1 their extremes.
 
     Raises:
         ValueError: If an argument is out of range.

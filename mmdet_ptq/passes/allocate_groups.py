@@ -84,23 +84,23 @@ class Site:
 class AllocateGroups(BasePass):
     """A number of grids for each input, within a budget (IGQ-ViT, Eq. 10).
 
-    Moon et al. (2024) give each layer a number of groups of its own, each of
-    which has one grid, so that what all of them cost is at most what
-    ``groups`` of them in each layer would. For each input with an
-    ``InstanceGroupQuantizer`` and each number, the detector's outputs are
-    compared with those that it gives with this layer left float. The sum of
-    these perturbations is made least. Images keep the proposals of the float
-    detector.
+    Moon et al. (2024) give each layer a number of grids of its own, so that
+    what choosing them and adding up their products costs is at most what it
+    would with ``groups`` grids in each layer. For each input with an
+    ``InstanceGroupQuantizer`` and each number of grids, the detector's outputs
+    are compared with those that it gives with this layer left float. The sum
+    of these perturbations is made least. Images keep the proposals of the
+    float detector.
 
     Args:
-        groups (int): Number of groups that the budget is made of, from the
+        groups (int): Number of grids that the budget is made of, from the
             smallest of ``candidates`` to the greatest. Defaults to 8.
         candidates (Sequence[int]): Numbers that a layer may get; of those
             above its channels none. Defaults to (4, 6, 8, 10, 12, 16, 24).
         images (int): How many calibration images each rank looks at.
             Defaults to 8.
         others (str): What the other layers are meanwhile: ``'quantized'``,
-            with the groups that their rules say, or ``'float'``. Defaults
+            with the grids that their rules say, or ``'float'``. Defaults
             to ``'quantized'``.
         solver (str): ``'dp'``, ``'milp'``, ``'hull'`` or ``'lagrange'`` (see
             :func:`mmdet_ptq.solvers.solve`). Defaults to ``'dp'``.
@@ -130,7 +130,7 @@ class AllocateGroups(BasePass):
         self.candidates = [whole('candidates', g, 1) for g in candidates]
         if self.candidates != sorted(set(self.candidates)) or not candidates:
             raise ValueError(
-                'candidates must be growing numbers of groups, got '
+                'candidates must be growing numbers of grids, got '
                 f'{candidates!r}'
             )
         least, most = self.candidates[0], self.candidates[-1]

@@ -92,7 +92,7 @@ def _reach(session: Session, products: list[str]) -> dict[str, float]:
     what an exponential of whole numbers reaches.
 
     Raises:
-        NumericError: If a softmax gives NaN or Inf.
+        NumericError: If a softmax gives NaN.
     """
     seen: dict[str, list[Tensor]] = {name: [] for name in products}
 
@@ -100,7 +100,7 @@ def _reach(session: Session, products: list[str]) -> dict[str, float]:
         if port == 'a' and x.numel():
             # masked entries are no logits
             least = torch.where(x > 0, x, 1.0).amin(-1)
-            seen[name].append((x.amax(-1) / least).log().amax())
+            seen[name].append((x.amax(-1).log() - least.log()).amax())
 
     layers = {name: session.layers[name] for name in products}
     with (
@@ -115,9 +115,9 @@ def _reach(session: Session, products: list[str]) -> dict[str, float]:
     }
     parts = all_gather_object(mine)
     for name in products:
-        if not all(math.isfinite(part[name]) for part in parts):
+        if any(math.isnan(part[name]) for part in parts):
             raise NumericError(
-                f'{name}: NaN or Inf in its a, the softmax, during '
+                f'{name}: NaN in its a, the softmax, during '
                 'calibration; the float model overflows on an image'
             )
     most = {name: max(part[name] for part in parts) for name in products}

@@ -35,7 +35,7 @@ class Observe(BasePass):
         observer (dict): Observer of activations. Defaults to
             ``dict(type='LpObserver', p=2.4)``.
         instance_observer (dict): Observer of activations whose grid each
-            image takes, such as those of an ``InstanceGroupQuantizer``.
+            image chooses anew: those of an ``InstanceGroupQuantizer``.
             Defaults to ``dict(type='InstanceObserver', iterations=300,
             period=75, reach=1.0)``.
     """

@@ -27,8 +27,8 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
     There are G affine grids with the ends ``l_i`` and ``u_i``. A channel c
     whose extremes in an image are ``m_c`` and ``M_c`` is quantized with the
     grid of least ``(M_c - u_i)^2 + (m_c - l_i)^2`` (eq. 4 and 5), the first
-    of several. The ends that calibration finds hold all channels that it saw
-    take the grid. With ``granularity='row'`` the same is done with the rows
+    of several. It may be a narrower one than the channel needs, which clips
+    it. With ``granularity='row'`` the same is done with the rows
     of a softmax, whose lower ends are all 0 (eq. 8).
 
     Codes mean nothing without the groups of their tensor: :meth:`encoding`

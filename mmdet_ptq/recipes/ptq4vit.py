@@ -5,7 +5,7 @@ Outputs of softmax and GELU have two grids each. All ranges are shares of the
 extremes, the one that counts least at the detector's outputs. Products have a
 range for each head. The paper's grids are symmetric, with one for the whole
 weight of a linear layer. At 4 bits that costs more than its search brings, so
-grids are those of other recipes here.
+here they are affine, with one for each channel of a weight.
 """
 
 _base_ = './_base_/tensor_rules.py'

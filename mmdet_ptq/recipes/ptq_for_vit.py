@@ -4,7 +4,8 @@
 Ranges are searched for the correlation of each layer's output with the float
 one, and in attention for the order of the logits too. The mean output error is
 taken out of the biases. The paper's grids are symmetric, with one for the
-whole weight of a linear layer; here they are those of other recipes.
+whole weight of a linear layer; here they are affine, with one for each channel
+of a weight and for each head of a product.
 """
 
 _base_ = './_base_/tensor_rules.py'

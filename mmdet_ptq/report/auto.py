@@ -66,7 +66,6 @@ def auto_page(
             least,
         ),
     )
-    title = title[:1].upper() + title[1:]
     head = tag('header', tag('h1', title), *map(paragraph, told))
     parts = [
         tag('section', tag('h2', 'What was tried'), chart, id='chart'),

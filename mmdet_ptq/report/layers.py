@@ -177,8 +177,8 @@ def _row(
     acts: dict[Port, GridHistogram],
 ) -> dict[str, Any]:
     plan, node = session.plan.layers[name], session.graph.layers[name]
-    inputs = [acts[name, p].to_dict() for p in layer.act_quantizers]
-    inputs += [None] * 2
+    seen = [acts.get((name, port)) for port in layer.ports[:2]]
+    inputs = [one.to_dict() if one else None for one in seen]
     weights, loss = None, None
     if layer.weight_quantizer is not None:
         found = GridHistogram()
@@ -199,7 +199,7 @@ def _row(
         weight_sqnr=loss,
         weights=weights,
         acts=inputs[0],
-        others=inputs[1],
+        others=inputs[1] if inputs[1:] else None,
     )
 
 

@@ -91,6 +91,10 @@ def test_a_name_with_a_hash_is_that_of_mmengine(cache, server):
     (folder / 'a-0123abcd.pth').write_text('weights')
     path = local_checkpoint(f'{url}/a-0123abcd.pth')
     assert path == cache / 'a-0123abcd.pth'
+    # a date is no hash
+    (folder / 'a-20240101.pth').write_text('weights')
+    path = local_checkpoint(f'{url}/a-20240101.pth')
+    assert path.parent.parent == cache
 
 
 def test_what_cannot_be_had(cache, server):

@@ -62,7 +62,7 @@ def test_never_worse_than_where_it_began():
         assert loss(points, found) <= loss(points, began)
 
 
-def test_ends_hold_all_rows():
+def test_ends_are_extremes_by_hand():
     points = torch.tensor([[-1.0, 2.0], [-3.0, 1.0], [-40.0, 9.0]])
     assert fit_groups(points, 1).tolist() == [[-40, 9]]
     assert fit_groups(points, 2).tolist() == [[-3, 2], [-40, 9]]

@@ -49,7 +49,7 @@ def test_a_size_and_the_config_of_it(auto, ptq, tmp_path, monkeypatch):
     assert [t for t in met if t['rules']]
     size = run.result['storage_mb']['quantized']
     assert size in [round(t['mb'], 4) for t in met]
-    assert f'best within {limit} MB' in run.out
+    assert f'Best within {limit} MB' in run.out
     assert 'training images held out' in run.out
     assert '<svg' in (run.work / 'auto.html').read_text()
     # the same by the config alone, in another work dir

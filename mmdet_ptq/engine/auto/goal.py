@@ -98,12 +98,12 @@ class Goal:
         """The goal in words."""
         if self.kind == 'max_drop':
             return (
-                f'fewest bit operations with at most {100 * self.limit:g} '
+                f'Fewest bit operations with at most {100 * self.limit:g} '
                 'points less'
             )
         if self.kind == 'target_size':
-            return f'best within {self.limit:g} MB'
-        return f'best within {self.limit / 1e9:g} G bit operations'
+            return f'Best within {self.limit:g} MB'
+        return f'Best within {self.limit / 1e9:g} G bit operations'
 
 
 def goal_of(given: Mapping[str, Any]) -> Goal | None:

@@ -101,9 +101,7 @@ def print_trials(console: Console, run: AutoRun, chosen: Trial) -> None:
         run (AutoRun): After :meth:`AutoRun.run`.
         chosen (Trial): Marked.
     """
-    words = run.options.goal.words
-    title = f'{words[:1].upper()}{words[1:]}'
-    table = Table(title=title, box=SIMPLE_HEAD)
+    table = Table(title=run.options.goal.words, box=SIMPLE_HEAD)
     table.add_column('tried', overflow='fold')
     table.add_column('within')
     for head in ('points lost', 'MB', 'G BOPs', 'seconds'):

@@ -137,7 +137,7 @@ class AutoRun:
         place = Path(runner.work_dir) / FILE
         file = ScoreFile(place, about, options.resume)
         runner.logger.info(
-            f'goal: {options.goal.words}. {split.words()}. Recipes: '
+            f'Goal: {options.goal.words}. {split.words()}. Recipes: '
             f'{", ".join(options.recipes)}'
         )
         self.file = file

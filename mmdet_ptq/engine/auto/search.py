@@ -9,8 +9,8 @@ from .goal import Goal, Rules, Trial
 Try = Callable[[str, str, Rules, str], Trial | None]
 """``try_(recipe, bits, rules, scope)``; None if that cannot be made"""
 Mixing = Callable[[Trial, str, float], Rules]
-"""``mix(narrow, wide_bits, budget)``: rules that widen some layers of the
-narrow trial; empty if none can be widened"""
+"""``mix(narrow, wide_bits, budget)``: rules that give some layers of the
+narrow trial the other widths; empty if that is not possible"""
 
 #: from the cheapest to the dearest to make
 RECIPES = ('uniform', 'gptq', 'gptq_attention', 'gptq_recon')
@@ -112,7 +112,11 @@ class Search:
         return self.goal.best(t for t in self.trials if t.scope == self.scope)
 
     def _next(self, best: Trial) -> Trial | None:
-        """The narrower one of any recipe that loses too much by least."""
+        """Of those below it, which lose too much, the one that loses least.
+
+        It may be of a recipe that takes long, and not narrower in each of
+        both widths.
+        """
         below = [
             t
             for t in self.trials

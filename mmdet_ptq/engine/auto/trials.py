@@ -178,7 +178,7 @@ class Trials:
         )
 
     def mix(self, narrow: Trial, wide: str, budget: float) -> Rules:
-        """Rules that widen the layers of a trial that lose most.
+        """Rules that give the layers of a trial that lose most other widths.
 
         Scores are those of ``uniform``, which takes seconds to calibrate.
 

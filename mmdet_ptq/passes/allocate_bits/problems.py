@@ -68,7 +68,8 @@ class WidthProblem:
             f'{resource.name} is {"below" if below else "above"} what the '
             f'{"least" if below else "greatest"} widths take; give one from '
             f'{low:.6g} to {high:.6g}, or '
-            + ('a floor nearer to 2' if below else 'a most nearer to 8')
+            + ('a lower floor' if below else 'a greater most')
+            + ' (widths are 2 to 8)'
         )
 
 

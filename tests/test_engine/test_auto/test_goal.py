@@ -73,9 +73,9 @@ def test_least_loss_within_a_size():
 def test_in_words():
     assert share_words(12.41, 36.5, 'MB') == '12.4 MB of 36.5, 34 %'
     assert Goal('max_drop', 0.005).words == (
-        'fewest bit operations with at most 0.5 points less'
+        'Fewest bit operations with at most 0.5 points less'
     )
-    assert Goal('target_bops', 3e9).words == ('best within 3 G bit operations')
+    assert Goal('target_bops', 3e9).words == ('Best within 3 G bit operations')
     assert trial('w4a4', 0.0).title == 'uniform w4a4'
     rules = [dict(match=['a'], weight=dict(bits=8))]
     assert trial('w4a4', 0.0, rules=rules).title == 'uniform w4a4 mixed'
