@@ -90,7 +90,10 @@ def test_the_best_of_all_choices():
     for record in records:
         assert record.candidates == CANDIDATES and record.port == 'input'
         assert record.perturbations == pytest.approx(
-            psi[record.unit], rel=1e-4
+            # float32 outputs near 1 have steps of 1e-7
+            psi[record.unit],
+            rel=1e-4,
+            abs=1e-7,
         )
         costs = [bops(record.unit, g) for g in CANDIDATES]
         assert record.bops == [c - costs[0] for c in costs]

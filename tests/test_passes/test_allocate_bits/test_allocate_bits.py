@@ -188,7 +188,7 @@ def test_two_ranks_choose_what_one_does(tmp_path):
         (
             dict(budget='bops', amount=1),
             BudgetError,
-            'layers: .* a floor nearer',
+            'layers: .* a lower floor',
         ),
         (dict(scope='@mask'), QuantConfigError, 'nothing to allocate'),
         (dict(scope='@bckbone'), PTQError, '@backbone'),

@@ -41,7 +41,7 @@ def test_what_widths_cost():
 
 
 @pytest.mark.parametrize(
-    'budget, end', [(3.9, 'a floor nearer'), (8.1, 'a most nearer')]
+    'budget, end', [(3.9, 'a lower floor'), (8.1, 'a greater most')]
 )
 def test_a_budget_out_of_reach(budget, end):
     resource = Resource.mean_bits([10, 30], [4, 8], budget)
