@@ -26,8 +26,8 @@ def fit_groups(
     rows, or else the one whose rows would lose least by the next nearest,
     begin anew at the row that is farthest from its grid, in the group with
     the largest sum of distances. (The paper does not say what T is; it gives
-    75 for it, and 300 steps.) The best grids that there were are returned,
-    so they are never worse than those it began with.
+    75 for it, and 300 steps.) The best grids that there were are taken: by
+    these distances they are never worse than those it began with.
 
     Means clip half of the rows, and the widest by much. So the ends go on
     from there to the extremes of the rows that are nearest to the mean. A row
