@@ -1,13 +1,17 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""Ends of a few grids that are near the extremes of many rows."""
+"""Ends of a few grids that cost many rows least."""
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..quantizers import nearest
+from ..quantizers import grid_costs
 
 #: most points that are looked at in every step
 POINTS = 1 << 13
+#: Newton steps to the ends of least cost; they are reached after a few
+NEWTON = 8
 
 
 def fit_groups(
@@ -15,23 +19,20 @@ def fit_groups(
     groups: int,
     iterations: int = 300,
     period: int = 75,
-    reach: float = 1.0,
+    room: float | None = None,
 ) -> Tensor:
-    """Algorithm 1 of IGQ-ViT: rows to the nearest grid, grids to the mean.
+    """Algorithm 1 of IGQ-ViT: rows to the best grid, grids to their rows.
 
     It begins with the rows at evenly spaced ranks of their widths. A row
-    goes to the grid of least squared distance of both ends, and a grid takes
-    the mean ends of its rows. Every ``period`` steps, but not in the last
+    goes to the grid of least cost, see :func:`grid_costs`, and a grid takes
+    the ends of least cost for its rows; by squared distances, as in the
+    paper, these are the mean ends. Every ``period`` steps, but not in the last
     ``period`` of them, it goes back to the best grids so far: those without
-    rows, or else the one whose rows would lose least by the next nearest,
-    begin anew at the row that is farthest from its grid, in the group with
-    the largest sum of distances. (The paper does not say what T is; it gives
-    75 for it, and 300 steps.) The best grids that there were are taken: by
-    these distances they are never worse than those it began with.
-
-    Means clip half of the rows, and the widest by much. So the ends go on
-    from there to the extremes of the rows that are nearest to the mean. A row
-    may then be nearer to the ends of another grid, and clipped by that.
+    rows, or else the one whose rows would lose least by the next best, begin
+    anew at the row that costs most, in the group that costs most. (The paper
+    does not say what T is; it gives 75 for it, and 300 steps.) The best grids
+    that there were are taken, so they never cost more than those it began
+    with.
 
     Args:
         points (Tensor): ``[P, 2]``, lower and upper ends of the rows; their
@@ -39,8 +40,7 @@ def fit_groups(
         groups (int): G, the number of grids.
         iterations (int): Steps at most; it ends when nothing changes.
         period (int): T.
-        reach (float): How far they go, from 0, the means as in the paper, to
-            1, the extremes.
+        room (float, optional): What decides, see :func:`grid_costs`.
 
     Returns:
         Tensor: float64 ``[G, 2]``, narrow grids first.
@@ -49,15 +49,16 @@ def fit_groups(
     some = points[_ranks(len(points), min(len(points), POINTS))]
     centres = some[_middles(len(some), groups)]
     best, least = centres, float('inf')
+    ends = _means if room is None else partial(_cheapest, room=room)
     step = 0
     before = None
     while step < iterations:
         step += 1
-        far, group = nearest(some, centres)
+        far, group = _best(some, centres, room)
         if float(far.sum()) < least:
             best, least = centres, float(far.sum())
         if step % period == 0 and step <= iterations - period:
-            centres, before = _reseeded(some, best), None
+            centres, before = _reseeded(some, best, room), None
             continue
         if before is not None and torch.equal(group, before):
             # the same again until grids begin anew
@@ -66,8 +67,22 @@ def fit_groups(
                 break
             step += left - 1
             continue
-        centres, before = _means(some, centres, group), group
-    return _sorted(best.lerp(_covering(points, best), reach))
+        centres, before = ends(some, centres, group), group
+    # the last step is of all rows
+    far, group = _best(points, best, room)
+    centres = ends(points, best, group)
+    if _best(points, centres, room)[0].sum() < far.sum():
+        best = centres
+    return _sorted(best)
+
+
+def _best(
+    points: Tensor, grids: Tensor, room: float | None
+) -> tuple[Tensor, Tensor]:
+    """Least cost of each point, and the first grid that has it."""
+    costs = grid_costs(points, grids, room)
+    index = costs.argmin(1)
+    return costs.gather(1, index[:, None])[:, 0], index
 
 
 def _sorted(points: Tensor) -> Tensor:
@@ -94,12 +109,52 @@ def _means(points: Tensor, centres: Tensor, group: Tensor) -> Tensor:
     return torch.where(count > 0, total / count.clamp(min=1), centres)
 
 
-def _reseeded(points: Tensor, centres: Tensor) -> Tensor:
+def _cheapest(
+    points: Tensor, grids: Tensor, group: Tensor, room: float
+) -> Tensor:
+    """Ends of least cost for each group; one without points stays.
+
+    Convex, and quadratic as long as the same rows are clipped: Newton steps
+    from the extremes.
+    """
+    count = torch.bincount(group, minlength=len(grids)).double()
+    index = group[:, None].expand_as(points)
+    low = grids.scatter_reduce(0, index, points, 'amin', include_self=False)
+    high = grids.scatter_reduce(0, index, points, 'amax', include_self=False)
+    low, high = low[:, 0].clamp(max=0), high[:, 1].clamp(min=0)
+    width = room * count
+
+    def sums(values: Tensor) -> Tensor:
+        return grids.new_zeros(len(grids)).index_add_(0, group, values)
+
+    for _ in range(NEWTON):
+        # rows that are clipped, and the sum of their ends
+        under = (points[:, 0] <= low[group]).double()
+        over = (points[:, 1] >= high[group]).double()
+        below, least = sums(under), sums(under * points[:, 0])
+        above, most = sums(over), sums(over * points[:, 1])
+        # (above + width) high - width low = most; and so for low
+        whole = (above + width) * (below + width) - width * width
+        whole = whole.clamp(min=1e-300)
+        high = ((below + width) * most + width * least) / whole
+        low = ((above + width) * least + width * most) / whole
+        # an end beyond 0 is 0, and the other one is by itself
+        positive, negative = low > 0, high < 0
+        high = torch.where(positive, most / (above + width), high)
+        low = torch.where(negative, least / (below + width), low)
+        low, high = low.clamp(max=0), high.clamp(min=0)
+    ends = torch.stack([low, high], 1)
+    return torch.where(count[:, None] > 0, ends, grids)
+
+
+def _reseeded(
+    points: Tensor, centres: Tensor, room: float | None
+) -> Tensor:
     """Moves grids that are hardly missed to where one is missing."""
     centres = centres.clone()
-    far, group = nearest(points, centres)
+    far, group = _best(points, centres, room)
     lost = torch.zeros(len(centres), dtype=far.dtype, device='cpu')
-    lost.index_add_(0, group, _second(points, centres, group) - far)
+    lost.index_add_(0, group, _second(points, centres, group, room) - far)
     count = torch.bincount(group, minlength=len(centres))
     moved = (count == 0).nonzero()[:, 0].tolist() or [int(lost.argmin())]
     far[group == moved[0]] = 0
@@ -114,16 +169,9 @@ def _reseeded(points: Tensor, centres: Tensor) -> Tensor:
     return centres
 
 
-def _second(points: Tensor, centres: Tensor, group: Tensor) -> Tensor:
-    """Squared distance of each point to the nearest of the other grids."""
-    apart = (points[:, None] - centres).square_().sum(2)
-    return apart.scatter_(1, group[:, None], float('inf')).amin(1)
-
-
-def _covering(points: Tensor, centres: Tensor) -> Tensor:
-    """The extremes of each group in place of its mean."""
-    group = nearest(points, centres)[1]
-    index = group[:, None].expand_as(points)
-    low = centres.scatter_reduce(0, index, points, 'amin', include_self=False)
-    high = centres.scatter_reduce(0, index, points, 'amax', include_self=False)
-    return torch.stack([low[:, 0], high[:, 1]], 1)
+def _second(
+    points: Tensor, grids: Tensor, group: Tensor, room: float | None
+) -> Tensor:
+    """Least cost of each point by the other grids."""
+    costs = grid_costs(points, grids, room)
+    return costs.scatter_(1, group[:, None], float('inf')).amin(1)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import number, whole
+from ..checks import whole
 from ..context import images
 from ..errors import CalibrationError
 from ..quantizers import BaseQuantizer, Granularity, PerInstance
@@ -34,8 +34,6 @@ class InstanceObserver(PerImageObserver):
             their channels (Algorithm 1).
         period (int): The paper's T: after how many of these steps grids that
             few channels need begin anew.
-        reach (float): Where the ends of a grid lie in the end: 0 is the mean
-            of its channels, as in the paper, 1 their extremes.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -44,12 +42,9 @@ class InstanceObserver(PerImageObserver):
     #: what extremes are of, where rows are no channels
     whole_tensor: ClassVar[Granularity] = Granularity()
 
-    def __init__(
-        self, iterations: int = 300, period: int = 75, reach: float = 1.0
-    ) -> None:
+    def __init__(self, iterations: int = 300, period: int = 75) -> None:
         self.iterations = whole('iterations', iterations, 1)
         self.period = whole('period', period, 1)
-        self.reach = number('reach', reach, 0, 1)
         super().__init__()
 
     @property
@@ -115,7 +110,7 @@ class InstanceObserver(PerImageObserver):
         groups = quantizer.num_groups
         points = torch.cat(self.points)
         ends = fit_groups(
-            points, groups, self.iterations, self.period, self.reach
+            points, groups, self.iterations, self.period, quantizer.room
         )
         low, high = ends.to(torch.float32).t().unsqueeze(1)
         return low, high

@@ -17,9 +17,7 @@ from ..structures import LayerGraph, Port
 from .base import BasePass
 
 ACT_OBSERVER = dict(type='LpObserver', p=2.4)
-INSTANCE_OBSERVER = dict(
-    type='InstanceObserver', iterations=300, period=75, reach=1.0
-)
+INSTANCE_OBSERVER = dict(type='InstanceObserver', iterations=300, period=75)
 
 
 @PASSES.register_module()
@@ -37,7 +35,7 @@ class Observe(BasePass):
         instance_observer (dict): Observer of activations whose grid each
             image chooses anew: those of an ``InstanceGroupQuantizer``.
             Defaults to ``dict(type='InstanceObserver', iterations=300,
-            period=75, reach=1.0)``.
+            period=75)``.
     """
 
     gives: ClassVar[frozenset[str]] = frozenset({'observers', 'means'})

@@ -24,7 +24,7 @@ from .encoding import Encoding, UniformEncoding
 from .export_ops import export_mode
 from .granularity import Granularity
 from .group_encoding import GroupEncoding
-from .groups import nearest
+from .groups import grid_costs
 from .instance_groups import InstanceGroupQuantizer
 from .llaq import LLAQuantizer, ShiftForm, lut, shift_form
 from .log2 import LogQuantizer
@@ -71,7 +71,7 @@ __all__ = [
     'UniformQuantizer',
     'export_mode',
     'lut',
-    'nearest',
+    'grid_costs',
     'pack',
     'shift_form',
     'unpack',

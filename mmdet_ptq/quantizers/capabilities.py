@@ -191,17 +191,19 @@ class FitsPoints(ABC):
 class PerInstance(ABC):
     """Its grid depends on the tensor, so that each image has its own.
 
-    It has a few grids, and each row of a tensor takes that whose ends are
-    nearest to its own extremes. ``set_range`` is given the ends of the
-    grids, and ``encoding`` needs the tensor.
+    It has a few grids, and each row of a tensor takes the one that fits its
+    own extremes best. ``set_range`` is given the ends of the grids, and
+    ``encoding`` needs the tensor.
 
     Attributes:
         num_groups (int): How many grids there are.
         images_apart (bool): Whether what it is given has to be of one
             image, because a row is a channel of all that the image has.
+        room (float | None): What fits best, see :func:`grid_costs`.
     """
 
     num_groups: int
+    room: float | None
     images_apart: bool
 
 

@@ -10,11 +10,13 @@ the encoding as their arguments:
   group_size, within, qmin, qmax)``
 - ``mmdet_ptq::table_lookup(x, table, bounds, kind, axis, group_size,
   within)``
-- ``mmdet_ptq::assign_groups(x, low, high, kind, axis, group_size, within)``,
-  which says the row of scales that each channel takes (:mod:`.groups`)
+- ``mmdet_ptq::assign_groups(x, low, high, kind, axis, group_size, within,
+  room)``, which says the row of scales that each channel takes
+  (:mod:`.groups`)
 
-``kind`` to ``within`` are the fields of a :class:`Granularity`, the rest
-those of a :class:`UniformEncoding` or a :class:`TableEncoding`.
+``kind`` to ``within`` are the fields of a :class:`Granularity`, ``room`` is
+what :func:`grid_costs` needs, the rest those of a :class:`UniformEncoding` or
+a :class:`TableEncoding`.
 """
 
 from collections.abc import Iterator, Sequence

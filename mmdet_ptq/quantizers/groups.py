@@ -8,15 +8,20 @@ from .granularity import Granularity
 
 
 def assign_groups(
-    x: Tensor, low: Tensor, high: Tensor, granularity: Granularity
+    x: Tensor,
+    low: Tensor,
+    high: Tensor,
+    granularity: Granularity,
+    room: float | None,
 ) -> Tensor:
-    """The nearest group of each row (eq. 5).
+    """The group of each row that costs least.
 
     Args:
         x (Tensor): Any shape, strides and float type.
         low (Tensor): ``[G]``, ends of the groups.
         high (Tensor): ``[G]``.
         granularity (Granularity): Of K rows, ``'channel'`` or ``'row'``.
+        room (float, optional): See :func:`grid_costs`.
 
     Returns:
         Tensor: int64 ``[K]``; 0 where a row is empty.
@@ -30,23 +35,30 @@ def assign_groups(
         others = [axis]
     least, most = (x.amin(others), x.amax(others)) if others else (x, x)
     ends = torch.stack([least.reshape(-1), most.reshape(-1)], 1).double()
-    return nearest(ends, torch.stack([low, high], 1).double())[1]
+    grids = torch.stack([low, high], 1).double()
+    return grid_costs(ends, grids, room).argmin(1)
 
 
-def nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Least squared distance of each point, and to which centre.
+def grid_costs(points: Tensor, grids: Tensor, room: float | None) -> Tensor:
+    """What rows would lose by each of some grids.
 
     Args:
-        points (Tensor): float64 ``[P, 2]``.
-        centres (Tensor): float64 ``[G, 2]``.
+        points (Tensor): float64 ``[P, 2]``, both extremes of the rows.
+        grids (Tensor): float64 ``[G, 2]``, both ends of the grids.
+        room (float, optional): What a grid costs by its squared width, if
+            the square of what it clips at either end costs 1; grids hold 0
+            even if both ends are on one side. None: the squared distance of
+            both ends (IGQ-ViT, eq. 4).
 
     Returns:
-        tuple[Tensor, Tensor]: float64 ``[P]`` and int64 ``[P]``, the first
-        of several.
+        Tensor: float64 ``[P, G]``.
     """
-    apart = (points[:, None] - centres).square_().sum(2)
-    index = apart.argmin(1)
-    return apart.gather(1, index[:, None])[:, 0], index
+    if room is None:
+        return (points[:, None] - grids).square_().sum(2)
+    low, high = grids[:, 0].clamp(max=0), grids[:, 1].clamp(min=0)
+    below = (low - points[:, :1]).clamp_(min=0).square_()
+    above = (points[:, 1:] - high).clamp_(min=0).square_()
+    return below.add_(above).add_(room * (high - low).square())
 
 
 @torch.library.custom_op('mmdet_ptq::assign_groups', mutates_args=())
@@ -58,10 +70,11 @@ def assign_groups_op(
     axis: int,
     group_size: int | None,
     within: bool,
+    room: float | None,
 ) -> Tensor:
     """:func:`assign_groups` as one operation of a graph."""
     grain = Granularity(kind, axis, group_size, within)
-    return assign_groups(x, low, high, grain)
+    return assign_groups(x, low, high, grain, room)
 
 
 @assign_groups_op.register_fake
@@ -73,6 +86,7 @@ def _one_for_each_row(
     axis: int,
     group_size: int | None,
     within: bool,
+    room: float | None,
 ) -> Tensor:
     rows = Granularity(kind, axis, group_size, within).num_rows(x.shape)
     return x.new_empty(rows, dtype=torch.int64)

@@ -1,5 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""A few grids, of which each channel of an image takes the nearest."""
+"""A few grids, of which each channel of an image takes the best."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..checks import one_of, whole
+from ..checks import number, one_of, whole
 from ..context import images
 from ..errors import CalibrationError, PTQError
 from ..registry import QUANTIZERS
@@ -24,12 +24,19 @@ from .uniform import UniformQuantizer
 class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
     """Groups the channels of each image by their extremes (IGQ-ViT, 2024).
 
-    There are G affine grids with the ends ``l_i`` and ``u_i``. A channel c
-    whose extremes in an image are ``m_c`` and ``M_c`` is quantized with the
-    grid of least ``(M_c - u_i)^2 + (m_c - l_i)^2`` (eq. 4 and 5), the first
-    of several. It may be a narrower one than the channel needs, which clips
-    it. With ``granularity='row'`` the same is done with the rows
-    of a softmax, whose lower ends are all 0 (eq. 8).
+    There are G affine grids with the ends ``l_i <= 0`` and ``u_i >= 0``. A
+    channel c whose extremes in an image are ``m_c`` and ``M_c`` is quantized
+    with the grid of least expected error, the first of several::
+
+        (u_i - l_i)^2 / (12 (2^bits - 1)^2)
+            + clipped (max(M_c - u_i, 0)^2 + max(l_i - m_c, 0)^2)
+
+    The first term is what rounding costs each value, the second what
+    clipping costs, if so large a share of the values is clipped by so much.
+    The paper takes the grid of least ``(M_c - u_i)^2 + (m_c - l_i)^2`` (eq.
+    4 and 5), which clips by as much as it leaves free, however many bits
+    there are. With ``granularity='row'`` the same is done with the rows of a
+    softmax, whose lower ends are all 0 (eq. 8).
 
     Codes mean nothing without the groups of their tensor: :meth:`encoding`
     needs the tensor, and :meth:`decode` is that of the encoding. What was
@@ -46,6 +53,9 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
         axis (int, optional): Channel axis. Defaults to 1. Rows do not ask
             for it.
         role (str): ``'act'``; weights have no instances.
+        clipped (float, optional): The share of values that a grid is taken
+            to clip if it does not hold the extremes, above 0. None: grids
+            are chosen by distance, as in the paper. Defaults to 0.2.
 
     Attributes:
         low (Tensor): float32 ``[G]``, ends of the grids; empty before
@@ -66,6 +76,7 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
         granularity: str = 'channel',
         axis: int | None = None,
         role: str = 'act',
+        clipped: float | None = 0.2,
     ) -> None:
         if role == 'weight':
             raise ValueError(
@@ -76,6 +87,9 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
         axis = -1 if granularity == 'row' else axis
         super().__init__(bits, granularity, axis, role=role)
         self.num_groups = whole('num_groups', num_groups, 1)
+        if clipped is not None:
+            clipped = number('clipped', clipped, 0, 1, above=True)
+        self.clipped = clipped
         self.images_apart = granularity == 'channel'
         #: scale and zero point of each group
         self.grids = UniformQuantizer(bits, granularity='channel', axis=0)
@@ -96,6 +110,13 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
         self.low = torch.empty(0, device=device)
         self.high = torch.empty(0, device=device)
         self.initialized.fill_(False)
+
+    @property
+    def room(self) -> float | None:
+        """See :func:`grid_costs`."""
+        if self.clipped is None:
+            return None
+        return 1 / (12 * (2**self.bits - 1) ** 2 * self.clipped)
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:
@@ -154,10 +175,12 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
         x = x.detach()
         if exporting():
             found: Tensor = assign_groups_op(
-                x, self.low, self.high, *fields(self.granularity)
+                x, self.low, self.high, *fields(self.granularity), self.room
             )
             return found
-        return assign_groups(x, self.low, self.high, self.granularity)
+        return assign_groups(
+            x, self.low, self.high, self.granularity, self.room
+        )
 
     def _grid_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point of each row of a tensor."""

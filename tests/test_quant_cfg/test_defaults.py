@@ -49,7 +49,7 @@ def test_a_default_that_is_a_part_has_its_own():
         type='Observe',
         observer=dict(type='LpObserver', p=2.4, search='auto', steps=100),
         instance_observer=dict(
-            type='InstanceObserver', iterations=300, period=75, reach=1.0
+            type='InstanceObserver', iterations=300, period=75
         ),
     )
 

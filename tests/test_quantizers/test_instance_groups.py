@@ -19,8 +19,8 @@ def tokens(seed=0):
     return x * torch.tensor([0.2, 2.0, 0.6, 0.1, 1.0, 0.4])
 
 
-def three(bits=4):
-    q = InstanceGroupQuantizer(bits, num_groups=3, axis=-1)
+def three(bits=4, clipped=0.05):
+    q = InstanceGroupQuantizer(bits, num_groups=3, axis=-1, clipped=clipped)
     q.set_range(LOW, HIGH)
     return q
 
@@ -33,11 +33,17 @@ def product_of_integers(x, weight, q, w):
     groups = []
     for c in range(x.shape[1]):
         least, most = min(x[:, c].tolist()), max(x[:, c].tolist())
-        apart = [
-            (most - u) ** 2 + (least - low) ** 2
-            for low, u in zip(LOW.tolist(), HIGH.tolist(), strict=True)
-        ]
-        groups.append(apart.index(min(apart)))
+        ends = zip(LOW.tolist(), HIGH.tolist(), strict=True)
+        if q.clipped is None:
+            cost = [(most - u) ** 2 + (least - low) ** 2 for low, u in ends]
+        else:
+            cost = [
+                (u - low) ** 2 / (12 * 15**2)
+                + q.clipped * max(most - u, 0) ** 2
+                + q.clipped * max(low - least, 0) ** 2
+                for low, u in ends
+            ]
+        groups.append(cost.index(min(cost)))
     assert len(set(groups)) == 3
     out = torch.zeros(len(x), len(weight), dtype=torch.float64)
     for n in range(len(x)):
@@ -52,9 +58,10 @@ def product_of_integers(x, weight, q, w):
     return out
 
 
-def test_a_product_of_integers_for_each_group():
+@pytest.mark.parametrize('clipped', [None, 0.05])
+def test_a_product_of_integers_for_each_group(clipped):
     x, weight = tokens()[0], torch.randn(4, 6, generator=seeded(1))
-    q = three()
+    q = three(clipped=clipped)
     w = UniformQuantizer(4, granularity='channel', role='weight')
     w.set_range(weight.amin(1), weight.amax(1))
     want = product_of_integers(x, weight, q, w)
@@ -117,7 +124,7 @@ def test_images_choose_for_themselves():
 
 def test_the_second_time_can_be_another_group():
     """The top of the first grid is nearer to the second than to itself."""
-    q = InstanceGroupQuantizer(2, num_groups=2, axis=-1)
+    q = InstanceGroupQuantizer(2, num_groups=2, axis=-1, clipped=None)
     q.set_range(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 9.0]))
     x = torch.tensor([[0.0], [6.1]])
     once = q(x)
@@ -127,13 +134,32 @@ def test_the_second_time_can_be_another_group():
     assert q(once).tolist() == [[0], [3]]
 
 
-def test_rows_of_a_softmax_by_their_maxima():
-    p = torch.softmax(4 * torch.randn(2, 3, 4, 9, generator=seeded(2)), -1)
-    q = InstanceGroupQuantizer(4, num_groups=3, granularity='row', axis=1)
+def test_more_bits_leave_more_room():
+    """What they round less by is worth more than what they clip."""
+    x = torch.tensor([[0.0], [4.0]])
+    found = []
+    for bits in (2, 3, 4, 8):
+        q = InstanceGroupQuantizer(bits, 2, axis=-1, clipped=0.05)
+        q.set_range(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 9.0]))
+        # 72 more of squared width, against 1 that is clipped
+        rounded = 72 / (12 * (2**bits - 1) ** 2)
+        assert q.groups_of(x).tolist() == [int(rounded < 0.05)]
+        found.append(q.groups_of(x).item())
+    assert found == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize('clipped', [None, 0.5])
+def test_rows_of_a_softmax_by_their_maxima(clipped):
+    heat = torch.tensor([0.1, 2.0, 8.0])[:, None, None]
+    p = (heat * torch.randn(2, 3, 4, 9, generator=seeded(2))).softmax(-1)
+    q = InstanceGroupQuantizer(4, 3, 'row', axis=1, clipped=clipped)
     tops = torch.tensor([0.3, 0.6, 1.0])
     q.set_range(torch.zeros(3), tops)
-    apart = (p.amax(-1)[..., None] - tops).abs()
-    group = apart.argmin(-1)
+    over = p.amax(-1)[..., None] - tops
+    cost = over.abs()
+    if clipped:
+        cost = tops**2 / (12 * 15**2) + clipped * over.clamp(min=0) ** 2
+    group = cost.argmin(-1)
     assert group.unique().numel() == 3
     assert torch.equal(q.groups_of(p), group.reshape(-1))
     step = tops[group][..., None] / 15
@@ -171,6 +197,8 @@ def test_what_is_refused():
         InstanceGroupQuantizer(role='weight')
     with pytest.raises(ValueError, match='num_groups'):
         InstanceGroupQuantizer(num_groups=0)
+    with pytest.raises(ValueError, match='clipped must be a number above 0'):
+        InstanceGroupQuantizer(clipped=0)
     with pytest.raises(ValueError, match='granularity'):
         InstanceGroupQuantizer(granularity='tensor')
     with pytest.raises(ValueError, match="'row' is for an Instance"):

@@ -40,8 +40,7 @@ GELU = dict(
     adalog=dict(type='AdaLogQuantizer'),
 )
 GROUPS = (1, 4, 8, 12, 16)
-#: where the ends of a grid lie: at the means of its channels, or half way
-ENDS = dict(means=0.0, half=0.5)
+CLIPPED = (0.05, 1.0)
 LOOKUP = 'gptq_codebook_attention'
 #: of DETR, by the name of what has 8 bits
 SPARED: dict[str, dict] = dict(
@@ -92,15 +91,6 @@ def _with_positions() -> list[dict]:
     ]
 
 
-def _reaching(num_groups: int, reach: float) -> dict:
-    """``igq_vit`` with other ends of the grids of its groups."""
-    observer = dict(type='InstanceObserver', reach=reach)
-    return dict(
-        _igq(type='InstanceGroupQuantizer', num_groups=num_groups),
-        pass_args=dict(Observe=dict(instance_observer=observer)),
-    )
-
-
 VARIANTS = {
     **{
         f'softmax_{name}': dict(
@@ -122,9 +112,14 @@ VARIANTS = {
         for n in GROUPS
     },
     **{
-        f'igq_{n}_{name}': _reaching(n, reach)
+        # chosen by distance, as in the paper
+        f'igq_{n}_means': _igq(num_groups=n, clipped=None)
         for n in GROUPS[1:3]
-        for name, reach in ENDS.items()
+    },
+    # how much of a channel a grid is taken to clip
+    **{
+        f'igq_8_clipped_{share}': _igq(num_groups=8, clipped=share)
+        for share in CLIPPED
     },
     'igq_channel': _igq(type='UniformQuantizer', granularity='channel'),
     **{
@@ -210,7 +205,10 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
             ),
             *cells(
                 ('mask-rcnn_swin', 'detr'),
-                [f'igq_{n}_{end}' for n in GROUPS[1:3] for end in ENDS],
+                (
+                    *(f'igq_{n}_means' for n in GROUPS[1:3]),
+                    *(f'igq_8_clipped_{share}' for share in CLIPPED),
+                ),
                 ('w4a4',),
             ),
         ],

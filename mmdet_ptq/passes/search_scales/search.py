@@ -2,21 +2,23 @@
 """The best candidates of one quantizer."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...quantizers import BaseQuantizer, HasRange, Ranges, Refines, Searchable
+from .narrow import LEAST, Narrow, narrow
 from .objectives import Objective
 from .terms import Term
 
 #: elements that are worked on at once, of a CPU and of a GPU
 BLOCK, GPU_BLOCK = 1 << 20, 1 << 26
 
+#: that are compared in all outputs, after a look in few directions
+FINAL = 8
+
 Candidates = tuple[Tensor, ...]
-Score = Callable[[Candidates], Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ def search(
 
     Rows that serve different blocks of outputs are searched at once, rows
     that serve the same in turn. If all together are worse than what was
-    there, that is put back.
+    there, that is put back. Where squares of many outputs are counted,
+    candidates are compared in few directions of these at first, and those
+    that seem best in all of them at last.
 
     Args:
         quantizer (BaseQuantizer): A :class:`Searchable` one with a grid.
@@ -72,8 +76,9 @@ def search(
     errors = [term.now() - term.x for term in terms] if runs > 1 else []
     off = [_off(term) for term in terms] if runs > 1 else []
     best: list[Tensor] = [c.new_zeros(len(samples), 1) for c in first]
+    views = [_narrow(term, objective) for term in terms]
     for run in range(runs):
-        part = _Part(quantizer, terms, objective, run, errors, off)
+        part = _Part(quantizer, terms, objective, run, errors, off, views)
         some = type(first)(*(c[part.rows] for c in first))
         found = _best(quantizer, part, some, grid)
         for whole, one in zip(best, found, strict=True):
@@ -104,6 +109,13 @@ def _off(term: Term) -> Tensor:
     return term.times_factor(error, every) + term.offset
 
 
+def _narrow(term: Term, objective: Objective) -> Narrow | None:
+    alike = objective.squares and term.factor is not None
+    if not alike or term.weight is not None or term.factor.shape[2] < LEAST:
+        return None
+    return narrow(term.factor)
+
+
 def _level_shape(quantizer: BaseQuantizer, rows: int) -> tuple[int, ...]:
     levels = quantizer.num_levels()
     return (levels, rows // levels) if levels > 1 else (rows,)
@@ -125,14 +137,16 @@ def _first(quantizer: Searchable, samples: Tensor, grid: Grid) -> Candidates:
 
 
 def _best(
-    quantizer: Searchable, score: Score, found: Candidates, grid: Grid
+    quantizer: Searchable, part: '_Part', found: Candidates, grid: Grid
 ) -> Candidates:
     """The best candidate of each row, ``[K, 1]``."""
     if grid.progressive and isinstance(quantizer, Refines):
         for _ in range(grid.steps):
-            kept = _pick(found, score(found), grid.keep)
+            kept = _pick(found, part.glance(found), grid.keep)
             found = quantizer.refined(kept, grid.each)
-    return _pick(found, score(found), 1)
+    if part.narrow:
+        found = _pick(found, part.glance(found), FINAL)
+    return _pick(found, part.losses(found), 1)
 
 
 def _pick(found: Candidates, losses: Tensor, count: int) -> Candidates:
@@ -153,9 +167,11 @@ class _Part:
             were at first; empty if there is one run.
         off (list[Tensor]): How far each term is off with all rows as they
             are; empty if there is one run.
+        views (list[Narrow | None]): Of each term, few directions.
 
     Attributes:
         rows (Tensor): int64, rows of the quantizer.
+        narrow (bool): Whether a term is looked at in few directions.
     """
 
     def __init__(
@@ -166,10 +182,12 @@ class _Part:
         run: int,
         errors: list[Tensor],
         off: list[Tensor],
+        views: list[Narrow | None],
     ) -> None:
         self.quantizer = quantizer
         self.terms = terms
         self.objective = objective
+        self.views = views
         every = torch.cat([term.rows[:, run] for term in terms])
         self.rows, local = every.unique(return_inverse=True)
         self.local = local.split([len(term.rows) for term in terms])
@@ -183,35 +201,59 @@ class _Part:
                 self.offsets.append(off[i] - term.times_factor(mine, columns))
             else:
                 self.offsets.append(term.offset)
+        self.turned = [
+            None if view is None else view.turned(offset)
+            for view, offset in zip(views, self.offsets, strict=True)
+        ]
+        self.narrow = any(view is not None for view in views)
 
-    def __call__(self, candidates: Candidates) -> Tensor:
+    def losses(self, candidates: Candidates) -> Tensor:
         """Losses ``[K, C]``, float64."""
+        return self._losses(candidates, [None] * len(self.terms))
+
+    def glance(self, candidates: Candidates) -> Tensor:
+        """About the losses, of terms with few directions; ``[K, C]``."""
+        return self._losses(candidates, self.views)
+
+    def _losses(
+        self, candidates: Candidates, views: list[Narrow | None]
+    ) -> Tensor:
         rows, count = candidates[0].shape
         out = candidates[0].new_zeros(rows, count, dtype=torch.float64)
-        for i, term in enumerate(self.terms):
+        for i, (term, view) in enumerate(zip(self.terms, views, strict=True)):
             each = max(term.x[..., self.columns[i]].numel(), 1)
             each += term.offset.numel()
             step = max(1, _block(term.x) // each)
             for at in range(0, count, step):
                 some = [c[:, at : at + step] for c in candidates]
-                off = self._off(i, type(candidates)(*some))
-                loss = self.objective(off, term).double()
+                error = self._error(i, type(candidates)(*some))
+                if view is None:
+                    off = self._off(i, error)
+                    loss = self.objective(off, term).double()
+                else:
+                    loss = view.loss(error, self.columns[i], self.turned[i])
                 out[:, at : at + step].index_add_(0, self.local[i], loss)
         return out
 
-    def _off(self, i: int, candidates: Candidates) -> Tensor:
-        """``[B, C, U, M]``."""
-        term, columns = self.terms[i], self.columns[i]
-        x = term.x[..., columns]
+    def _error(self, i: int, candidates: Candidates) -> Tensor:
+        """Q(X) - X in the columns, ``[B, C, U, n]``."""
+        x = self.terms[i].x[..., self.columns[i]]
         mine = type(candidates)(*(c[self.local[i]] for c in candidates))
         rows = self.quantizer.of_rows(self.rows[self.local[i]])
         tried = rows.trial(x.reshape(len(x), -1), mine)
-        error = tried.view(len(x), -1, *x.shape[1:]).sub_(x[:, None])
-        return term.times_factor(error, columns) + self.offsets[i][:, None]
+        return tried.view(len(x), -1, *x.shape[1:]).sub_(x[:, None])
+
+    def _off(self, i: int, error: Tensor) -> Tensor:
+        """``[B, C, U, M]``."""
+        found = self.terms[i].times_factor(error, self.columns[i])
+        return found + self.offsets[i][:, None]
 
     def off_with(self, best: Candidates) -> list[Tensor]:
         """How far each term is off with the best candidates ``[K, 1]``."""
-        return [self._off(i, best)[:, 0] for i in range(len(self.terms))]
+        return [
+            self._off(i, self._error(i, best))[:, 0]
+            for i in range(len(self.terms))
+        ]
 
 
 def _block(x: Tensor) -> int:

@@ -115,7 +115,8 @@ def igq_vit() -> Figure:
     images = [tokens(seed) for seed in (0, 1)]
     ends = torch.cat([torch.stack([x.amin(0), x.amax(0)], 1) for x in images])
     quantizer = InstanceGroupQuantizer(4, num_groups=4)
-    quantizer.set_range(*fit_groups(ends, 4).float().unbind(1))
+    found = fit_groups(ends, 4, room=quantizer.room)
+    quantizer.set_range(*found.float().unbind(1))
     found = []
     for name, x in zip(('one image', 'another'), images, strict=True):
         chosen = quantizer.groups_of(x).tolist()
