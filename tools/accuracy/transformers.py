@@ -211,5 +211,7 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
                 ),
                 ('w4a4',),
             ),
+            # by distance, more bits do not help
+            *cells(('mask-rcnn_swin', 'detr'), ('igq_8_means',), ('w8a8',)),
         ],
     }
