@@ -66,12 +66,12 @@ class BudgetRecord(Record):
         spent (float): How much was taken.
         least (int): Fewest bits that something got.
         most (int): Most bits.
-        solver (str): What chose.
+        solver (str): What chose; ``'one width'`` where that was nearest.
         objective (str): Whose distance was made small.
         predicted (float): Distance as the curves add up.
         measured (float): Distance as it was then measured.
         uniform (float, optional): Measured with one width everywhere, None
-            where that does not fit the budget.
+            where that does not fit the budget, or gives NaN or Inf.
     """
 
     cost: str

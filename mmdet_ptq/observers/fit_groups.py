@@ -147,9 +147,7 @@ def _cheapest(
     return torch.where(count[:, None] > 0, ends, grids)
 
 
-def _reseeded(
-    points: Tensor, centres: Tensor, room: float | None
-) -> Tensor:
+def _reseeded(points: Tensor, centres: Tensor, room: float | None) -> Tensor:
     """Moves grids that are hardly missed to where one is missing."""
     centres = centres.clone()
     far, group = _best(points, centres, room)

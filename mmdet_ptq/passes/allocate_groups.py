@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..calibration import Images, Session, Sweep, frozen, of_all_images
 from ..checks import one_of, whole
 from ..cost import grouping_bops
 from ..detectors import adapter_for, why_no_outputs
-from ..errors import CalibrationError, QuantConfigError
+from ..errors import CalibrationError, NumericError, QuantConfigError
 from ..layers import quantizing
 from ..losses import GlobalLoss, build_loss
 from ..quantizers import InstanceGroupQuantizer
@@ -302,6 +303,9 @@ class _Perturbed:
 
         Args:
             quantized (bool): Whether the other layers are.
+
+        Raises:
+            NumericError: If one of them is NaN or Inf.
         """
         site, mine = self.site, self.images.mine
         others = set(self.session.layers) - site.layers if quantized else set()
@@ -321,7 +325,15 @@ class _Perturbed:
         rows = of_all_images(
             {j: torch.stack(some).tolist() for j, some in found.items()}
         )
-        return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        for groups, mean in zip(site.options, means, strict=True):
+            if not isfinite(mean):
+                raise NumericError(
+                    'AllocateGroups: the detector gives NaN or Inf where '
+                    f'{site.group[0][0]} has {groups} grids; leave out that '
+                    'number of candidates, or skip the layer by a rule'
+                )
+        return means
 
     def _run(self, j: int) -> Any:
         return self.sweep.run(j, lambda: self.images.run(j), self.site.layers)

@@ -199,12 +199,15 @@ class PerInstance(ABC):
         num_groups (int): How many grids there are.
         images_apart (bool): Whether what it is given has to be of one
             image, because a row is a channel of all that the image has.
-        room (float | None): What fits best, see :func:`grid_costs`.
     """
 
     num_groups: int
-    room: float | None
     images_apart: bool
+
+    @property
+    @abstractmethod
+    def room(self) -> float | None:
+        """What fits best, see :func:`grid_costs`."""
 
 
 class Ranges(NamedTuple):

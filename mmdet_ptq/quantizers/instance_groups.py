@@ -116,7 +116,7 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
         """See :func:`grid_costs`."""
         if self.clipped is None:
             return None
-        return 1 / (12 * (2**self.bits - 1) ** 2 * self.clipped)
+        return 1 / (12 * (2.0**self.bits - 1) ** 2 * self.clipped)
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:

@@ -50,6 +50,7 @@ def hull_segments(distortions: Floats, costs: Floats, start: Ints) -> Segments:
         start (array): int64 ``[U]``, where each unit begins.
     """
     units, at = np.arange(len(start)), start
+    before = np.full(len(start), np.inf)
     found = []
     for _ in range(distortions.shape[1]):
         cost = costs[units] - costs[units, at][:, None]
@@ -63,7 +64,9 @@ def hull_segments(distortions: Floats, costs: Floats, start: Ints) -> Segments:
         units, at, rows = units[go], best[go], go
         if not len(go):
             break
-        found.append((units, at, cost[rows, at], slope[rows, at]))
+        # rounding must not make a later step of a straight hull the steeper
+        before = np.minimum(before[rows], slope[rows, at])
+        found.append((units, at, cost[rows, at], before))
     if not found:
         none = np.zeros(0, np.int64)
         return Segments(none, none, np.zeros(0), np.zeros(0))

@@ -32,8 +32,9 @@ def solve_lagrange(
 
     Args:
         problem (Problem): With one resource.
-        strict (bool): Whether the budget is never exceeded. If not, the
-            choice whose cost is nearest to the budget. Defaults to True.
+        strict (bool): Whether the budget is never exceeded. If not, a choice
+            within the tolerance on either side of it, or else the nearest
+            that was found. Defaults to True.
         tolerance (float): How near the cost has to come to the budget, in
             the unit of the budget. Defaults to 0.02, that of F-LBQ's mean
             bits.
@@ -66,7 +67,7 @@ def _nearest(
     strict: bool,
     tolerance: float,
 ) -> Ints:
-    """The choice whose cost is nearest to the budget, filled up."""
+    """A choice near the budget, filled up where that is needed."""
     below, above = _bisect(problem, resource, priced, strict, tolerance)
     room = resource.limit - resource.total(below)
     if above is None or room <= tolerance * resource.unit:

@@ -9,10 +9,11 @@ from mmdet_ptq.solvers import Problem, Resource
 
 
 @st.composite
-def problems(draw, whole=True, resources=1):
+def problems(draw, whole=True, resources=1, straight=False):
     """Up to five units of up to four options, and budgets that can be met.
 
-    Curves may rise, options may be missing, and costs may be in any order.
+    Curves may rise, options may be missing, and costs may be in any order;
+    or distortions fall along a line, but for rounding.
     """
     units, options = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -36,6 +37,10 @@ def problems(draw, whole=True, resources=1):
         met = costs[np.arange(units), choice].sum()
         extra = draw(st.sampled_from([0.0, 1.0, 40.0]))
         found.append(Resource(f'r{r}', costs, met + extra))
+    if straight:
+        slope = np.round(rng.lognormal(0, 0.1, (units, 1)), 2)
+        fall = 50 - slope * found[0].costs
+        distortions = np.where(gone, np.inf, fall)
     return Problem(distortions, tuple(found))
 
 

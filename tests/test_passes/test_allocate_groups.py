@@ -2,6 +2,8 @@
 """Numbers of groups, against every choice there is."""
 
 import itertools
+import sys
+from math import nan
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from mmdet_ptq import load_quantized, quantize_detector, save_quantized
 from mmdet_ptq.calibration import Batches, ResumeStore
 from mmdet_ptq.cost import cost_of
 from mmdet_ptq.engine.quantize import run_quantization
-from mmdet_ptq.errors import QuantConfigError
+from mmdet_ptq.errors import NumericError, QuantConfigError
 from mmdet_ptq.layers import named_tensors
+from mmdet_ptq.passes import AllocateGroups
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 from mmdet_ptq.records import GroupsRecord
 
@@ -231,6 +234,18 @@ def test_where_there_are_no_groups():
 def test_bad_input(args, match):
     with pytest.raises(QuantConfigError, match=match):
         quantized(dict(ALLOCATE, **args))
+
+
+def test_outputs_that_are_no_numbers(monkeypatch):
+    module = sys.modules[AllocateGroups.__module__]
+    rows = module.of_all_images
+
+    def spoilt(found):
+        return [[*row[:-1], nan] for row in rows(found)]
+
+    monkeypatch.setattr(module, 'of_all_images', spoilt)
+    with pytest.raises(NumericError, match=r'where stem has \d+ grids'):
+        quantized(ALLOCATE)
 
 
 def test_channels_are_the_most_groups():

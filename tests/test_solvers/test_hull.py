@@ -73,3 +73,35 @@ def test_several_budgets_are_refused():
     both = (Resource('a', COSTS, 9), Resource('b', COSTS, 9))
     with pytest.raises(BudgetError, match=r"2 \(a, b\): use method='milp'"):
         solve(Problem(LOSSES, both), 'hull')
+
+
+STRAIGHT = [
+    # to rounding, all options of a unit lie on a line
+    [4.54, 3.5999999999999996, 2.66, 1.72, 0.78],
+    [4.06, 3.2299999999999995, 2.4, 1.5699999999999998, 0.74],
+]
+
+
+def test_rounding_does_not_reorder_the_steps_of_a_straight_curve():
+    problem = mean_bits_problem(
+        [70, 31], [2, 3, 4, 5, 6], STRAIGHT, 5.53570236648477
+    )
+    segments = hull_segments(
+        problem.distortions, problem.resources[0].costs, np.zeros(2, int)
+    )
+    for unit in (0, 1):
+        steps = segments.option[segments.unit == unit]
+        assert steps.tolist() == sorted(steps)
+    for method in ('hull', 'dp', 'lagrange'):
+        found = solve(problem, method)
+        assert within(found)
+        assert found.distortion == pytest.approx(brute_force(problem))
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(straight=True))
+def test_straight_curves(problem):
+    assert within(solve(problem, 'hull'))
+    best = solve(problem, 'dp')
+    assert within(best)
+    assert best.distortion == pytest.approx(brute_force(problem))

@@ -100,9 +100,9 @@ class Mix:
         costs = np.array(
             [[self._cost(p, o, kind) for o in OPTIONS] for p in parts]
         )
-        rest = cost_of_narrow - costs[:, 0].sum()
         if not costs.size or budget < cost_of_narrow:
             return []
+        rest = cost_of_narrow - costs[:, 0].sum()
         losses = np.array([[self._loss(p, o) for o in OPTIONS] for p in parts])
         problem = Problem(losses, (Resource(kind, costs, budget - rest),))
         choice = solve(problem).choice

@@ -66,7 +66,7 @@ def records(
                 spent,
                 min(bits),
                 max(bits),
-                asked.solver,
+                choice.solver,
                 asked.objective,
                 choice.predicted,
                 choice.measured,

@@ -28,7 +28,7 @@ from .curves import Measuring
 from .groups import export, observe_groups
 from .objectives import OBJECTIVES, distance_of
 from .operands import KINDS, NAMES, Operand, Wanted
-from .problems import WidthProblem
+from .problems import WidthProblem, solved
 from .search import search
 from .trial_quantizers import make_trial_quantizers
 
@@ -74,11 +74,13 @@ class AllocateBits(BasePass):
             groups of a weight differ. Defaults to None: no groups, each
             tensor has one width.
         budget (str): ``'separate'``: mean bits of weights and of inputs, by
-            their elements, each for itself. ``'joint'``: of both together.
-            ``'bytes'``: bytes of weights; inputs by their mean bits.
+            their elements, each for itself; scales and tables are not
+            counted. ``'joint'``: of both together. ``'bytes'``: bytes of
+            weights, with their scales and tables; inputs by their mean bits.
             ``'bops'``: bit operations of the layers in scope; those that
             read an input in common get one width for their weights and one
-            for their inputs. Defaults to ``'separate'``.
+            for their inputs, and so do both inputs of a product. Defaults to
+            ``'separate'``.
         mean_weight_bits (float, optional): Mean bits of weights. Defaults to
             None: those of ``quant_cfg.bits``.
         mean_act_bits (float, optional): Mean bits of inputs. Defaults to
@@ -188,6 +190,8 @@ class AllocateBits(BasePass):
                 row += 1
         for problem in self._problems(session, operands):
             problem.check(nothing)
+            # not every solver can hold every budget
+            solved(problem, nothing, self.solver, self.solver_args)
         grouped = [o.holders[0][0] for o in operands
                    if o.kind == 'weight' and o.channels]  # fmt: skip
         for later in session.config.built_passes:

@@ -9,6 +9,7 @@ import numpy as np
 from ...calibration import Session
 from ...solvers import Resource
 from .bops import bops_problem
+from .curves import Floats
 from .operands import KINDS, NAMES, Operand
 from .problems import Picks, WidthProblem
 
@@ -55,22 +56,41 @@ class Budget:
             means = [self.means[units.kinds[i]] for i in every]
             mean = float((sizes * means).sum() / sizes.sum())
             name = ' and '.join(NAMES.values())
-            return [units.problem(name, every, mean)]
+            return [units.mean_bits(name, every, mean)]
         found = []
         for kind in KINDS:
             mine = units.of((kind,))
             if not len(mine):
                 continue
             if kind == 'weight' and self.kind == 'bytes':
+                weights = [one for one in operands if one.kind == kind]
+                costs = _storage(session, weights, widths)
                 amount = self.amount
                 if amount is None:
-                    amount = units.sizes[mine].sum() * self.base[kind] / 8
-                found.append(units.problem(NAMES[kind], mine, amount, 'bytes'))
+                    bits = self.base[kind]
+                    amount = _storage(session, weights, [bits]).sum() / 8
+                resource = Resource('bytes', costs, float(amount), 8.0)
+                found.append(units.problem(NAMES[kind], mine, resource))
             else:
                 found.append(
-                    units.problem(NAMES[kind], mine, self.means[kind])
+                    units.mean_bits(NAMES[kind], mine, self.means[kind])
                 )
         return found
+
+
+def _storage(
+    session: Session, weights: Sequence[Operand], widths: Sequence[int]
+) -> Floats:
+    """Bits ``[U, K]`` that units of weights take, 0 at widths they lack."""
+    table = np.zeros((sum(len(one.sizes) for one in weights), len(widths)))
+    row = 0
+    for one in weights:
+        rows = slice(row, row + len(one.sizes))
+        for k, bits in enumerate(widths):
+            if bits in (*one.widths, one.spec.bits):
+                table[rows, k] = one.storage(session.layers, bits)
+        row = rows.stop
+    return table
 
 
 class _Units:
@@ -89,17 +109,19 @@ class _Units:
         """Units of some kinds."""
         return [i for i, kind in enumerate(self.kinds) if kind in kinds]
 
-    def problem(
-        self,
-        name: str,
-        members: Sequence[int],
-        budget: float,
-        unit: str = 'mean_bits',
+    def mean_bits(
+        self, name: str, members: Sequence[int], budget: float
     ) -> WidthProblem:
-        """A budget of sizes times bits, each unit by itself."""
+        """A budget of bits of an element."""
         sizes = self.sizes[list(members)]
-        make = Resource.bytes if unit == 'bytes' else Resource.mean_bits
+        resource = Resource.mean_bits(sizes, self.widths, budget)
+        return self.problem(name, members, resource)
+
+    def problem(
+        self, name: str, members: Sequence[int], resource: Resource
+    ) -> WidthProblem:
+        """Of some units, each by itself."""
         picks: list[list[Picks]] = [
             [((i, k),) for k in range(len(self.widths))] for i in members
         ]
-        return WidthProblem(name, make(sizes, self.widths, budget), picks)
+        return WidthProblem(name, resource, picks)

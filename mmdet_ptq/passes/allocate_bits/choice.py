@@ -24,6 +24,7 @@ class Choice:
         problems (list[WidthProblem]): The budgets.
         spent (list[float]): What is taken of each.
         curves (Curves): Of which it was chosen.
+        solver (str): What chose.
         predicted (float): Distance as these add up.
         measured (float): Distance as it was measured; infinite if it was
             not.
@@ -33,6 +34,7 @@ class Choice:
     problems: list[WidthProblem]
     spent: list[float]
     curves: Curves
+    solver: str
     predicted: float
     measured: float = inf
 
@@ -43,19 +45,14 @@ class Choice:
         problems: list[WidthProblem],
         curves: Curves,
         columns: list[int],
+        solver: str,
     ) -> 'Choice':
         """Adds up what a choice takes and is predicted to do."""
         every = widths_of(operands)
         flat = iter([every[column] for column in columns])
         widths = [[next(flat) for _ in one.sizes] for one in operands]
         spent = [cost_of_widths(problem, columns) for problem in problems]
-        return cls(
-            widths,
-            problems,
-            [s if s is not None else inf for s in spent],
-            curves,
-            curves.of(columns),
-        )
+        return cls(widths, problems, spent, curves, solver, curves.of(columns))
 
     def at(self, measured: float) -> 'Choice':
         """The same, measured; what is no number counts as infinite."""

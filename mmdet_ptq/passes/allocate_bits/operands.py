@@ -81,6 +81,25 @@ class Operand:
         spec = self.spec_of([bits] * len(self.sizes))
         return build_quantizer(spec, layers[name], tensor, name)
 
+    def storage(self, layers: dict[str, QuantLayer], bits: int) -> list[int]:
+        """What each unit of a weight takes in bits, codes and parameters.
+
+        Args:
+            layers (dict[str, QuantLayer]): The twins by name.
+            bits (int): Width of all units.
+        """
+        name, tensor = self.holders[0]
+        shape = list(layers[name].weight.shape)
+        axis = self.axis(layers)
+        channel = prod(shape) // shape[axis]
+        spec = replace(self.spec, bits=bits)
+        quantizer = build_quantizer(spec, layers[name], tensor, name)
+        found = []
+        for size in self.sizes:
+            shape[axis] = size // channel
+            found.append(quantizer.storage_bits(shape))
+        return found
+
     def axis(self, layers: dict[str, QuantLayer]) -> int:
         """Axis of the channels."""
         layer = layers[self.holders[0][0]]

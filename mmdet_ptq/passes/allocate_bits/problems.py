@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -73,9 +74,7 @@ class WidthProblem:
         )
 
 
-def cost_of_widths(
-    problem: WidthProblem, columns: Sequence[int]
-) -> float | None:
+def cost_of_widths(problem: WidthProblem, columns: Sequence[int]) -> float:
     """What given widths take of a budget, in its unit.
 
     Args:
@@ -83,7 +82,7 @@ def cost_of_widths(
         columns (Sequence[int]): Column of the width of each unit.
 
     Returns:
-        float | None: None if no option has these widths.
+        float: Infinite if no option has these widths.
     """
     total = 0.0
     for i, options in enumerate(problem.picks):
@@ -94,7 +93,7 @@ def cost_of_widths(
         )
         at = next(fits, None)
         if at is None:
-            return None
+            return inf
         total += float(problem.resource.costs[i, at])
     return total / problem.resource.unit
 
@@ -104,7 +103,7 @@ def solved(
     added: Floats,
     solver: str,
     options: Mapping[str, object],
-) -> dict[int, int]:
+) -> tuple[dict[int, int], bool]:
     """Chooses widths within a budget.
 
     Args:
@@ -114,11 +113,13 @@ def solved(
         options (Mapping[str, object]): Of the method.
 
     Returns:
-        dict[int, int]: Column of the width of each unit.
+        tuple[dict[int, int], bool]: Column of the width of each unit; and
+        whether the solver was left the time that it needed.
     """
     solution = solve(problem.within(added), solver, **options)
-    return {
+    columns = {
         unit: column
         for options_of, k in zip(problem.picks, solution.choice, strict=True)
         for unit, column in options_of[k]
     }
+    return columns, solution.in_time

@@ -36,7 +36,7 @@ def search(
 
     Returns:
         tuple[Choice, float | None]: The distance is None where one width
-        for all does not fit the budgets.
+        for all does not fit the budgets, or gives NaN or Inf.
 
     Raises:
         NumericError: If no choice gives finite outputs.
@@ -48,11 +48,19 @@ def search(
         curves = measuring.curves(f'curves {k}', now, probes)
         found: dict[int, int] = {}
         for problem in problems:
-            found |= solved(
+            columns_of, in_time = solved(
                 problem, curves.added, asked.solver, asked.solver_args
             )
+            found |= columns_of
+            if not in_time:
+                session.warn(
+                    f'AllocateBits: {problem.name}: time_limit ended the '
+                    'search for widths; there may be better ones, and '
+                    'another run may find others; give solver_args a longer '
+                    "time_limit, or use solver='dp'"
+                )
         columns = [found[unit] for unit in range(len(found))]
-        choice = Choice.of(operands, problems, curves, columns)
+        choice = Choice.of(operands, problems, curves, columns, asked.solver)
         distance = measuring.distances(f'choice {k}', choice.widths)
         choices.append(choice.at(distance))
         now = list(choice.widths)
@@ -66,7 +74,7 @@ def search(
             'AllocateBits: the detector gives NaN or Inf with every choice of '
             'widths; give a greater floor or a smaller scope'
         )
-    if flat is None:
+    if flat is None or not isfinite(flat.measured):
         return best, None
     if best is flat:
         session.notes.append(
@@ -95,8 +103,7 @@ def one_width(
     if not isfinite(curves.of(columns)):
         return None
     for problem in problems:
-        spent = cost_of_widths(problem, columns)
         limit = problem.resource.limit / problem.resource.unit
-        if spent is None or spent > limit:
+        if cost_of_widths(problem, columns) > limit:
             return None
-    return Choice.of(operands, problems, curves, columns)
+    return Choice.of(operands, problems, curves, columns, 'one width')

@@ -78,7 +78,7 @@ def narrow(factor: Tensor) -> Narrow:
 
 
 def _times(rows: Tensor, matrices: Tensor) -> Tensor:
-    """``[B, ..., n]`` times ``[G, n, k]``, each G'th part of B with its own."""
+    """``[B, ..., n]`` times ``[G, n, k]``, each G'th of B with its own."""
     flat = rows.reshape(len(matrices), -1, rows.shape[-1])
     return (flat @ matrices).view(*rows.shape[:-1], -1)
 

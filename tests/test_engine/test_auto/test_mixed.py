@@ -126,6 +126,11 @@ def test_the_least_loss_of_all_choices():
         assert lost == pytest.approx(best), more
 
 
+def test_where_nothing_is_quantized():
+    nothing = dict(parts={}, layers={})
+    assert Mix(nothing, nothing, {}, {}).rules('bops', 10, 5) == []
+
+
 def test_a_float_input_stays_float():
     """A rule on the inputs of a layer would quantize it."""
     wide = dict(parts=dict(p=['p']), layers=dict(p=layer(8, 8, None)))

@@ -196,6 +196,15 @@ def test_two_ranks_choose_what_one_does(tmp_path):
         (dict(objective='features'), QuantConfigError, "mean 'feature'"),
         (dict(solver_args=dict(strict=True)), QuantConfigError, "'dp'"),
         (dict(amount=3), QuantConfigError, 'mean_weight_bits'),
+        (
+            dict(
+                budget='bops',
+                solver='lagrange',
+                solver_args=dict(compat=True),
+            ),
+            BudgetError,
+            'BOPs has costs alone',
+        ),
         (dict(budget='bops', channels=4), QuantConfigError, 'whole layers'),
         (dict(budget='bops', mean_act_bits=4), QuantConfigError, 'use amount'),
         (dict(budget='bytes', mean_weight_bits=4), QuantConfigError, 'amount'),

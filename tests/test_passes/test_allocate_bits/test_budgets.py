@@ -1,6 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """What a budget is of."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from mmdet_ptq.passes.allocate_bits.budgets import Budget
@@ -18,7 +20,8 @@ BASE = dict(weight=4, input=4)
 
 def problems(kind, amount=None, operands=OPERANDS):
     budget = Budget(kind, MEANS, amount, BASE)
-    return budget.problems(None, operands, (3, 4, 5))
+    session = SimpleNamespace(layers={})
+    return budget.problems(session, operands, (3, 4, 5))
 
 
 def test_separate_means():
@@ -40,9 +43,14 @@ def test_a_joint_mean():
     assert problem.resource.budget == pytest.approx((24 * 3.5 + 40 * 4) / 64)
 
 
-def test_bytes_of_weights():
+def test_bytes_of_weights(monkeypatch):
+    def storage(self, layers, bits):
+        return [16 * bits + 2**bits, 8 * bits + 2**bits]
+
+    monkeypatch.setattr(Operand, 'storage', storage)
     weights, inputs = problems('bytes')
     assert weights.resource.name == 'bytes'
-    assert weights.resource.budget == 24 * 4 / 8
+    assert weights.resource.costs.tolist() == [[56, 80, 112], [32, 48, 72]]
+    assert weights.resource.budget == (80 + 48) / 8
     assert inputs.resource.name == 'mean bits'
     assert problems('bytes', 10.0)[0].resource.budget == 10

@@ -27,7 +27,8 @@ def test_a_choice():
     )
     added = np.array([[1.0, nan, 0.5], [2.0, nan, 1.0], [nan, 8.0, 4.0]])
     curves = Curves(added, 0.125)
-    choice = Choice.of(OPERANDS, [problem], curves, [0, 2, 1])
+    choice = Choice.of(OPERANDS, [problem], curves, [0, 2, 1], 'dp')
+    assert choice.solver == 'dp'
     assert choice.widths == [[3, 5], [4]]
     assert choice.spent == [(2 * 3 + 5 + 7 * 4) / 10]
     assert choice.predicted == 1.0 + 1.0 + 8.0 + 0.125

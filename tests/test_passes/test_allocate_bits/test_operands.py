@@ -93,6 +93,22 @@ def test_specs_of_widths():
     assert every['backbone.0.input'].spec_of([7]).bits == 7
 
 
+def test_storage():
+    session = planned(channels=5)
+    every = {o.name: o for o in found(session, channels=5)}
+    # 5 and 3 channels of 72 weights: codes, a scale and a zero point each
+    assert every['tower.weight'].storage(session.layers, 4) == [
+        5 * (72 * 4 + 36),
+        3 * (72 * 4 + 36),
+    ]
+    tables = dict(type='CodebookQuantizer', granularity='channel')
+    session = planned(rules=[*RULES, dict(match='tower', weight=tables)])
+    one = next(o for o in found(session) if o.name == 'tower.weight')
+    # 16 values of 32 bits each, 256 at 8 bits
+    assert one.storage(session.layers, 4) == [8 * (72 * 4 + 16 * 32)]
+    assert one.storage(session.layers, 8) == [8 * (72 * 8 + 256 * 32)]
+
+
 def test_largest_divisor():
     assert largest_divisor(192, 128) == 96
     assert largest_divisor(768, 128) == 128

@@ -1,7 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Of what was measured, the nearest to the float detector stays."""
 
-from math import inf
+from math import inf, nan
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +9,11 @@ import pytest
 
 from mmdet_ptq.errors import NumericError
 from mmdet_ptq.passes import AllocateBits
+from mmdet_ptq.passes.allocate_bits import search as searching
 from mmdet_ptq.passes.allocate_bits.budgets import Budget
 from mmdet_ptq.passes.allocate_bits.curves import Curves
 from mmdet_ptq.passes.allocate_bits.operands import Operand
+from mmdet_ptq.passes.allocate_bits.problems import solved
 from mmdet_ptq.passes.allocate_bits.search import search
 from mmdet_ptq.structures import QuantSpec
 
@@ -43,6 +45,7 @@ def result(told, mean=4.0, **args):
     budget = Budget('separate', dict(weight=mean, input=mean), None, base)
     problems = budget.problems(None, OPERANDS, (3, 4, 5))
     session = SimpleNamespace(notes=[])
+    session.warn = session.notes.append
     best, flat = search(
         AllocateBits(**args), session, OPERANDS, problems, told
     )
@@ -53,6 +56,7 @@ def test_the_choice_of_least_sum():
     best, flat, notes = result(Told(1.0, 2.0))
     assert best.widths == [[5], [3]] and best.predicted == 4
     assert (best.measured, flat) == (1.0, 2.0) and not notes
+    assert best.solver == 'dp'
 
 
 def test_one_width_stays_where_it_is_nearer():
@@ -61,6 +65,7 @@ def test_one_width_stays_where_it_is_nearer():
     # it is a choice like others, and the curves had it above
     assert best.predicted == 6.5
     assert 'one width for all stays' in notes[0]
+    assert best.solver == 'one width'
 
 
 def test_one_width_that_does_not_fit_is_not_tried():
@@ -80,3 +85,19 @@ def test_rounds_go_on_from_the_choice_before():
 def test_no_finite_choice_is_an_error():
     with pytest.raises(NumericError, match='every choice of widths'):
         result(Told(inf, inf))
+
+
+def test_one_width_that_gives_no_number_has_no_distance():
+    best, flat, notes = result(Told(1.0, nan))
+    assert best.widths == [[5], [3]] and flat is None and not notes
+
+
+def test_a_solver_that_had_no_time_left_is_told(monkeypatch):
+    def stopped(*args):
+        columns, _ = solved(*args)
+        return columns, False
+
+    monkeypatch.setattr(searching, 'solved', stopped)
+    best, _, (note,) = result(Told(1.0, 2.0))
+    assert best.widths == [[5], [3]]
+    assert note.startswith('AllocateBits: weights: time_limit ended')
