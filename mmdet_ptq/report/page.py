@@ -20,7 +20,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 Draw = Callable[[Sequence[Run]], Html]
 #: id, title and content of each section
 SECTIONS: tuple[tuple[str, str, Draw], ...] = (
-    ('warnings', 'Warnings', settings.warned),
+    ('warnings', 'Warnings and notes', settings.warned),
     ('accuracy', 'Accuracy', accuracy.accuracy),
     ('lost', 'What was lost', lost.lost),
     ('images', 'Images that changed most', pictures.pictures),

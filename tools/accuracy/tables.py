@@ -27,7 +27,7 @@ def to_markdown(suite: str, cells: list[dict], command: str) -> str:
 
 
 def _allocations(cells: list[dict]) -> list[str]:
-    """What bits were allocated, and the distances that were expected."""
+    """What bits were allocated, and the distances that were predicted."""
     cells = [c for c in cells if 'budget' in c]
     if not cells:
         return []
@@ -38,7 +38,7 @@ def _allocations(cells: list[dict]) -> list[str]:
         'from the float one: as the curves of single tensors add up, as '
         'measured, and with one width everywhere where that fits.',
         '',
-        '| bits | detector | method | widths | spent | objective | expected '
+        '| bits | detector | method | widths | spent | objective | predicted '
         '| measured | one width | box AP |',
         '|---' * 10 + '|',
     ]
