@@ -47,22 +47,37 @@ def add_goals(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--recipes',
         metavar='NAMES',
-        default=','.join(RECIPES),
         help='what is tried, in this order, with commas between; default '
         f'{",".join(RECIPES)}, of which the last takes longest',
     )
     group.add_argument(
         '--rank-num',
         type=int,
-        default=8,
-        help='images for what layers lose; default 8',
+        help=f'images for what layers lose; default {AutoOptions.rank_num}',
     )
     group.add_argument(
         '--verify-num',
         type=int,
-        default=128,
-        help='images for AP; default 128',
+        help=f'images for AP; default {AutoOptions.verify_num}',
     )
+
+
+def check_no_goal(args: argparse.Namespace) -> None:
+    """Refuses options of a goal where there is none.
+
+    Args:
+        args (Namespace): The command line.
+
+    Raises:
+        QuantConfigError: If there is one.
+    """
+    for key in ('recipes', 'rank_num', 'verify_num'):
+        if getattr(args, key) is not None:
+            raise QuantConfigError(
+                f'--{key.replace("_", "-")} is for a goal, and none is '
+                'given; add --max-drop, --target-size or --target-bops, or '
+                'leave it out'
+            )
 
 
 def run_auto(
@@ -90,18 +105,20 @@ def run_auto(
             f'--launcher {args.launcher}: a goal is looked for by one '
             'process; leave it out'
         )
+    given = dict(rank_num=args.rank_num, verify_num=args.verify_num)
+    if args.recipes is not None:
+        names = [name.strip() for name in args.recipes.split(',')]
+        given['recipes'] = [name for name in names if name]
     options = AutoOptions(
         goal,
-        [name for name in args.recipes.split(',') if name],
-        args.rank_num,
-        args.verify_num,
-        args.iters,
-        args.resume,
+        iters=args.iters,
+        resume=args.resume,
+        **{key: one for key, one in given.items() if one is not None},
     )
-    given = read_config(args.config)
+    plain = read_config(args.config)
     if args.cfg_options is not None:
-        given.merge_from_dict(args.cfg_options)
-    found = given.get('quant_cfg')
+        plain.merge_from_dict(args.cfg_options)
+    found = plain.get('quant_cfg')
     own_settings({} if found is None else checked_keys(found))
     # what is parsed with the config has to be whole
     args.recipe, args.bits, args.iters = 'uniform', 'w8a8', None

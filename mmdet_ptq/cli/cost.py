@@ -24,16 +24,29 @@ from .arguments import CfgOptions
 from .config import leave_scope, quant_cfg_of, read_config
 
 #: of the result of a run
-KEYS = ('config', 'recipe', 'bits', 'scope', 'storage_mb', 'cost', 'layers')
-KEYS += ('notes',)
-#: columns of the table: what is in them, in which unit, and whether its
-#: share is said
-COLUMNS = {
-    'MACs (G)': (['macs'], 1e9, False),
-    'BOPs (T)': (['bops'], 1e12, True),
-    'params (M)': (['params'], 1e6, False),
-    'MB': (['float', 'quantized'], 1e6, True),
-}
+KEYS = dict(
+    config=str,
+    recipe=str,
+    bits=str,
+    scope=(str, type(None)),
+    storage_mb=dict,
+    cost=dict,
+    layers=dict,
+    notes=list,
+)
+Column = tuple[list[str], float, bool]
+"""What is in it, in which unit, and whether its share is said."""
+
+
+def _columns(bops: float) -> dict[str, Column]:
+    """Of the table, by name; for so many bit operations in all."""
+    name, unit = ('BOPs (T)', 1e12) if bops >= 1e12 else ('BOPs (G)', 1e9)
+    return {
+        'MACs (G)': (['macs'], 1e9, False),
+        name: (['bops'], unit, True),
+        'params (M)': (['params'], 1e6, False),
+        'MB': (['float', 'quantized'], 1e6, True),
+    }
 
 
 def parse_args(
@@ -122,14 +135,19 @@ def _of_run(args: argparse.Namespace) -> dict[str, Any]:
             f'{args.config} is the work dir of a run, whose costs are known; '
             'leave --recipe, --bits, --scope, --size and --cfg-options out'
         )
-    found = read_run(args.config).result
-    layers = (found.get('cost') or {}).get('layers') or {}
-    if not layers or any('elements' not in one for one in layers.values()):
+    run = read_run(args.config)
+    layers = run.part('cost', 'layers') or {}
+    whole = all(isinstance(run.part(key), kind) for key, kind in KEYS.items())
+    if (
+        not whole
+        or not layers
+        or any('elements' not in one for one in layers.values())
+    ):
         raise PTQError(
             f'{args.config} has no costs of each layer: the run ended before '
             'or is of an earlier version; run mmdet-ptq quantize again'
         )
-    return {key: found[key] for key in KEYS}
+    return {key: run.part(key) for key in KEYS}
 
 
 def _size(args: argparse.Namespace) -> tuple[int, int] | None:
@@ -164,7 +182,8 @@ def _print(found: dict[str, Any]) -> None:
         pad_edge=False,
         collapse_padding=True,
     )
-    for name in ('part', 'bits', *COLUMNS):
+    columns = _columns(rows['all']['bops'])
+    for name in ('part', 'bits', *columns):
         words = name in ('part', 'bits')
         table.add_column(
             name, justify='left' if words else 'right', no_wrap=True
@@ -175,12 +194,13 @@ def _print(found: dict[str, Any]) -> None:
         table.add_row(
             name,
             '' if name == 'all' else _widths(row['bits']),
-            *(_cell(row, rows['all'], *one) for one in COLUMNS.values()),
+            *(_cell(row, rows['all'], *one) for one in columns.values()),
         )
     console.print(table)
     weights, inputs = mean_bits(cost)
     console.print(
-        f'bits of a weight {weights:.3g}, of an input {inputs:.3g} on average'
+        f'bits of a weight {weights:.3g}, of an input {inputs:.3g} on '
+        'average; what is float counts as 32'
     )
     if found['layers']['float']:
         names = ', '.join(one['name'] for one in found['layers']['float'])

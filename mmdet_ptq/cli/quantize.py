@@ -15,7 +15,7 @@ from ..engine.environment import tolerate
 from ..errors import PTQError, QuantConfigError
 from ..quant_cfg import parse_quant_cfg, replaced_rules
 from .arguments import add_calibration, add_run, add_what
-from .auto import add_goals, run_auto
+from .auto import add_goals, check_no_goal, run_auto
 from .config import asked_of, load_config
 
 
@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         goal = goal_of(vars(args))
         if goal is not None:
             return run_auto(args, goal, argv, prog)
+        check_no_goal(args)
         cfg = load_config(args)
         quant = parse_quant_cfg(cfg.quant_cfg.to_dict())
         for note in replaced_rules(args.config):

@@ -44,6 +44,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     folder = Path('.') if several else Path(args.work_dirs[0])
     path = Path(args.out) if args.out else folder / PAGE
     try:
+        if path.suffix not in ('.html', '.htm'):
+            raise PTQError(
+                f'--out {path}: the report is a page; give a file that ends '
+                'in .html'
+            )
         problems = write_report(args.work_dirs, path)
     except PTQError as error:
         print(f'\nerror: {error}', file=sys.stderr)

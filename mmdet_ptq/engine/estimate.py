@@ -12,7 +12,7 @@ from mmengine.structures import InstanceData
 from ..calibration import Batches
 from ..cost import cost_of, storage_mb
 from ..errors import QuantConfigError
-from ..passes import FoldBatchNorm
+from ..passes import AllocateBits, AllocateGroups, FoldBatchNorm
 from ..quant_cfg import QuantConfig
 from .quantize import prepare
 from .result import left_float
@@ -59,8 +59,19 @@ def estimate(
         storage_mb=dict(float=round(full, 4), quantized=round(packed, 4)),
         cost=cost_of(model, session.graph, session.plan),
         layers=dict(float=left),
-        notes=session.notes,
+        notes=[*session.notes, *_unknown(quant)],
     )
+
+
+def _unknown(quant: QuantConfig) -> list[str]:
+    """Sentences on what passes choose, which is not counted."""
+    kinds = {AllocateBits: 'widths', AllocateGroups: 'numbers of grids'}
+    return [
+        f'{kind.__name__} chooses {what} in a run; counted here are those of '
+        "the rules: give this command the run's work dir afterwards"
+        for kind, what in kinds.items()
+        if any(isinstance(one, kind) for one in quant.built_passes)
+    ]
 
 
 def _noise(size: tuple[int, int]) -> dict[str, Any]:

@@ -90,7 +90,8 @@ class ScoreFile:
             for key, value in found.items()
             if key != 'version' and not isinstance(value, dict)
         ]
-        if wrong or 'about' not in found:
+        scores = found.get('scores', {})
+        if wrong or 'about' not in found or not _whole(scores):
             raise PTQError(
                 f'{self.path} is no file of this package; delete it, and run '
                 'without --resume'
@@ -113,3 +114,15 @@ class ScoreFile:
                     f'{self.path} is {words}; give the same arguments as '
                     'then, or another --work-dir'
                 )
+
+
+def _whole(scores: dict[str, Any]) -> bool:
+    """Whether each score is there, by kind and key of an entry."""
+    return all(
+        isinstance(kind, dict)
+        and all(
+            isinstance(one, dict) and isinstance(one.get('score'), int | float)
+            for one in kind.values()
+        )
+        for kind in scores.values()
+    )

@@ -3,6 +3,7 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,9 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding='utf-8')
         os.replace(temporary, path)
     except OSError as error:
-        raise PTQError(f'cannot write {path}: {error}') from error
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise PTQError(f'cannot write {path}: {error.strerror}') from error
 
 
 def write_data(folder: Path, data: dict[str, Any], started: str) -> None:

@@ -72,6 +72,6 @@ def solve(problem: Problem, method: str = 'dp', **options: Any) -> Solution:
     allowed = [*inspect.signature(METHODS[method]).parameters][1:]
     for name in options:
         if name not in allowed:
-            what = f'option of the solver {method!r}'
-            raise QuantConfigError(unknown(what, name, allowed))
+            what = unknown('option', name, allowed or ['none'])
+            raise QuantConfigError(f'solver {method!r}: {what}')
     return METHODS[method](problem, **options)

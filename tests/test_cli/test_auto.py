@@ -13,6 +13,8 @@ from mmdet_ptq.cli.quantize import main
         (['--recipe', 'gptq'], 'leave --recipe out, or leave --max-drop out'),
         (['--target-bops', '3'], '--max-drop and --target-bops: give one'),
         (['--recipes', 'gptk'], "error: unknown recipe 'gptk'"),
+        (['--recipes', 'uniform, gptq'], 'config none.py does not exist'),
+        (['--recipes', 'uniform', '--iters', '5'], 'learns in steps'),
         (['--launcher', 'pytorch'], '--launcher pytorch: a goal is looked'),
         (['--verify-num', '0'], '--verify-num must be a whole number'),
         ([], 'config none.py does not exist'),
@@ -23,6 +25,16 @@ def test_mistakes(words, told, capsys):
     assert main(['none.py', '--max-drop', '0.5', *words]) == 1
     said = capsys.readouterr().err
     assert told in said and said.count('\n') <= 2
+
+
+@pytest.mark.parametrize(
+    'words',
+    [['--recipes', 'gptq'], ['--rank-num', '8'], ['--verify-num', '9']],
+)
+def test_options_of_a_goal_need_one(words, capsys):
+    assert main(['none.py', *words]) == 1
+    said = capsys.readouterr().err
+    assert f'error: {words[0]} is for a goal, and none is given' in said
 
 
 def test_a_config_that_chooses_by_itself(tmp_path, capsys):

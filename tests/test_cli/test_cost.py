@@ -28,6 +28,8 @@ def test_a_config(tiny, tmp_path, capsys, monkeypatch):
     assert cost['input'] == [1, 3, 64, 96]
     assert cost['layers']['bbox_head.cls_convs.0.conv']['bits'] == [4, 8]
     said = capsys.readouterr().out
+    # small numbers have a small unit
+    assert 'BOPs (G)' in said
     # nothing is cut off
     assert '…' not in said
     assert 'minmax w4a8 at 64x96' in said
@@ -71,6 +73,10 @@ def test_a_run(tmp_path, capsys):
     )
     assert main([str(folder)]) == 0
     assert 'weight 4.5, of an input 6' in capsys.readouterr().out
+    for wrong in (dict(notes=None), dict(storage_mb='x'), dict(cost='x')):
+        work_dir(tmp_path / 'old', result_of(**(dict(cost=cost) | wrong)))
+        assert main([str(tmp_path / 'old')]) == 1
+        assert 'is of an earlier version' in capsys.readouterr().err
     assert '4.50 bits on average' in (folder / 'cost.svg').read_text()
     assert main([str(folder), '--bits', 'w4a4']) == 1
     assert 'leave --recipe, --bits' in capsys.readouterr().err

@@ -31,6 +31,15 @@ def test_several_runs(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / 'a' / 'report.html').exists()
 
 
+def test_no_file_of_a_run_is_overwritten(tmp_path, capsys):
+    folder = work_dir(tmp_path / 'a', data=data_of())
+    result = folder / 'ptq_result.json'
+    before = result.read_text()
+    assert main([str(folder), '--out', str(result)]) == 1
+    assert 'give a file that ends in .html' in capsys.readouterr().err
+    assert result.read_text() == before
+
+
 def test_what_is_wrong_is_said(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
     assert 'error: ' in capsys.readouterr().err

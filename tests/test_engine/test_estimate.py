@@ -32,6 +32,20 @@ def test_as_after_a_run(tiny):
     assert names == {'bbox_head.retina_cls', 'bbox_head.retina_reg'}
 
 
+@pytest.mark.parametrize(
+    ('recipe', 'said'),
+    [
+        ('gptq_mixed', 'AllocateBits chooses widths in a run'),
+        ('igq_allocate', 'AllocateGroups chooses numbers of grids in a run'),
+    ],
+)
+def test_what_a_run_chooses_is_said(tiny, recipe, said):
+    cfg = Config.fromfile(tiny.config['retinanet'])
+    quant = parse_quant_cfg(dict(recipe=recipe, bits='w4a4'))
+    notes = estimate(cfg, quant, (64, 64))['notes']
+    assert any(note.startswith(said) for note in notes)
+
+
 def test_a_model_that_cannot_be_built(tiny):
     cfg = Config.fromfile(tiny.config['retinanet'])
     cfg.model.backbone.type = 'NoSuchNet'

@@ -15,22 +15,23 @@ def test_what_was_written_is_there_again(tmp_path):
     path = tmp_path / 's.json'
     file = ScoreFile(path, ABOUT, False)
     assert not path.exists()
-    file.part('scores')['ap'] = dict(all=1.5)
+    file.part('scores')['ap'] = dict(all=dict(score=1.5))
     file.write()
     again = ScoreFile(path, ABOUT, True)
-    assert again.part('scores') == dict(ap=dict(all=1.5))
+    assert again.part('scores') == dict(ap=dict(all=dict(score=1.5)))
     # nothing to go on from is no mistake
     assert ScoreFile(tmp_path / 'none', ABOUT, True).part('scores') == {}
 
 
 def test_a_stop_in_a_write_leaves_the_file_before(tmp_path):
     file = ScoreFile(tmp_path / 's.json', ABOUT, False)
-    file.part('scores')['a'] = 1.0
+    scores = dict(a=dict(all=dict(score=1.0)))
+    file.part('scores').update(scores)
     file.write()
     file.part('scores')['b'] = float('nan')
     with pytest.raises(ValueError, match='JSON'):
         file.write()
-    assert ScoreFile(file.path, ABOUT, True).part('scores') == dict(a=1.0)
+    assert ScoreFile(file.path, ABOUT, True).part('scores') == scores
 
 
 def test_without_resume_nothing_is_lost(tmp_path):
@@ -77,6 +78,13 @@ def test_images_that_verify_are_needed_later(tmp_path):
         (
             json.dumps(dict(version=VERSION, about={}, scores=3)),
             'no file of this package',
+        ),
+        *(
+            (
+                json.dumps(dict(version=VERSION, about={}, scores=scores)),
+                'no file of this package',
+            )
+            for scores in ({'ap': 3}, {'ap': {'k': 1}}, {'ap': {'k': {}}})
         ),
     ],
 )

@@ -78,6 +78,13 @@ def test_a_file_that_cannot_be_written(tmp_path):
         write_text(tmp_path / 'x.json', '')
 
 
+def test_what_could_not_be_put_in_place_is_not_left(tmp_path):
+    (tmp_path / 'folder').mkdir()
+    with pytest.raises(PTQError, match=r'cannot write .*: Is a directory'):
+        write_text(tmp_path / 'folder', 'text')
+    assert [p.name for p in tmp_path.iterdir()] == ['folder']
+
+
 def test_nan_is_not_written(tmp_path):
     with pytest.raises(ValueError, match='not JSON compliant'):
         write_data(tmp_path, dict(x=float('nan')), '')

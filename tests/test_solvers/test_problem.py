@@ -107,5 +107,7 @@ def test_methods_and_their_options_are_checked():
     problem = mean_bits_problem([1, 3], [4, 8], TABLE, 9)
     with pytest.raises(QuantConfigError, match="Did you mean 'lagrange'"):
         solve(problem, 'lagrang')
-    with pytest.raises(QuantConfigError, match="solver 'dp' 'strict'"):
+    with pytest.raises(
+        QuantConfigError, match="solver 'dp': unknown option 'strict'"
+    ):
         solve(problem, 'dp', strict=False)

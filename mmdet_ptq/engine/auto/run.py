@@ -58,6 +58,15 @@ class AutoOptions:
             raise QuantConfigError('--recipes: give at least one recipe')
         for recipe in self.recipes:
             load_recipe(recipe)  # says which there are
+        if self.iters is not None and not any(
+            learning_passes(dict(recipe=name, bits='w8a8'))
+            for name in self.recipes
+        ):
+            raise QuantConfigError(
+                f'--iters {self.iters}: none of --recipes '
+                f'{",".join(self.recipes)} learns in steps; leave it out, or '
+                'add one that does, e.g. gptq_recon'
+            )
 
 
 def own_settings(quant_cfg: dict[str, Any]) -> dict[str, Any]:
@@ -77,19 +86,6 @@ def own_settings(quant_cfg: dict[str, Any]) -> dict[str, Any]:
                 'it out, or leave the goal out'
             )
     return dict(quant_cfg)
-
-
-def _check_iters(options: AutoOptions) -> None:
-    """Refuses steps where no recipe learns."""
-    if options.iters is None:
-        return
-    names = options.recipes
-    if not any(learning_passes(dict(recipe=n, bits='w8a8')) for n in names):
-        raise QuantConfigError(
-            f'--iters {options.iters}: none of --recipes {",".join(names)} '
-            'learns in steps; leave it out, or add one that does, e.g. '
-            'gptq_recon'
-        )
 
 
 class AutoRun:
@@ -112,7 +108,6 @@ class AutoRun:
     def __init__(
         self, runner: Any, own: dict[str, Any], options: AutoOptions
     ) -> None:
-        _check_iters(options)
         self.runner, self.options = runner, options
         path = runner.load_float()
         split = split_images(

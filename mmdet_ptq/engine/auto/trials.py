@@ -1,6 +1,7 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Makes quantized detectors of one float detector, and tests each once."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from ...calibration import ImageFeed, ResumeStore, Session
 from ...cost import cost_of, storage_mb
 from ...errors import FAILURES, PTQError, QuantConfigError
 from ...passes.measure_sensitivity import entries_of, find_parts
-from ...quant_cfg import parse_quant_cfg
+from ...quant_cfg import load_recipe, parse_quant_cfg
 from ...surgery import copy_model
 from ..fingerprint import fingerprint_of
 from ..held_out import Split
@@ -55,7 +56,14 @@ class Trials:
         self.runner, self.split, self.file = runner, split, file
         self.goal, self.own, self.iters = goal, own, iters
         self._resume = resume
-        self._stopped = Path(runner.work_dir) / 'ptq_resume_trial.pth'
+        try:
+            for one in file.part('trials').values():
+                Trial(**one)
+        except TypeError as error:
+            raise PTQError(
+                f'{file.path} has trials that are none of this package '
+                f'({error}); delete it, and run without --resume'
+            ) from error
         self.scoring = Scoring(runner, split, file)
         self._score = self.scoring.ap(runner.detector)
 
@@ -89,10 +97,19 @@ class Trials:
                 of this one alone.
         """
         kept, left = self.file.part('trials'), self.file.part('left_out')
-        key = json.dumps([recipe, bits, rules, scope, self.iters])
+        # a recipe may be a file that has changed
+        content = json.dumps(load_recipe(recipe), sort_keys=True, default=str)
+        key = json.dumps(
+            [recipe, bits, rules, scope, self.iters, _short(content)]
+        )
         if key not in kept and key not in left:
+            stopped = Path(
+                self.runner.work_dir, f'ptq_resume_trial_{_short(key)}.pth'
+            )
             try:
-                kept[key] = asdict(self._made(recipe, bits, rules, scope))
+                kept[key] = asdict(
+                    self._made(recipe, bits, rules, scope, stopped)
+                )
             except FAILURES as error:
                 # the first has to work; a further one may ask for more
                 if not kept:
@@ -101,7 +118,7 @@ class Trials:
                 name = f'{recipe} {bits}' if fits else recipe
                 left[key] = f'{name} is left out: {error}'
             self.file.write()
-            self._stopped.unlink(missing_ok=True)
+            stopped.unlink(missing_ok=True)
         if key in left:
             self.scoring.say(left[key])
             return None
@@ -109,7 +126,9 @@ class Trials:
         self._tell(trial)
         return trial
 
-    def _made(self, recipe: str, bits: str, rules: Rules, scope: str) -> Trial:
+    def _made(
+        self, recipe: str, bits: str, rules: Rules, scope: str, stopped: Path
+    ) -> Trial:
         start = time.monotonic()
         model = copy_model(self.runner.detector)
         name = f'{recipe} {bits}'
@@ -118,7 +137,7 @@ class Trials:
             model,
             quant_cfg,
             on_session=_check_attention,
-            path=self._stopped,
+            path=stopped,
         )
         cost = cost_of(model, session.graph, session.plan)
         full, packed = storage_mb(model)
@@ -237,6 +256,11 @@ class Trials:
             for tensor, key in (('weight', 'weight'), ('act', 'acts'))
             if any(_quantized(facts['layers'][n][key]) for n in layers)
         )
+
+
+def _short(text: str) -> str:
+    """Tells a text from others."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _check_attention(session: Session) -> None:

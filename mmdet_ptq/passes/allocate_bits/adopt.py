@@ -108,11 +108,11 @@ def line(session: Session, choice: Choice, uniform: float | None) -> None:
     said = []
     for problem, spent in zip(choice.problems, choice.spent, strict=True):
         bits = [flat[unit] for unit in _members(problem.picks)]
-        amount = f'{spent:.4g} of {problem.resource.budget:.4g}'
-        if problem.resource.name == 'mean bits':
-            amount += ' on average'
+        budget, kind = problem.resource.budget, problem.resource.name
+        if kind == 'mean bits':
+            amount = f'{spent:.4g} of {budget:.4g} on average'
         else:
-            amount += f' {problem.resource.name}'
+            amount = f'{spent:.6g} of {budget:.6g} {kind}'
         said.append(
             f'{problem.name} {amount}, from {min(bits)} to {max(bits)}'
         )

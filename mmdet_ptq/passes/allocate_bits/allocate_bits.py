@@ -26,7 +26,7 @@ from .budgets import BUDGETS, Budget
 from .choice import widths_of
 from .curves import Measuring
 from .groups import export, observe_groups
-from .objectives import OBJECTIVES, distance_of
+from .objectives import OBJECTIVES, distance_of, refuse_silent
 from .operands import KINDS, NAMES, Operand, Wanted
 from .problems import WidthProblem, solved
 from .search import search
@@ -149,7 +149,7 @@ class AllocateBits(BasePass):
             whole('channels', channels, 1)
             if budget == 'bops':
                 raise ValueError(
-                    "budget='bops' is one of whole layers; leave channels out"
+                    "budget='bops' is one of whole layers; set channels=None"
                 )
         self.means = dict(
             weight=_mean('mean_weight_bits', mean_weight_bits),
@@ -171,7 +171,10 @@ class AllocateBits(BasePass):
         self.solver_args = dict(solver_args or {})
         # the options of a solver are checked by using it
         trial = mean_bits_problem([1], [2, 3], [[1.0, 0.0]], 3)
-        solve(trial, solver, **self.solver_args)
+        try:
+            solve(trial, solver, **self.solver_args)
+        except QuantConfigError as error:
+            raise ValueError(f'solver_args: {error}') from None
         self.curves = one_of('curves', curves, CURVES)
         self.probes = whole('probes', probes, 1)
         self.rounds = whole('rounds', rounds, 1)
@@ -179,8 +182,15 @@ class AllocateBits(BasePass):
 
     def prepare(self, session: Session) -> None:
         """See :meth:`BasePass.prepare`; budgets out of reach are found."""
-        distance_of(session, self.objective)
+        distance = distance_of(session, self.objective)
         operands = self._wanted(session).find(session)
+        layers = session.graph.layers
+        silent = [
+            one.name
+            for one in operands
+            if not any(distance.reaches(layers[n]) for n, _ in one.holders)
+        ]
+        refuse_silent(silent, self.objective)
         widths = widths_of(operands)
         nothing = np.zeros((sum(len(o.sizes) for o in operands), len(widths)))
         row = 0

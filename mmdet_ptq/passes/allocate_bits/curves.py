@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ...calibration import Images, Session, of_all_images
-from ...errors import NumericError, QuantConfigError
+from ...errors import NumericError
 from ...observers import fetch
 from ...solvers import decreasing
 from .bench import Bench, Slot
-from .objectives import Distance
+from .objectives import Distance, refuse_silent
 from .tables import by_forwards, by_probes
 from .trial_quantizers import Widths
 
@@ -196,14 +196,7 @@ class Measuring:
             if not heard[at]:
                 silent.append(slot.trial.operand.name)
             at += slot.trial.units
-        if silent:
-            raise QuantConfigError(
-                'AllocateBits: nothing was measured for '
-                f'{", ".join(silent[:8])}'
-                + (f' and {len(silent) - 8} others' * (len(silent) > 8))
-                + f': the objective {self.objective!r} does not depend on '
-                'them; leave them out by scope, or take another objective'
-            )
+        refuse_silent(silent, self.objective)
 
     def _check_finite(self, added: Floats) -> None:
         at = 0

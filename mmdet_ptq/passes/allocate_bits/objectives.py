@@ -21,7 +21,7 @@ from ...detectors import has_adapter, why_no_outputs
 from ...errors import QuantConfigError
 from ...losses.boxes import pick_boxes
 from ...losses.rows import confidence, is_mask, surest_rows
-from ...structures import DetectionOutputs
+from ...structures import DetectionOutputs, LayerNode
 
 OBJECTIVES = ('feature', 'output', 'roi')
 Target = dict[str, Tensor]
@@ -43,6 +43,10 @@ class Distance(ABC):
     """
 
     on_outputs = True
+
+    def reaches(self, node: LayerNode) -> bool:
+        """Whether what a layer does can matter, by where the layer is."""
+        return True
 
     @abstractmethod
     def run(self, images: Images, j: int) -> list[Any]:
@@ -107,6 +111,10 @@ class Features(Distance):
             )
         self.backbone = children['backbone']
 
+    def reaches(self, node: LayerNode) -> bool:
+        """See :meth:`Distance.reaches`."""
+        return 'backbone' in node.roles
+
     def run(self, images: Images, j: int) -> list[Tensor]:
         """See :meth:`Distance.run`; what follows the backbone is left out."""
         found: list[Tensor] = []
@@ -167,6 +175,10 @@ class Predictions(Distance):
                 f'and {type(model).__name__} has none that an adapter reads; '
                 "use objective='output'"
             )
+
+    def reaches(self, node: LayerNode) -> bool:
+        """RoI heads see the proposals of the float detector."""
+        return not self.roi or 'rpn' not in node.roles
 
     def run(self, images: Images, j: int) -> list[Any]:
         """See :meth:`Distance.run`."""
@@ -276,3 +288,22 @@ def distance_of(session: Session, objective: str) -> Distance:
             f"outputs, but {why}; use objective='feature'"
         )
     return Predictions(session.model, objective == 'roi')
+
+
+def refuse_silent(names: Sequence[str], objective: str) -> None:
+    """Refuses tensors that do nothing to what is compared.
+
+    Args:
+        names (Sequence[str]): Of them, may be none.
+        objective (str): One of :data:`OBJECTIVES`.
+
+    Raises:
+        QuantConfigError: If there are any.
+    """
+    if names:
+        raise QuantConfigError(
+            f'AllocateBits: {", ".join(names[:8])}'
+            + (f' and {len(names) - 8} others' * (len(names) > 8))
+            + f': the objective {objective!r} does not depend on them; leave '
+            'them out by scope, or take another objective'
+        )

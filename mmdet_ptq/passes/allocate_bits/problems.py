@@ -69,8 +69,11 @@ class WidthProblem:
             f'{resource.name} is {"below" if below else "above"} what the '
             f'{"least" if below else "greatest"} widths take; give one from '
             f'{low:.6g} to {high:.6g}, or '
-            + ('a lower floor' if below else 'a greater most')
-            + ' (widths are 2 to 8)'
+            + (
+                'a lower floor (2 is the least)'
+                if below
+                else 'a greater most (8 is the greatest)'
+            )
         )
 
 

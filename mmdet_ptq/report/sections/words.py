@@ -9,16 +9,21 @@ from ..markup import Html, paragraph
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A name of each run: recipe and bits, and the work dir where needed."""
+    """A name of each run: recipe and bits, and the work dir where needed.
+
+    Where that is the same too, its number in the order of the command.
+    """
     found = [
         f'{run.part("recipe") or "recipe"} {run.part("bits") or ""}'.strip()
         for run in runs
     ]
-    many = Counter(found)
-    return [
-        text if many[text] == 1 else f'{text} ({run.name})'
-        for text, run in zip(found, runs, strict=True)
-    ]
+    for more in ([run.name for run in runs], range(1, len(runs) + 1)):
+        many = Counter(found)
+        found = [
+            text if many[text] == 1 else f'{text} ({word})'
+            for text, word in zip(found, more, strict=True)
+        ]
+    return found
 
 
 def missing(run: Run, key: str) -> str:

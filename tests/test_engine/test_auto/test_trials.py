@@ -11,7 +11,7 @@ from mmengine.config import Config
 from sensitivity_kit import INIT, Attentive, at_the_end
 
 from mmdet_ptq.engine.auto.goal import Goal, Trial
-from mmdet_ptq.engine.auto.trials import Trials, _check_attention
+from mmdet_ptq.engine.auto.trials import Trials, _check_attention, _short
 from mmdet_ptq.engine.held_out import split_images
 from mmdet_ptq.engine.score_file import ScoreFile
 from mmdet_ptq.errors import (
@@ -21,7 +21,7 @@ from mmdet_ptq.errors import (
     PTQError,
     QuantConfigError,
 )
-from mmdet_ptq.quant_cfg import Calibration, parse_quant_cfg
+from mmdet_ptq.quant_cfg import Calibration, load_recipe, parse_quant_cfg
 
 ABOUT = dict(checkpoint='c', fingerprint='f', images=[], verify=[])
 OWN = dict(rules=[dict(match='@mask', skip=True)], scope='first_last_8')
@@ -36,7 +36,8 @@ def trials(tiny, tmp_path):
     file = ScoreFile(tmp_path / 'auto.json', ABOUT, False)
     file.part('float').update(metric='coco/bbox_mAP', value=0.65)
     file.part('whole').update(mb=8.0, bops=9e9)
-    key = json.dumps(['uniform', 'w4a4', [], '', 7])
+    content = json.dumps(load_recipe('uniform'), sort_keys=True, default=str)
+    key = json.dumps(['uniform', 'w4a4', [], '', 7, _short(content)])
     file.part('trials')[key] = dict(vars(KNOWN))
     runner = SimpleNamespace(
         detector=None,
@@ -73,18 +74,53 @@ def failing(error):
 )
 def test_what_fails_is_left_out(trials, monkeypatch, caplog, error, told):
     """Its reason is kept, and told each time; it is not tried again."""
-    stopped = trials.runner.work_dir / 'ptq_resume_trial.pth'
-    stopped.write_bytes(b'')
-    monkeypatch.setattr(trials, '_made', failing(error))
+    files = []
+
+    def made(recipe, bits, rules, scope, stopped):
+        stopped.write_bytes(b'')
+        files.append(stopped)
+        raise error
+
+    monkeypatch.setattr(trials, '_made', made)
     with caplog.at_level(logging.INFO, 'auto'):
         assert trials('gptq', 'w3a3', []) is None
-    assert caplog.messages == [told] and not stopped.exists()
+    assert caplog.messages == [told] and not files[0].exists()
     left = json.loads(trials.file.path.read_text())['left_out']
     assert list(left.values()) == [told]
     monkeypatch.setattr(trials, '_made', failing(KeyboardInterrupt))
     with caplog.at_level(logging.INFO, 'auto'):
         assert trials('gptq', 'w3a3', []) is None
     assert caplog.messages == [told, told]
+
+
+def test_a_recipe_file_that_changed_is_tried_again(
+    trials, monkeypatch, tmp_path
+):
+    recipe = tmp_path / 'own.py'
+    files = []
+
+    def made(name, bits, rules, scope, stopped):
+        files.append(stopped)
+        return Trial(name, bits, rules, scope, len(files) / 100)
+
+    monkeypatch.setattr(trials, '_made', made)
+    for clipped in (0.999, 0.999, 0.99):
+        weights = dict(type='PercentileObserver', percentile=clipped)
+        recipe.write_text(
+            f"_base_ = 'mmdet_ptq::recipes/uniform.py'\n"
+            f'pass_args = dict(SetRanges=dict(weight_observer={weights}))\n'
+        )
+        found = trials(str(recipe), 'w4a4', [])
+    assert found.drop == 0.02 and len(set(files)) == 2
+    # another width has progress of its own
+    trials(str(recipe), 'w3a3', [])
+    assert len(set(files)) == 3
+
+
+def test_trials_of_another_form_are_refused(trials):
+    trials.file.part('trials')['x'] = dict(recipe='uniform', ap=1)
+    with pytest.raises(PTQError, match=r'none of this package \(.*ap'):
+        Trials(trials.runner, trials.split, trials.file, trials.goal, OWN)
 
 
 def test_what_fails_first_ends_all(trials, monkeypatch):

@@ -193,8 +193,17 @@ def test_two_ranks_choose_what_one_does(tmp_path):
         (dict(scope='@mask'), QuantConfigError, 'nothing to allocate'),
         (dict(scope='@bckbone'), PTQError, '@backbone'),
         (dict(objective='roi'), QuantConfigError, "objective='roi'"),
+        (
+            dict(objective='feature'),
+            QuantConfigError,
+            r"neck\.0\.weight, .*tower\.input: the objective 'feature'",
+        ),
         (dict(objective='features'), QuantConfigError, "mean 'feature'"),
-        (dict(solver_args=dict(strict=True)), QuantConfigError, "'dp'"),
+        (
+            dict(solver_args=dict(strict=True)),
+            QuantConfigError,
+            r"passes\[\d\].*solver_args: solver 'dp': unknown option 'strict'",
+        ),
         (dict(amount=3), QuantConfigError, 'mean_weight_bits'),
         (
             dict(

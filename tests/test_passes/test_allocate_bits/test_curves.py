@@ -100,7 +100,7 @@ def test_what_the_objective_does_not_see_is_named():
         for probes in (1, None):
             with pytest.raises(
                 QuantConfigError,
-                match=r"for tower.weight, tower.input: .*'feature'",
+                match=r": tower.weight, tower.input: .*'feature'",
             ):
                 one.curves(f'curves {probes}', now, probes)
 

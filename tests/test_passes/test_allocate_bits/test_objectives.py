@@ -110,6 +110,9 @@ def test_tensors_that_nobody_described_are_relative():
 def test_roi_heads_alone():
     model, _, _, _, found = float_run('faster_rcnn')
     images = SimpleNamespace(run=lambda j: found)
+    rpn = SimpleNamespace(roles={'rpn'})
+    assert Predictions(model).reaches(rpn)
+    assert not Predictions(model, roi=True).reaches(rpn)
     names = {o.name for o in Predictions(model).run(images, 0)}
     assert names == {'rpn_head', 'roi_head.bbox_head'}
     distance = Predictions(model, roi=True)

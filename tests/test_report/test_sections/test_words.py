@@ -10,6 +10,8 @@ from mmdet_ptq.report.sections.words import labels, missing
 def test_names_differ():
     runs = [Run(n, result_of(recipe=r)) for n, r in ('ax', 'bx', 'cy')]
     assert labels(runs) == ['x w4a8 (a)', 'x w4a8 (b)', 'y w4a8']
+    runs = [Run('out', result_of(recipe='x')) for _ in range(2)]
+    assert labels(runs) == ['x w4a8 (out) (1)', 'x w4a8 (out) (2)']
 
 
 def test_reasons_are_told():
