@@ -250,8 +250,8 @@ class GroupsRecord(Record):
         port (str): Of the first of its layers.
         layers (list[str]): All layers that share the grids.
         candidates (list[int]): Numbers of grids that were tried.
-        perturbations (list[float]): What each of them does to the
-            detector's outputs, a mean over images.
+        perturbations (list[float | None]): What each of them does to the
+            detector's outputs, a mean over images; None if not finite.
         bops (list[int]): Bit operations above those of the smallest number
             of grids that was looked at.
         groups (int): The number that was chosen.
@@ -260,7 +260,7 @@ class GroupsRecord(Record):
     port: str
     layers: list[str]
     candidates: list[int]
-    perturbations: list[float]
+    perturbations: list[float | None]
     bops: list[int]
     groups: int
 

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     folder = Path('.') if several else Path(args.work_dirs[0])
     path = Path(args.out) if args.out else folder / PAGE
     try:
-        if path.suffix not in ('.html', '.htm'):
+        if path.suffix.lower() not in ('.html', '.htm'):
             raise PTQError(
                 f'--out {path}: the report is a page; give a file that ends '
                 'in .html'

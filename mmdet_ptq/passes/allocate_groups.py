@@ -261,7 +261,7 @@ class AllocateGroups(BasePass):
                     site.group[0][1],
                     [name for name, _ in site.group],
                     site.options,
-                    table[i],
+                    [p if isfinite(p) else None for p in table[i]],
                     [int(c) for c in costs[i, : len(site.options)]],
                     found[-1],
                 )
@@ -305,7 +305,7 @@ class _Perturbed:
             quantized (bool): Whether the other layers are.
 
         Raises:
-            NumericError: If one of them is NaN or Inf.
+            NumericError: If all of them are NaN or Inf.
         """
         site, mine = self.site, self.images.mine
         others = set(self.session.layers) - site.layers if quantized else set()
@@ -326,13 +326,19 @@ class _Perturbed:
             {j: torch.stack(some).tolist() for j, some in found.items()}
         )
         means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        name = site.group[0][0]
         for groups, mean in zip(site.options, means, strict=True):
             if not isfinite(mean):
-                raise NumericError(
-                    'AllocateGroups: the detector gives NaN or Inf where '
-                    f'{site.group[0][0]} has {groups} grids; leave out that '
-                    'number of candidates, or skip the layer by a rule'
+                self.session.warn(
+                    f'AllocateGroups: {name} cannot have {groups} grids: the '
+                    'detector then gives NaN or Inf'
                 )
+        if not any(map(isfinite, means)):
+            raise NumericError(
+                'AllocateGroups: the detector gives NaN or Inf with any '
+                f'number of grids of {name}; give it another quantizer by a '
+                'rule'
+            )
         return means
 
     def _run(self, j: int) -> Any:

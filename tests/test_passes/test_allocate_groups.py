@@ -240,11 +240,23 @@ def test_outputs_that_are_no_numbers(monkeypatch):
     module = sys.modules[AllocateGroups.__module__]
     rows = module.of_all_images
 
-    def spoilt(found):
+    def last(found):
         return [[*row[:-1], nan] for row in rows(found)]
 
-    monkeypatch.setattr(module, 'of_all_images', spoilt)
-    with pytest.raises(NumericError, match=r'where stem has \d+ grids'):
+    monkeypatch.setattr(module, 'of_all_images', last)
+    session = quantized(ALLOCATE)
+    assert 'AllocateGroups: stem cannot have 5 grids' in '\n'.join(
+        session.notes
+    )
+    for record in session.records:
+        assert record.perturbations[-1] is None
+        assert record.groups < CANDIDATES[-1]
+
+    def every(found):
+        return [[nan] * len(row) for row in rows(found)]
+
+    monkeypatch.setattr(module, 'of_all_images', every)
+    with pytest.raises(NumericError, match='any number of grids of stem'):
         quantized(ALLOCATE)
 
 

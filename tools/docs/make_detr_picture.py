@@ -36,6 +36,7 @@ PARTS = {
     'products': 'operands of attention products',
     'encoder': 'all inputs in the encoder',
     'decoder': 'all inputs in the decoder',
+    'head': 'inputs of the box head',
 }
 
 

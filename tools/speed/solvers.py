@@ -8,7 +8,8 @@ backbone; curves are random, falling about fourfold a bit::
 
 prints a table: seconds, memory that was taken on the way, mean bits used,
 and distortion over that of dynamic programming. HiGHS (``milp``) is stopped
-after 20 seconds where there are thousands of units, and the table says so.
+after 20 seconds of wall time where there are thousands of units, and the table
+says so.
 """
 
 import argparse

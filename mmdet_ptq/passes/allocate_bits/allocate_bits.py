@@ -95,11 +95,11 @@ class AllocateBits(BasePass):
             ``'dp'``.
         solver_args (dict, optional): Options of the solver. ``'dp'``:
             ``max_sums``, how many sums it may hold. ``'lagrange'``:
-            ``strict=False`` takes the choice nearest to the budget, even
-            above it; ``tolerance``, how near is near enough; ``compat=True``
-            prices bits as RDO-Q's code does. ``'milp'``: ``gap``, the
-            relative distance from the optimum at which it may stop, and
-            ``time_limit`` in seconds. Defaults to None: none.
+            ``strict=False`` takes a choice near the budget, even above it;
+            ``tolerance``, how near is near enough; ``compat=True`` prices
+            bits as RDO-Q's code does, of mean bits and bytes. ``'milp'``:
+            ``gap``, the relative distance from the optimum at which it may
+            stop, and ``time_limit`` in seconds. Defaults to None: none.
         curves (str): How they are measured. ``'probes'``: by gradients;
             ``'exact'``: by a forward of each image for each tensor or group
             and each of its widths. Defaults to ``'probes'``.
@@ -200,7 +200,7 @@ class AllocateBits(BasePass):
                 row += 1
         for problem in self._problems(session, operands):
             problem.check(nothing)
-            # not every solver can hold every budget
+            # a kind of budget that the solver cannot hold
             solved(problem, nothing, self.solver, self.solver_args)
         grouped = [o.holders[0][0] for o in operands
                    if o.kind == 'weight' and o.channels]  # fmt: skip

@@ -69,7 +69,9 @@ class Budget:
                 if amount is None:
                     bits = self.base[kind]
                     amount = _storage(session, weights, [bits]).sum() / 8
-                resource = Resource('bytes', costs, float(amount), 8.0)
+                resource = Resource(
+                    'bytes', costs, float(amount), 8.0, units.sizes[mine]
+                )
                 found.append(units.problem(NAMES[kind], mine, resource))
             else:
                 found.append(

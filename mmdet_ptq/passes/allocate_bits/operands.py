@@ -92,7 +92,10 @@ class Operand:
         shape = list(layers[name].weight.shape)
         axis = self.axis(layers)
         channel = prod(shape) // shape[axis]
-        spec = replace(self.spec, bits=bits)
+        args = dict(self.spec.args)
+        if self.channels is not None:
+            args['granularity'] = 'channel'  # as ChannelGroups has it
+        spec = replace(self.spec, bits=bits, args=args)
         quantizer = build_quantizer(spec, layers[name], tensor, name)
         found = []
         for size in self.sizes:

@@ -65,10 +65,10 @@ class WidthProblem:
             return
         below = resource.budget < low
         raise BudgetError(
-            f'AllocateBits: {self.name}: a budget of {resource.budget:.6g} '
+            f'AllocateBits: {self.name}: a budget of {resource.budget:.10g} '
             f'{resource.name} is {"below" if below else "above"} what the '
             f'{"least" if below else "greatest"} widths take; give one from '
-            f'{low:.6g} to {high:.6g}, or '
+            f'{low:.10g} to {high:.10g}, or '
             + (
                 'a lower floor (2 is the least)'
                 if below

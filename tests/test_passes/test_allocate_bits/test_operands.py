@@ -10,6 +10,7 @@ from two_levels import batches as two_batches
 
 from mmdet_ptq.errors import QuantConfigError
 from mmdet_ptq.passes.allocate_bits.operands import Wanted, largest_divisor
+from mmdet_ptq.plan import build_quantizer
 
 BASE = dict(weight=4, input=4)
 INSTANCES = 'InstanceGroupQuantizer'
@@ -101,6 +102,18 @@ def test_storage():
         5 * (72 * 4 + 36),
         3 * (72 * 4 + 36),
     ]
+    # in groups each channel has a scale, whatever the rule says
+    whole = dict(match='tower', weight=dict(granularity='tensor'))
+    session = planned(rules=[*RULES, whole])
+    one = next(
+        o for o in found(session, channels=4) if o.name == 'tower.weight'
+    )
+    mixed = build_quantizer(
+        one.spec_of([4, 3]), session.layers['tower'], 'weight', 'tower'
+    )
+    assert mixed.storage_bits((8, 8, 3, 3)) == (
+        one.storage(session.layers, 4)[0] + one.storage(session.layers, 3)[1]
+    )
     tables = dict(type='CodebookQuantizer', granularity='channel')
     session = planned(rules=[*RULES, dict(match='tower', weight=tables)])
     one = next(o for o in found(session) if o.name == 'tower.weight')
