@@ -50,7 +50,7 @@ SPARED: dict[str, dict] = dict(
     products=dict(match='@matmul', act=dict(bits=8)),
     encoder=dict(match='encoder.*', act=dict(bits=8)),
     decoder=dict(match='decoder.*', act=dict(bits=8)),
-    head=dict(match='@head', act=dict(bits=8)),
+    head=dict(match='bbox_head.*', act=dict(bits=8)),
 )
 
 
