@@ -30,7 +30,7 @@ FLOORS = (
     ('plan', 'calibration', 'losses'),
     ('passes', 'recipes'),
     ('artefact', 'deploy', 'report'),
-    ('engine', 'apis', 'cli'),
+    ('engine', 'apis', 'cli', '__main__'),
     # what users import, and what helps to test a detector of theirs
     ('__init__', 'testing'),
 )
