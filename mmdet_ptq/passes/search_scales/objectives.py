@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...checks import number
 
@@ -90,20 +91,24 @@ class Pearson(Objective):
     def __call__(self, off: Tensor, term: 'Term') -> Tensor:
         """See :meth:`Objective.__call__`."""
         exact = term.exact
-        ours = off.add_(exact[:, None])
         if term.across:  # positions come first
-            ours, exact = ours.mT, exact.mT
-        loss = _uncorrelated(ours, exact, term.image)
+            off, exact = off.mT, exact.mT
+        loss = _uncorrelated(off, exact, term.image)
         if term.ranked and self.ranking:
+            ours = off.add_(exact[:, None])
             loss = loss + self.ranking * _misordered(ours, exact)
         return loss
 
 
-def _uncorrelated(ours: Tensor, exact: Tensor, image: Tensor | None) -> Tensor:
+def _uncorrelated(off: Tensor, exact: Tensor, image: Tensor | None) -> Tensor:
     """Sum over images of one minus the correlation.
 
+    With y the float outputs around their mean, x the quantized ones and d
+    what these are off, all of an image, it is ``(|d|^2 - (|x| - |y|)^2) / (2
+    |x| |y|)``. All of it is small where d is, so single precision will do.
+
     Args:
-        ours (Tensor): ``[B, C, T, M]``, T positions.
+        off (Tensor): ``[B, C, T, M]``, d of T positions.
         exact (Tensor): ``[B, T, M]``.
         image (Tensor, optional): int64 ``[T]``; None is all one image.
 
@@ -111,30 +116,26 @@ def _uncorrelated(ours: Tensor, exact: Tensor, image: Tensor | None) -> Tensor:
         Tensor: float64 ``[B, C]``.
     """
     if image is None:
-        image = torch.zeros(ours.shape[2], dtype=torch.int64)
-    image = image.to(ours.device)
-    images = int(image.max()) + 1
+        image = torch.zeros(off.shape[2], dtype=torch.int64)
+    share = functional.one_hot(image.to(off.device)).to(off)
+    share /= share.sum(0).clamp(min=1)
 
     def mean(t: Tensor) -> Tensor:
         """Of each image, over its positions."""
-        of_position = t.double().sum(-1)
-        out = of_position.new_zeros(*of_position.shape[:-1], images)
-        out.index_add_(-1, image, of_position)
-        count = torch.bincount(image, minlength=images) * t.shape[-1]
-        return out / count.clamp(min=1)
+        return t.mean(-1) @ share
 
-    # around the float mean: squares of large means would hide the rest
-    middle = mean(exact)[..., image, None].to(exact)
-    x, y = ours - middle[:, None], (exact - middle)[:, None]
-    mean_x, mean_y = mean(x), mean(y)
-    both = mean(x * y) - mean_x * mean_y
-    power_x = (mean(x.square()) - mean_x.square()).clamp(min=0)
-    power_y = (mean(y.square()) - mean_y.square()).clamp(min=0)
-    size = (power_x * power_y).sqrt()
-    rho = torch.where(size > 0, both / size.clamp(min=1e-300), 0.0)
+    middle = mean(exact)
+    y = exact - middle[..., image, None]
+    power_y = mean(y.square()).double()
+    power_d = (mean(off.square()) - mean(off).square()).double().clamp(min=0)
+    gained = 2 * mean(off * y[:, None]).double() + power_d
+    power_x = (power_y[:, None] + gained).clamp(min=0)
+    size_x, size_y = power_x.sqrt(), power_y.sqrt()[:, None]
+    longer = gained / (size_x + size_y).clamp(min=1e-300)
+    lost = (power_d - longer.square()) / (2 * size_x * size_y).clamp(min=1e-300)
+    lost = torch.where(size_x > 0, lost.clamp(0, 2), 1.0)
     # outputs that do not change have no correlation to keep
-    lost = torch.where(power_y > 0, 1 - rho.clamp(-1, 1), 0.0)
-    return lost.sum(-1)
+    return torch.where(size_y > 0, lost, 0.0).sum(-1)
 
 
 def _misordered(ours: Tensor, exact: Tensor) -> Tensor:
