@@ -132,7 +132,8 @@ def _uncorrelated(off: Tensor, exact: Tensor, image: Tensor | None) -> Tensor:
     power_x = (power_y[:, None] + gained).clamp(min=0)
     size_x, size_y = power_x.sqrt(), power_y.sqrt()[:, None]
     longer = gained / (size_x + size_y).clamp(min=1e-300)
-    lost = (power_d - longer.square()) / (2 * size_x * size_y).clamp(min=1e-300)
+    size = (2 * size_x * size_y).clamp(min=1e-300)
+    lost = (power_d - longer.square()) / size
     lost = torch.where(size_x > 0, lost.clamp(0, 2), 1.0)
     # outputs that do not change have no correlation to keep
     return torch.where(size_y > 0, lost, 0.0).sum(-1)
