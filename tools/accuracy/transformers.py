@@ -25,6 +25,7 @@ AS_PUBLISHED = (
     'fq_vit_minmax',
     'fq_vit_norms_float',
 )
+WIDER = ('w6a6', 'w8a8')
 LEARNED = ('adalog_recon', 'repq_recon', 'igq_recon')
 
 SOFTMAX = dict(
@@ -144,9 +145,15 @@ VARIANTS = {
     ),
     f'{LOOKUP}_unmixed': dict(recipe=LOOKUP, mix_heads=False),
     **{
-        f'{LOOKUP}_{name}_8': dict(recipe=LOOKUP, rules=[rule])
+        f'{recipe}_{name}_8': dict(recipe=recipe, rules=[rule])
+        for recipe in (LOOKUP, 'adalog')
         for name, rule in SPARED.items()
     },
+    # steps of equal ratio keep their errors at 8 bits
+    'repq_vit_softmax_uniform': dict(
+        recipe='repq_vit',
+        rules=[dict(match='@softmax', act=SOFTMAX['uniform'])],
+    ),
 }
 
 
@@ -167,6 +174,7 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
             *cells(('mask-rcnn_swin', 'detr'), AS_PUBLISHED, ('w4a4',)),
             *cells(DETECTORS, (*wide, 'igq_vit_w6'), ('w6a6',)),
             *cells(DETECTORS, (*wide, 'igq_vit_w8'), ('w8a8',)),
+            *cells(('detr',), ('repq_vit_softmax_uniform',), WIDER),
         ],
         # what a GELU gives
         'adalog_b': cells(swin, [f'gelu_{n}' for n in GELU], ('w4a4',)),
@@ -177,21 +185,33 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
             ('w4a4', 'w4a4s3', 'w4a4s2'),
         ),
         # DETR: what each step brings, and what holds the rest
-        'detr': cells(
-            ('detr',),
-            (
-                'uniform',
-                'uniform_scaled',
-                'gptq',
-                'gptq_split',
-                'gptq_attention',
-                f'{LOOKUP}_unmixed',
-                LOOKUP,
-                f'{LOOKUP}_bops',
-                *(f'{LOOKUP}_{name}_8' for name in SPARED),
+        'detr': [
+            *cells(
+                ('detr',),
+                (
+                    'uniform',
+                    'uniform_scaled',
+                    'gptq',
+                    'gptq_split',
+                    'gptq_attention',
+                    f'{LOOKUP}_unmixed',
+                    LOOKUP,
+                    f'{LOOKUP}_bops',
+                    *(f'{LOOKUP}_{name}_8' for name in SPARED),
+                ),
+                ('w4a4',),
             ),
-            ('w4a4',),
-        ),
+            *cells(
+                ('detr',),
+                (
+                    'adalog',
+                    *(f'adalog_{name}_8' for name in SPARED),
+                    'gptq_attention',
+                    LOOKUP,
+                ),
+                ('w6a6',),
+            ),
+        ],
         # IGQ-ViT: how many groups, and what chooses them
         'igq': [
             *cells(
