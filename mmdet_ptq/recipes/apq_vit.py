@@ -4,8 +4,8 @@
 All ranges are shares of the extremes, the one with which the output of the
 block errs least where that counts at the detector's outputs; the smaller half
 of the errors is left out. What a softmax gives has one grid for all heads,
-with all codes up to its largest value. No code is published: this is the form
-of the abstract, and grids and search are those of ``ptq4vit``.
+without codes below 0. No code is published: this is the form of the abstract,
+and grids and search are those of ``ptq4vit``.
 """
 
 _base_ = './_base_/tensor_rules.py'

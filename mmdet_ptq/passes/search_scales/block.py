@@ -28,9 +28,6 @@ from ..reconstruct.fisher import weigh
 from .component import Held
 from .ends import ends_of
 
-#: shares of the range of a softmax: its largest values are never cut off
-SOFTMAX = (0.8, 1.2)
-
 
 @dataclass(frozen=True)
 class BlockGrid:
@@ -185,7 +182,7 @@ class _Block:
         name, tensor = held[0]
         quantizer = quantizer_of(self.session, held[0])
         kept = copy.deepcopy(quantizer.state_dict())
-        found = self._candidates(quantizer, held, low, high)
+        found = self._candidates(quantizer, low, high)
         count = found[0].shape[1]
         losses = [self._losses()]
         levels = quantizer.num_levels()
@@ -210,15 +207,9 @@ class _Block:
         return torch.stack(losses) if losses else torch.zeros(0).double()
 
     def _candidates(
-        self,
-        quantizer: BaseQuantizer,
-        held: list[Held],
-        low: Tensor,
-        high: Tensor,
+        self, quantizer: BaseQuantizer, low: Tensor, high: Tensor
     ) -> tuple[Tensor, ...]:
-        roles = self.session.graph.layers[held[0][0]].port_roles
-        softmax = 'softmax' in roles.get(held[0][1], ())
-        least, most = SOFTMAX if softmax else self.grid.fractions
+        least, most = self.grid.fractions
         steps = torch.arange(1, self.grid.count + 1, device=low.device)
         at = least + (most - least) * steps / self.grid.count
         assert isinstance(quantizer, Searchable)

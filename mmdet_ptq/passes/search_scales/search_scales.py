@@ -62,8 +62,7 @@ class SearchScales(BasePass):
     APQ-ViT (Ding et al., 2022) is ``objective='block'``,
     ``candidates='ranges'``, ``rounds=3``. Blocks are run on whole images with
     each candidate, which takes much longer: ``count=20`` is a good number.
-    All rows of a quantizer take the same share of their ranges, and a softmax
-    one from 0.8 to 1.2.
+    All rows of a quantizer take the same share of their ranges.
 
     Args:
         objective (str): What is to be least. ``'output'``: the squared
