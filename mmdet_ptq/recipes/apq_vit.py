@@ -1,11 +1,13 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """APQ-ViT (Ding et al., ACM MM 2022): scales that blocks are searched for.
 
-All ranges are shares of the extremes, the one with which the output of the
-block errs least where that counts at the detector's outputs; the smaller half
-of the errors is left out. What a softmax gives has one grid for all heads,
-without codes below 0. No code is published: this is the form of the abstract,
-and grids and search are those of ``ptq4vit``.
+Ranges are shares of the extremes, the one with which the output of the block
+errs least where that counts at the detector's outputs; the smaller half of the
+errors is left out. All channels of a weight take the same share, so a range of
+least error, which each channel has before, stays where no share is better.
+What a softmax gives has one grid for all heads, without codes below 0. No code
+is published: this is the form of the abstract, and grids and search are those
+of ``ptq4vit``.
 """
 
 _base_ = './_base_/tensor_rules.py'
@@ -22,8 +24,8 @@ rules = [
 ]
 passes = [
     dict(type='FoldBatchNorm'),
-    dict(type='Observe', observer=dict(type='MinMaxObserver')),
-    dict(type='SetRanges', weight_observer=dict(type='MinMaxObserver')),
+    dict(type='Observe', observer=dict(type='LpObserver', p=2.4)),
+    dict(type='SetRanges', weight_observer=dict(type='LpObserver', p=2.0)),
     # the paper goes round three times, which takes three times as long
     dict(
         type='SearchScales',
