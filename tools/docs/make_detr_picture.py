@@ -1,5 +1,5 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
-"""Draws docs/pictures/detr.svg: what each step brings to DETR.
+"""Draws docs/pictures/detr.svg: what each step brings to DETR at 4 bits.
 
 From ``docs/results/detr.json``, which ``python -m
 tools.accuracy.benchmark_accuracy detr`` measures.
