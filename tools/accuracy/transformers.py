@@ -25,7 +25,6 @@ AS_PUBLISHED = (
     'fq_vit_minmax',
     'fq_vit_norms_float',
 )
-WIDER = ('w6a6', 'w8a8')
 LEARNED = ('adalog_recon', 'repq_recon', 'igq_recon')
 
 SOFTMAX = dict(
@@ -174,7 +173,7 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
             *cells(('mask-rcnn_swin', 'detr'), AS_PUBLISHED, ('w4a4',)),
             *cells(DETECTORS, (*wide, 'igq_vit_w6'), ('w6a6',)),
             *cells(DETECTORS, (*wide, 'igq_vit_w8'), ('w8a8',)),
-            *cells(('detr',), ('repq_vit_softmax_uniform',), WIDER),
+            *cells(('detr',), ('repq_vit_softmax_uniform',), ('w6a6', 'w8a8')),
         ],
         # what a GELU gives
         'adalog_b': cells(swin, [f'gelu_{n}' for n in GELU], ('w4a4',)),
