@@ -70,8 +70,9 @@ def _choosing(quantizer: BaseQuantizer, shape: Shape) -> dict[str, int]:
     """What it costs to choose the grids of one tensor."""
     if not isinstance(quantizer, PerInstance) or not prod(shape):
         return {}
-    # softmax rows have a known lower end
-    ends = 2 if quantizer.images_apart else 1
+    # the rows of a softmax have a known lower end
+    known = not quantizer.images_apart and bool((quantizer.low >= 0).all())
+    ends = 1 if known else 2
     rows = quantizer.granularity.num_rows(shape)
     return dict(
         extremes=ends * prod(shape) * WIDTH,
@@ -88,7 +89,7 @@ def _scales(
         return 1
     if isinstance(layer, MatMul):
         # (..., n, k) and (..., k, m) are summed up over k
-        summed = len(shape) - (1 if port == 'a' else 2)
+        summed = len(shape) + layer.row_axes[port]
         along = grain.channel_axis(shape) == summed
         if along == (grain.kind == 'row'):
             return 1

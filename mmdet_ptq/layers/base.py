@@ -8,7 +8,7 @@ share stays one object.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -49,6 +49,8 @@ class QuantLayer(Changes, nn.Module):
             None if the layer has no weight.
         act_axis (int): Channel axis of the inputs. Convolutions count it
             from the end: their maps are (N, C, H, W) or (C, H, W).
+        row_axes (Mapping[str, int]): By port, the axis along which a row of
+            it lies: what is summed up. The last one where it is not said.
         has_groups (bool): Whether it is a convolution, with groups of input
             channels.
         weight_quantizer (BaseQuantizer, optional): None leaves the weight
@@ -83,6 +85,7 @@ class QuantLayer(Changes, nn.Module):
     ports: ClassVar[tuple[str, ...]] = ('input',)
     weight_axis: ClassVar[int | None] = 0
     act_axis: ClassVar[int] = -3
+    row_axes: ClassVar[Mapping[str, int]] = {}
     has_groups: ClassVar[bool] = False
 
     def init_twin(self, name: str = '') -> None:

@@ -1,7 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Quantized twins of convolution and linear layers."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import mmcv.ops
 from mmcv.cnn.bricks import wrappers
@@ -101,6 +102,7 @@ class QuantMatMul(QuantLayer, MatMul):
     ports = ('a', 'b')
     weight_axis = None
     act_axis = 1
+    row_axes: ClassVar[Mapping[str, int]] = {'a': -1, 'b': -2}
     numerator = ''
     softmax_steps = 0
     softmax_sums = False

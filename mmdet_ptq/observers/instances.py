@@ -25,8 +25,8 @@ ROWS = 1 << 10
 class InstanceObserver(PerImageObserver):
     """Keeps both extremes of each channel in each image (IGQ-ViT, 2024).
 
-    8 bytes for each channel and image. Of the rows of a softmax it keeps
-    1024 of each tensor at most, at evenly spaced ranks of their maxima.
+    8 bytes for each channel and image. Where rows are grouped, it keeps 1024
+    of each tensor at most, at evenly spaced ranks of their maxima.
     Neither the order of images nor how ranks share them changes a bit.
 
     Args:
@@ -85,7 +85,7 @@ class InstanceObserver(PerImageObserver):
             return None
         low, high = row_extremes(x, self.granularity)
         high, order = high.sort(stable=True)
-        # grids hold zero, and the maximum alone tells rows of a softmax apart
+        # grids hold zero
         ends = torch.stack([low[order].clamp(max=0), high], 1)
         count = len(ends)
         if count > ROWS:

@@ -107,7 +107,9 @@ def build_quantizer(
         args.setdefault('axis', twin.weight_axis)
         args['role'] = 'weight'
     else:
-        args.setdefault('axis', twin.act_axis)
+        rows = args.get('granularity') == 'row'
+        axis = twin.row_axes.get(tensor, -1) if rows else twin.act_axis
+        args.setdefault('axis', axis)
         if args.get('group_size') == 'conv':
             if not twin.has_groups:
                 raise QuantConfigError(

@@ -257,7 +257,10 @@ def _groups(
                 continue
             node = graph.layers[name]
             key = [spec.type, spec.bits, spec.args]
-            if _has_channels(spec):
+            if spec.args.get('granularity') == 'row':
+                axes = QUANT_LAYERS.get(node.cls).row_axes
+                key.append(axes.get(port, -1))
+            elif _has_channels(spec):
                 key += [node.groups, QUANT_LAYERS.get(node.cls).act_axis]
             if spec.args.get('per_level'):
                 at = node.ports.index(port)

@@ -36,7 +36,8 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
     The paper takes the grid of least ``(M_c - u_i)^2 + (m_c - l_i)^2`` (eq.
     4 and 5), which clips by as much as it leaves free, however many bits
     there are. With ``granularity='row'`` the same is done with the rows of a
-    softmax, whose lower ends are all 0 (eq. 8).
+    softmax, whose lower ends are all 0 (eq. 8), and of any other tensor whose
+    rows differ, as those of queries and keys do.
 
     Codes mean nothing without the groups of their tensor: :meth:`encoding`
     needs the tensor, and :meth:`decode` is that of the encoding. What was
@@ -48,10 +49,10 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
         bits (int): Bit-width, 2 to 8.
         num_groups (int): How many grids, at least 1. One is a range for the
             whole tensor.
-        granularity (str): ``'channel'``, or ``'row'`` for what comes from a
-            softmax: what lies along the last axis.
-        axis (int, optional): Channel axis. Defaults to 1. Rows do not ask
-            for it.
+        granularity (str): ``'channel'``, or ``'row'``: what a product sums
+            up, e.g. a row of a softmax, or all that belongs to one query.
+        axis (int, optional): Channel axis, or that along which a row lies.
+            Defaults to 1 and, of rows, to the last.
         role (str): ``'act'``; weights have no instances.
         clipped (float, optional): The share of values that a grid is taken
             to clip if it does not hold the extremes, above 0. None: grids
@@ -84,7 +85,8 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
                 'every image; give it a UniformQuantizer'
             )
         one_of('granularity', granularity, ('channel', 'row'))
-        axis = -1 if granularity == 'row' else axis
+        if granularity == 'row' and axis is None:
+            axis = -1
         super().__init__(bits, granularity, axis, role=role)
         self.num_groups = whole('num_groups', num_groups, 1)
         if clipped is not None:

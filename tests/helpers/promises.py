@@ -132,11 +132,11 @@ def _no_zero(bits):
 FACTORIES['log2-no-zero'] = _no_zero
 
 
-for _kind in ('channel', 'row'):
+for _kind, _axis in (('channel', None), ('row', None), ('row', -2)):
     for _groups in (1, 3, 6):
-        FACTORIES[f'instance-{_kind}-{_groups}'] = (
-            lambda bits, k=_kind, g=_groups: InstanceGroupQuantizer(
-                bits, num_groups=g, granularity=k
+        FACTORIES[f'instance-{_kind}{_axis or ""}-{_groups}'] = (
+            lambda bits, k=_kind, a=_axis, g=_groups: InstanceGroupQuantizer(
+                bits, num_groups=g, granularity=k, axis=a
             )
         )
 

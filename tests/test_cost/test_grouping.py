@@ -122,3 +122,19 @@ def test_grids_along_the_sum_of_both_inputs_end_together(kit):
     b = QuantSpec('UniformQuantizer', 4, dict(granularity='channel', axis=-2))
     found = grouping_bops(*surveyed(kit, matmul_a=a, matmul_b=b))
     assert found['partial_sums'] == 197 * 197 * 7 * 32
+
+
+def test_rows_of_both_inputs_of_a_product_have_no_partial_sums(kit):
+    """A row is what is summed up; below 0 its lower end is looked for too."""
+    spec = QuantSpec(IGQ, 4, dict(num_groups=4, granularity='row'))
+    net, graph, plan = surveyed(kit, matmul_a=spec, matmul_b=spec)
+    for low, q in zip((0.0, -1.0), net.matmul.act_quantizers.values()):
+        q.set_range(torch.full((4,), low), torch.arange(1.0, 5.0))
+    # (1, 1, 197, 8) has 197 rows, and (1, 1, 8, 197) too
+    numbers, rows = 197 * 8, 197
+    want = dict(
+        extremes=(1 + 2) * numbers * 32,
+        assignment=(1 + 2) * rows * 4 * 32,
+        partial_sums=0,
+    )
+    assert grouping_bops(net, graph, plan) == want

@@ -6,6 +6,7 @@ from plan_kit import BOTH, U, graph, node, plan
 from torch import nn
 
 from mmdet_ptq.errors import QuantConfigError
+from mmdet_ptq.layers import MatMul
 from mmdet_ptq.plan import check_globs
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 from mmdet_ptq.structures import QuantSpec
@@ -189,6 +190,19 @@ def test_other_axes_of_channels_do_not_share(kind):
     rule = dict(match='*', act=dict(type=kind))
     found = plan(graph(*nodes, shared=shared), BOTH, rule)
     assert len(found.groups) == (1 if kind == U else 2)
+
+
+def test_rows_of_both_operands_do_not_share():
+    """What a product sums up lies along another axis of its second one."""
+    nodes = [node(n, [[1, 2]], ports=('a', 'b'), params=0) for n in 'xyz']
+    for one in nodes:
+        one.cls = MatMul
+    shared = [[('x', 'a'), ('y', 'a'), ('z', 'b')]]
+    rule = dict(match='*', act=dict(type='InstanceGroupQuantizer'))
+    assert len(plan(graph(*nodes, shared=shared), rule).groups) == 1
+    rule['act']['granularity'] = 'row'
+    found = plan(graph(*nodes, shared=shared), rule)
+    assert found.groups == [[('x', 'a'), ('y', 'a')], [('z', 'b')]]
 
 
 def test_no_bits_anywhere(small):

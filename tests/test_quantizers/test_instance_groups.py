@@ -152,7 +152,7 @@ def test_more_bits_leave_more_room():
 def test_rows_of_a_softmax_by_their_maxima(clipped):
     heat = torch.tensor([0.1, 2.0, 8.0])[:, None, None]
     p = (heat * torch.randn(2, 3, 4, 9, generator=seeded(2))).softmax(-1)
-    q = InstanceGroupQuantizer(4, 3, 'row', axis=1, clipped=clipped)
+    q = InstanceGroupQuantizer(4, 3, 'row', clipped=clipped)
     tops = torch.tensor([0.3, 0.6, 1.0])
     q.set_range(torch.zeros(3), tops)
     over = p.amax(-1)[..., None] - tops
