@@ -128,7 +128,8 @@ def test_rows_of_both_inputs_of_a_product_have_no_partial_sums(kit):
     """A row is what is summed up; below 0 its lower end is looked for too."""
     spec = QuantSpec(IGQ, 4, dict(num_groups=4, granularity='row'))
     net, graph, plan = surveyed(kit, matmul_a=spec, matmul_b=spec)
-    for low, q in zip((0.0, -1.0), net.matmul.act_quantizers.values()):
+    for low, port in ((0.0, 'a'), (-1.0, 'b')):
+        q = net.matmul.act_quantizers[port]
         q.set_range(torch.full((4,), low), torch.arange(1.0, 5.0))
     # (1, 1, 197, 8) has 197 rows, and (1, 1, 8, 197) too
     numbers, rows = 197 * 8, 197
