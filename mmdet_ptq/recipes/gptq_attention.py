@@ -2,10 +2,26 @@
 """Compensated rounding, and attention that is easier to quantize.
 
 Features and positional encodings are projected apart, and what a softmax
-gives is quantized before it is divided. For DETR and its relatives.
+gives is quantized before it is divided. Each query and key of a head takes
+the one of 16 grids that suits it, in each image anew, and so does each
+channel of its values. For DETR and its relatives.
 """
 
 _base_ = './gptq.py'
+rules = [
+    *_base_.rules[:2],
+    dict(
+        match='@matmul',
+        act=dict(
+            type='InstanceGroupQuantizer', granularity='row', num_groups=16
+        ),
+    ),
+    dict(
+        match='@softmax',
+        act=dict(type='UniformQuantizer', granularity='channel'),
+    ),
+    *_base_.rules[3:],
+]
 passes = [
     *_base_.passes[:1],
     dict(type='SplitPositions'),

@@ -7,6 +7,20 @@ quantization does to them is even. For DETR and its relatives at 2 to 4 bits.
 
 _base_ = './gptq_codebook.py'
 mix_heads = True
+rules = [
+    *_base_.rules[:2],
+    dict(
+        match='@matmul',
+        act=dict(
+            type='InstanceGroupQuantizer', granularity='row', num_groups=16
+        ),
+    ),
+    dict(
+        match='@softmax',
+        act=dict(type='CodebookQuantizer', granularity='channel'),
+    ),
+    *_base_.rules[3:],
+]
 passes = [
     *_base_.passes[:1],
     dict(type='SplitPositions'),

@@ -142,6 +142,15 @@ VARIANTS = {
     'gptq_split': dict(
         recipe='gptq', scale_inputs=True, passes=_with_positions()
     ),
+    'gptq_attention_static': dict(
+        recipe='gptq_attention',
+        rules=[
+            dict(
+                match='@matmul',
+                act=dict(type='UniformQuantizer', granularity='channel'),
+            )
+        ],
+    ),
     f'{LOOKUP}_unmixed': dict(recipe=LOOKUP, mix_heads=False),
     **{
         f'{recipe}_{name}_8': dict(recipe=recipe, rules=[rule])
@@ -192,14 +201,15 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
                     'uniform_scaled',
                     'gptq',
                     'gptq_split',
+                    'gptq_attention_static',
                     'gptq_attention',
                     f'{LOOKUP}_unmixed',
-                    LOOKUP,
                     f'{LOOKUP}_bops',
                     *(f'{LOOKUP}_{name}_8' for name in SPARED),
                 ),
                 ('w4a4',),
             ),
+            *cells(('detr',), (LOOKUP,), ('w4a4',), (0, 1, 2)),
             *cells(
                 ('detr',),
                 (

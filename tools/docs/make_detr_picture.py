@@ -24,7 +24,8 @@ STEPS = {
     'uniform_scaled': '+ a grid for each input channel',
     'gptq': '+ weights rounded together (gptq)',
     'gptq_split': '+ positional encodings apart',
-    'gptq_attention': '+ numerator of the softmax (gptq_attention)',
+    'gptq_attention_static': '+ numerator of the softmax',
+    'gptq_attention': '+ queries and keys choose grids (gptq_attention)',
     f'{LOOKUP}_unmixed': '+ values at any distance',
     LOOKUP: f'+ mixed heads ({LOOKUP})',
     f'{LOOKUP}_bops': '+ bits where they are needed, as many products',
@@ -51,7 +52,11 @@ def bars(cells: list[dict]) -> tuple[float, list[list[tuple[str, float]]]]:
         tuple: AP of the float detector; labels and AP of the steps, then of
         the last fixed one and of it with single parts in 8 bits.
     """
-    found = {c['recipe']: c['quantized'] for c in cells if c['bits'] == BITS}
+    found = {
+        c['recipe']: c['quantized']
+        for c in cells
+        if c['bits'] == BITS and c['seed'] == 0
+    }
     steps = [(text, found[m]) for m, text in STEPS.items() if m in found]
     spared = [('nothing', LOOKUP)]
     spared += [(PARTS[name], f'{LOOKUP}_{name}_8') for name in SPARED]

@@ -10,8 +10,10 @@ from tools.docs.make_detr_picture import BITS, PARTS, STEPS, bars, draw
 ROOT = Path(__file__).parents[3]
 
 
-def _cell(recipe, quantized, bits=BITS):
-    return dict(recipe=recipe, bits=bits, quantized=quantized, float=0.5)
+def _cell(recipe, quantized, bits=BITS, seed=0):
+    return dict(
+        recipe=recipe, bits=bits, seed=seed, quantized=quantized, float=0.5
+    )
 
 
 def test_bars_by_hand():
@@ -22,6 +24,7 @@ def test_bars_by_hand():
         _cell(last, 0.4),
         _cell(f'{last}_weights_8', 0.45),
         _cell('uniform', 0.1, 'w3a3'),
+        _cell(last, 0.3, seed=1),
     ]
     whole, (steps, parts) = bars(cells)
     assert whole == 0.5
