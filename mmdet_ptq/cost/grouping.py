@@ -29,7 +29,7 @@ def grouping_bops(
 
     Scales of the groups of a grouped convolution, or of the heads of an
     attention, are not added to one another and cost nothing; nor do those
-    of the rows of a softmax, once they are chosen. Where both inputs of a
+    of rows, once they are chosen. Where both inputs of a
     product have several scales along what is summed up, those of the one
     are taken to end where those of the other do.
 
