@@ -9,6 +9,7 @@ share stays one object.
 
 import inspect
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -50,7 +51,7 @@ class QuantLayer(Changes, nn.Module):
         act_axis (int): Channel axis of the inputs. Convolutions count it
             from the end: their maps are (N, C, H, W) or (C, H, W).
         row_axes (Mapping[str, int]): By port, the axis along which a row of
-            it lies: what is summed up. The last one where it is not said.
+            it lies: what is summed up. Convolutions have none.
         has_groups (bool): Whether it is a convolution, with groups of input
             channels.
         weight_quantizer (BaseQuantizer, optional): None leaves the weight
@@ -85,7 +86,7 @@ class QuantLayer(Changes, nn.Module):
     ports: ClassVar[tuple[str, ...]] = ('input',)
     weight_axis: ClassVar[int | None] = 0
     act_axis: ClassVar[int] = -3
-    row_axes: ClassVar[Mapping[str, int]] = {}
+    row_axes: ClassVar[Mapping[str, int]] = MappingProxyType({})
     has_groups: ClassVar[bool] = False
 
     def init_twin(self, name: str = '') -> None:

@@ -1,8 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Quantized twins of convolution and linear layers."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 import mmcv.ops
 from mmcv.cnn.bricks import wrappers
@@ -18,6 +18,9 @@ from .position import PositionLinear
 
 #: what rows are divided by at least
 TINY = 1e-12
+
+#: rows of what has its channels last
+LAST = MappingProxyType({'input': -1})
 
 
 @QUANT_LAYERS.implements(nn.Conv2d)
@@ -55,6 +58,7 @@ class QuantLinear(QuantLayer, nn.Linear):
     """Linear on inputs of shape (..., in_features)."""
 
     act_axis = -1
+    row_axes = LAST
 
 
 @QUANT_LAYERS.implements(PositionLinear)
@@ -62,6 +66,7 @@ class QuantPositionLinear(QuantLayer, PositionLinear):
     """Linear on positional encodings."""
 
     act_axis = -1
+    row_axes = LAST
 
 
 @QUANT_LAYERS.implements(wrappers.Linear)
@@ -69,6 +74,7 @@ class QuantMMCVLinear(QuantLayer, wrappers.Linear):
     """MMCV's Linear, which also takes empty batches."""
 
     act_axis = -1
+    row_axes = LAST
 
 
 @QUANT_LAYERS.implements(InputLayerNorm)
@@ -77,6 +83,7 @@ class QuantLayerNorm(QuantLayer, InputLayerNorm):
 
     weight_axis = None
     act_axis = -1
+    row_axes = LAST
 
 
 @QUANT_LAYERS.implements(MatMul)
@@ -102,7 +109,7 @@ class QuantMatMul(QuantLayer, MatMul):
     ports = ('a', 'b')
     weight_axis = None
     act_axis = 1
-    row_axes: ClassVar[Mapping[str, int]] = {'a': -1, 'b': -2}
+    row_axes = MappingProxyType({'a': -1, 'b': -2})
     numerator = ''
     softmax_steps = 0
     softmax_sums = False

@@ -107,9 +107,9 @@ def build_quantizer(
         args.setdefault('axis', twin.weight_axis)
         args['role'] = 'weight'
     else:
-        rows = args.get('granularity') == 'row'
-        axis = twin.row_axes.get(tensor, -1) if rows else twin.act_axis
-        args.setdefault('axis', axis)
+        if args.get('granularity') == 'row':
+            args.setdefault('axis', _row_axis(twin, tensor, name))
+        args.setdefault('axis', twin.act_axis)
         if args.get('group_size') == 'conv':
             if not twin.has_groups:
                 raise QuantConfigError(
@@ -128,6 +128,16 @@ def build_quantizer(
     if tensor == 'weight':
         check_rows(quantizer, layer.weight.shape, f'{name}.weight')
     return quantizer
+
+
+def _row_axis(twin: type[QuantLayer], port: str, name: str) -> int:
+    if port not in twin.row_axes:
+        raise QuantConfigError(
+            f"{name}: granularity='row' is for inputs of linear layers and of "
+            'products, which are summed up along one axis; match these '
+            "('@linear', '@matmul'), or use granularity='channel'"
+        )
+    return twin.row_axes[port]
 
 
 def _share(size: str, layer: nn.Module, name: str) -> int:

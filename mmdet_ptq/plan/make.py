@@ -258,8 +258,7 @@ def _groups(
             node = graph.layers[name]
             key = [spec.type, spec.bits, spec.args]
             if spec.args.get('granularity') == 'row':
-                axes = QUANT_LAYERS.get(node.cls).row_axes
-                key.append(axes.get(port, -1))
+                key.append(QUANT_LAYERS.get(node.cls).row_axes.get(port))
             elif _has_channels(spec):
                 key += [node.groups, QUANT_LAYERS.get(node.cls).act_axis]
             if spec.args.get('per_level'):

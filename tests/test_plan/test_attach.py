@@ -94,6 +94,22 @@ def test_shares_of_the_input_channels(model):
         build_quantizer(share, product, 'a', 'x')
 
 
+def test_rows_lie_along_what_is_summed_up():
+    spec = QuantSpec('InstanceGroupQuantizer', 4, dict(granularity='row'))
+    for layer, port, axis in (
+        (nn.Linear(2, 2), 'input', -1),
+        (MatMul(), 'a', -1),
+        (MatMul(), 'b', -2),
+    ):
+        convert(layer)
+        q = build_quantizer(spec, layer, port, 'x')
+        assert q.granularity.axis == axis
+    conv = nn.Conv2d(2, 2, 3)
+    convert(conv)
+    with pytest.raises(QuantConfigError, match=r"x: .*'row' .*'@linear'"):
+        build_quantizer(spec, conv, 'input', 'x')
+
+
 def test_mistakes_name_the_tensor(model):
     plan = plan_of([QuantSpec('Unifrm', 4), None, None], [None] * 3, [])
     with pytest.raises(QuantConfigError, match=r"0\.weight: .*'Unifrm'"):
