@@ -121,7 +121,7 @@ class LayerNode:
         roles (frozenset[str]): Subset of ``stem prediction backbone neck
             rpn head mask attention offset position norm``.
         port_roles (dict[str, frozenset[str]]): For each port, a subset of
-            ``softmax gelu``: what made the tensor that arrives there.
+            ``softmax gelu query key``: what arrives there.
         groups (int): Groups of a convolution; 1 otherwise.
         params (int): Number of parameters.
         shares (str): What else has its weight or bias, a sentence; '' if

@@ -61,18 +61,20 @@ def grouping_bops(
                 key = (shared.get((name, port), (name, port)), value)
                 if key not in seen:
                     seen.add(key)
-                    found.update(_choosing(quantizers[port], shape))
+                    softmax = 'softmax' in node.port_roles.get(port, ())
+                    found.update(_choosing(quantizers[port], shape, softmax))
             found['partial_sums'] += prod(out) * (max(scales) - 1) * WIDTH
     return dict(found)
 
 
-def _choosing(quantizer: BaseQuantizer, shape: Shape) -> dict[str, int]:
+def _choosing(
+    quantizer: BaseQuantizer, shape: Shape, softmax: bool
+) -> dict[str, int]:
     """What it costs to choose the grids of one tensor."""
     if not isinstance(quantizer, PerInstance) or not prod(shape):
         return {}
-    # the rows of a softmax have a known lower end
-    known = not quantizer.images_apart and bool((quantizer.low >= 0).all())
-    ends = 1 if known else 2
+    # rows of a softmax have a known lower end
+    ends = 1 if softmax else 2
     rows = quantizer.granularity.num_rows(shape)
     return dict(
         extremes=ends * prod(shape) * WIDTH,

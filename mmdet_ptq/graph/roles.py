@@ -139,9 +139,10 @@ def port_roles(
         ports (dict[str, tuple[str, ...]]): Ports of each layer.
 
     Returns:
-        dict[Port, set[str]]: A subset of ``softmax gelu`` for each port.
+        dict[Port, set[str]]: A subset of ``softmax gelu query key`` for each
+        port.
     """
-    found = {}
+    found: dict[Port, set[str]] = {}
     for name, calls in walker.calls.items():
         for place, port in enumerate(ports[name]):
             reads = [c.inputs[place] for c in calls if place < len(c.inputs)]
@@ -150,6 +151,12 @@ def port_roles(
                 for role, words in (('softmax', SOFTMAX), ('gelu', GELU))
                 if reads and all(_made_by(walker, v, words) for v in reads)
             }
+    for op in walker.ops:
+        if _reads_softmax(op, walker, ports):
+            for product in _products_before(op, walker, ports):
+                for port, role in (('a', 'query'), ('b', 'key')):
+                    if (product.module, port) in found:
+                        found[product.module, port].add(role)
     return found
 
 
@@ -159,6 +166,27 @@ def _is_product(
     if op.module:
         return len(ports.get(op.module, ())) == 2
     return canonical(op.name) in PRODUCTS
+
+
+def _reads_softmax(
+    op: Op, walker: Walker, ports: dict[str, tuple[str, ...]]
+) -> bool:
+    """Whether it is a product of which an operand comes from a softmax."""
+    return _is_product(op, walker, ports) and any(
+        _made_by(walker, v, SOFTMAX) for v in op.inputs[:2]
+    )
+
+
+def _products_before(
+    op: Op, walker: Walker, ports: dict[str, tuple[str, ...]]
+) -> list[Op]:
+    """Products that give the softmax which a product reads."""
+    logits = walker.back(
+        [s.inputs[0] for s in _softmaxes(walker, list(op.inputs[:2]))],
+        _CARRY,
+        lambda o: not _is_product(o, walker, ports),
+    )
+    return [o for o in logits if _is_product(o, walker, ports)]
 
 
 def attention(walker: Walker, ports: dict[str, tuple[str, ...]]) -> set[str]:
@@ -175,17 +203,9 @@ def attention(walker: Walker, ports: dict[str, tuple[str, ...]]) -> set[str]:
     for op in walker.ops:
         if canonical(op.name) == 'scaleddotproductattention':
             reads = list(op.inputs)
-        elif _is_product(op, walker, ports) and any(
-            _made_by(walker, v, SOFTMAX) for v in op.inputs[:2]
-        ):
+        elif _reads_softmax(op, walker, ports):
             reads = list(op.inputs[:2])
-            scores = _softmaxes(walker, reads)
-            logits = walker.back(
-                [s.inputs[0] for s in scores],
-                _CARRY,
-                lambda o: not _is_product(o, walker, ports),
-            )
-            products = [o for o in logits if _is_product(o, walker, ports)]
+            products = _products_before(op, walker, ports)
             if not products:
                 continue
             for product in products:

@@ -135,7 +135,8 @@ def _row_axis(twin: type[QuantLayer], port: str, name: str) -> int:
         raise QuantConfigError(
             f"{name}: granularity='row' is for inputs of linear layers and of "
             'products, which are summed up along one axis; match these '
-            "('@linear', '@matmul'), or use granularity='channel'"
+            "('@linear', '@matmul'), or give this layer granularity='channel' "
+            f"by a rule: dict(match='{name}', act=dict(granularity='channel'))"
         )
     return twin.row_axes[port]
 

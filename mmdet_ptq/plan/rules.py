@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ..quant_cfg import DEFAULT_QUANTIZER, PORT_ROLES, patterns_of
+from ..quantizers import PerInstance
 from ..registry import (
     QUANT_LAYERS,
     QUANTIZERS,
@@ -149,6 +150,11 @@ def _merge(old: dict, new: dict) -> dict:
     """Later over earlier; another type keeps the arguments it has too."""
     kind = new.get('type')
     if kind is not None and kind != old.get('type', DEFAULT_QUANTIZER):
-        kept = {'bits', *arguments_of(find_class(QUANTIZERS, kind))}
+        cls = find_class(QUANTIZERS, kind)
+        kept = {'bits', *arguments_of(cls)}
+        if old.get('granularity') == 'row' and not issubclass(
+            cls, PerInstance
+        ):
+            kept -= {'granularity'}
         old = {k: v for k, v in old.items() if k in kept}
     return {**old, **new}

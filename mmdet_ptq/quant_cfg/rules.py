@@ -27,9 +27,11 @@ ROLES = {
     'offset': 'layers that say where a deformable layer samples',
     'softmax': 'inputs that come from a softmax',
     'gelu': 'inputs that come from a GELU',
+    'query': 'first operands of the products that a softmax reads',
+    'key': 'second operands of these products',
 }
 #: of single inputs of a layer
-PORT_ROLES = ('softmax', 'gelu')
+PORT_ROLES = ('softmax', 'gelu', 'query', 'key')
 #: where no rule gives a type
 DEFAULT_QUANTIZER = 'UniformQuantizer'
 #: what rules are about

@@ -63,9 +63,9 @@ class BaseQuantizer(nn.Module, ABC):
         one_of('role', role, ROLES)
         if granularity == 'row' and not isinstance(self, PerInstance):
             raise ValueError(
-                "granularity 'row' is for an InstanceGroupQuantizer: a grid "
-                'of its own for each row of a softmax is none to keep; use '
-                "'tensor', 'channel' or 'group'"
+                "granularity 'row' is for an InstanceGroupQuantizer, whose "
+                f'grids each image chooses; a {type(self).__name__} has them '
+                "for 'tensor', 'channel' or 'group'"
             )
         if axis is None:
             axis = 0 if role == 'weight' else 1

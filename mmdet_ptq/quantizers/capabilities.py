@@ -199,11 +199,9 @@ class PerInstance(ABC):
         num_groups (int): How many grids there are.
         images_apart (bool): Whether what it is given has to be of one
             image, because a row is a channel of all that the image has.
-        low (Tensor): ``[G]``, lower ends of the grids.
     """
 
     num_groups: int
-    low: Tensor
     images_apart: bool
 
     @property

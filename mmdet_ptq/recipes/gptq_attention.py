@@ -2,23 +2,18 @@
 """Compensated rounding, and attention that is easier to quantize.
 
 Features and positional encodings are projected apart, and what a softmax
-gives is quantized before it is divided. Each query and key of a head takes
-the one of 16 grids that suits it, in each image anew, and so does each
-channel of its values. For DETR and its relatives.
+gives is quantized before it is divided. Each query and each key of a head
+takes the one of 16 grids that suits it. For DETR and its relatives.
 """
 
 _base_ = './gptq.py'
 rules = [
-    *_base_.rules[:2],
+    *_base_.rules[:3],
     dict(
-        match='@matmul',
+        match=['@query', '@key'],
         act=dict(
             type='InstanceGroupQuantizer', granularity='row', num_groups=16
         ),
-    ),
-    dict(
-        match='@softmax',
-        act=dict(type='UniformQuantizer', granularity='channel'),
     ),
     *_base_.rules[3:],
 ]

@@ -8,16 +8,12 @@ quantization does to them is even. For DETR and its relatives at 2 to 4 bits.
 _base_ = './gptq_codebook.py'
 mix_heads = True
 rules = [
-    *_base_.rules[:2],
+    *_base_.rules[:3],
     dict(
-        match='@matmul',
+        match=['@query', '@key'],
         act=dict(
             type='InstanceGroupQuantizer', granularity='row', num_groups=16
         ),
-    ),
-    dict(
-        match='@softmax',
-        act=dict(type='CodebookQuantizer', granularity='channel'),
     ),
     *_base_.rules[3:],
 ]

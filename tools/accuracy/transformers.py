@@ -146,8 +146,12 @@ VARIANTS = {
         recipe='gptq_attention',
         rules=[
             dict(
-                match='@matmul',
-                act=dict(type='UniformQuantizer', granularity='channel'),
+                match=['@query', '@key'],
+                act=dict(
+                    type='UniformQuantizer',
+                    granularity='channel',
+                    per_level=True,
+                ),
             )
         ],
     ),
