@@ -36,8 +36,8 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
     The paper takes the grid of least ``(M_c - u_i)^2 + (m_c - l_i)^2`` (eq.
     4 and 5), which clips by as much as it leaves free, however many bits
     there are. With ``granularity='row'`` the same is done with the rows of a
-    softmax, whose lower ends are all 0 (eq. 8), and of any other tensor whose
-    rows differ, as those of queries and keys do.
+    softmax, whose lower ends are all 0 (eq. 8), and here with rows of other
+    tensors too.
 
     Codes mean nothing without the groups of their tensor: :meth:`encoding`
     needs the tensor, and :meth:`decode` is that of the encoding. What was
@@ -49,10 +49,12 @@ class InstanceGroupQuantizer(BaseQuantizer, PerInstance):
         bits (int): Bit-width, 2 to 8.
         num_groups (int): How many grids, at least 1. One is a range for the
             whole tensor.
-        granularity (str): ``'channel'``, or ``'row'``: what a product sums
-            up, e.g. a row of a softmax, or all that belongs to one query.
+        granularity (str): ``'channel'``, or ``'row'``: each vector that is
+            multiplied and summed up has a grid, e.g. a row of a softmax, a
+            query, a key, or a token that a linear layer reads.
         axis (int, optional): Channel axis, or that along which a row lies.
-            Defaults to 1 and, of rows, to the last.
+            Defaults to 1 and, of rows, to the last; in a detector it follows
+            from the layer.
         role (str): ``'act'``; weights have no instances.
         clipped (float, optional): The share of values that a grid is taken
             to clip if it does not hold the extremes, above 0. None: grids

@@ -154,6 +154,8 @@ def test_attention_softmax_gelu(kit, modules):
     }
     want = {('down', 'input'): {'gelu'}}
     if modules:
+        want['qk', 'a'] = {'query'}
+        want['qk', 'b'] = {'key'}
         want['pv', 'a'] = {'softmax'}
     assert arriving == want
     assert kit.with_role(graph, 'prediction') == ['out']

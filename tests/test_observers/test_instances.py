@@ -89,6 +89,17 @@ def test_many_rows_are_thinned_and_keep_their_extremes():
     assert points[:, 1].min() == tops.min()
 
 
+def test_rows_are_thinned_by_their_widths():
+    """The widest stays, though its maximum is like that of others."""
+    x = torch.rand(1, 1, 5000, 2, generator=seeded(0)) - 0.5
+    x[0, 0, 77, 0] = -9
+    x[0, 0, 77, 1] = 0.1
+    observer, _ = new('row', 1)
+    points = feed(observer, [x]).state_dict()['points']
+    assert points.shape == (1024, 2)
+    assert points[-1].tolist() == pytest.approx([-9, 0.1])
+
+
 @pytest.mark.parametrize(
     ('kind', 'make'), [('channel', images), ('row', softmaxes)]
 )

@@ -53,6 +53,26 @@ def test_last_rule_wins(small):
     assert [p.weight.bits for p in found.layers.values()] == [5, 3, 8]
 
 
+def test_another_type_keeps_no_rows(small):
+    """Rows are for grids that each image chooses."""
+    rules = [
+        BOTH,
+        dict(
+            match='*',
+            act=dict(type='InstanceGroupQuantizer', granularity='row'),
+        ),
+        dict(match='head.*', act=dict(type='CodebookQuantizer')),
+        dict(match='head.*', act=dict(bits=5)),
+    ]
+    acts = [
+        layer.acts['input'] for layer in plan(small, *rules).layers.values()
+    ]
+    rest = [one for one in acts if one.type == 'InstanceGroupQuantizer']
+    assert rest and all(one.args == dict(granularity='row') for one in rest)
+    head = [one for one in acts if one.type == 'CodebookQuantizer']
+    assert head and all((one.bits, one.args) == (5, {}) for one in head)
+
+
 def test_another_type_keeps_bits_and_the_arguments_that_it_has_too(small):
 
     class OtherQuantizer(UniformQuantizer):

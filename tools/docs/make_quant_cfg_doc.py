@@ -157,9 +157,10 @@ Roles are found by running the detector on one image:
 |---|---|
 {roles}
 
-`@softmax` and `@gelu` match single inputs of layers, the others match whole
-layers. A glob that matches no layer is an error. A role may match none
-(`@mask` without a mask head); a note says which of your rules found nothing.
+`@softmax`, `@gelu`, `@query` and `@key` match single inputs of layers, the
+others match whole layers. A glob that matches no layer is an error. A role may
+match none (`@mask` without a mask head); a note says which of your rules found
+nothing.
 
 ### weight and act
 
@@ -168,6 +169,8 @@ and arguments of a [quantizer](#quantizers). It is merged into what earlier
 rules said, so a later rule changes what it says and nothing else.
 
 * A new `type` keeps the bits, and those of the old arguments that it has too.
+  Of the rows of an `InstanceGroupQuantizer` others know nothing:
+  `granularity='row'` goes with it.
 * Without `bits` the widths of `quant_cfg.bits` hold; `bits=None` goes back to
   them.
 * `None` keeps the tensor float. A later rule may take it in again, and then
@@ -184,8 +187,8 @@ rules said, so a later rule changes what it says and nothing else.
 `skip=True` leaves a layer float, weight and input, whatever later rules say
 of it. A later `skip=False` lifts that, and then all rules count. So
 `dict(match='@prediction', skip=False)` gives prediction layers, which recipes
-skip, what the rules say of their head. With `@softmax` and `@gelu` it skips
-the input alone.
+skip, what the rules say of their head. With a role of single inputs, such as
+`@softmax`, it skips these alone.
 
 ### Rules without effect
 

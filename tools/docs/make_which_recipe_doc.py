@@ -76,7 +76,8 @@ TAIL = """
   grids of their own where images held out gain by it. It learns nothing.
 * `gptq_attention` is for DETR and its relatives: features and positional
   encodings are projected apart (encodings in 8 bits), and a softmax is
-  quantized before its rows are divided by their sums. DETR loses
+  quantized before its rows are divided by their sums. Queries and keys choose
+  among 16 grids, which a runtime has to be able to do. DETR loses
   {attention}.
 * `gptq_codebook` rounds like `gptq`, to values that lie where weights and
   inputs need them, not at equal steps. It is for 2 to 4 bits. Each output
