@@ -78,7 +78,7 @@ TAIL = """
   encodings are projected apart (encodings in 8 bits), and a softmax is
   quantized before its rows are divided by their sums. Queries and keys choose
   among 16 grids, which a runtime has to be able to do. DETR loses
-  {attention}.
+  {attention} by `gptq`.
 * `gptq_codebook` rounds like `gptq`, to values that lie where weights and
   inputs need them, not at equal steps. It is for 2 to 4 bits. Each output
   channel has 2^b values of 32 bits besides its codes. With n weights a channel
@@ -206,7 +206,7 @@ def attention(cells: Iterable[dict]) -> str:
         if c['detector'] == TRANSFORMER
     }
     widths = [bits for bits, recipe in lost if recipe == 'gptq_attention']
-    return ' and '.join(
+    return ',\n  '.join(
         f'{lost[bits, "gptq_attention"]:.3f} at {bits} instead of '
         f'{lost[bits, "gptq"]:.3f}'
         for bits in widths

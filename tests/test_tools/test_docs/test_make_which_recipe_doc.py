@@ -65,7 +65,7 @@ def test_what_attention_loses():
         *cells_of('w4a8', 'gptq_attention', (0, 0, 0, 0, 0.125), 1)[4:],
     ]
     assert attention(cells) == (
-        '0.250 at w4a4 instead of 0.500 and 0.125 at w4a8 instead of 0.200'
+        '0.250 at w4a4 instead of 0.500,\n  0.125 at w4a8 instead of 0.200'
     )
 
 
