@@ -207,13 +207,14 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
                     'gptq_split',
                     'gptq_attention_static',
                     'gptq_attention',
-                    f'{LOOKUP}_unmixed',
                     f'{LOOKUP}_bops',
                     *(f'{LOOKUP}_{name}_8' for name in SPARED),
                 ),
                 ('w4a4',),
             ),
-            *cells(('detr',), (LOOKUP,), ('w4a4',), (0, 1, 2)),
+            *cells(
+                ('detr',), (f'{LOOKUP}_unmixed', LOOKUP), ('w4a4',), (0, 1, 2)
+            ),
             *cells(
                 ('detr',),
                 (
