@@ -73,7 +73,7 @@ def _choosing(
     """What it costs to choose the grids of one tensor."""
     if not isinstance(quantizer, PerInstance) or not prod(shape):
         return {}
-    # rows of a softmax have a known lower end
+    # what a softmax gives has a known lower end
     ends = 1 if softmax else 2
     rows = quantizer.granularity.num_rows(shape)
     return dict(

@@ -163,6 +163,7 @@ class _OffsetsFromFloat(QuantLayer):
     has_groups = True
 
     def float_branches(self, *args: Any) -> dict[str, Any]:
+        """See :meth:`QuantLayer.float_branches`: what gives the offsets."""
         offsets = self.conv_offset(args[0])
         return {'conv_offset': lambda _: offsets}
 
