@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from tiny_kit import tiny_swin
+from tiny_kit import tiny_detr, tiny_swin
 
 from mmdet_ptq import load_quantized, quantize_detector
 from mmdet_ptq.apis import save_quantized
@@ -14,6 +14,7 @@ from mmdet_ptq.engine.quantize import run_quantization
 from mmdet_ptq.errors import CalibrationError, PTQError, QuantConfigError
 from mmdet_ptq.layers import named_tensors
 from mmdet_ptq.quant_cfg import parse_quant_cfg
+from mmdet_ptq.quantizers import InstanceGroupQuantizer
 from mmdet_ptq.testing import noise_batches
 
 CFG = dict(recipe='igq_vit', bits='w4a4')
@@ -150,3 +151,26 @@ def test_calibration_takes_one_image_a_batch(detector, data):
     model = copy.deepcopy(detector)
     with pytest.raises(CalibrationError, match='batches of one image'):
         quantize_detector(model, [together(data)], CFG)
+
+
+@torch.no_grad()
+def test_grids_of_queries_and_keys_are_of_their_image(data, tmp_path):
+    """Rows choose by themselves, so several images run in one pass."""
+    cfg = dict(recipe='gptq_attention', bits='w4a4')
+    with torch.enable_grad():
+        session = quantize_detector(tiny_detr(tmp_path), data, cfg)
+    kinds = {
+        f'{name}.{port}': q.granularity.kind
+        for name, layer in session.layers.items()
+        for port, q in layer.act_quantizers.items()
+        if isinstance(q, InstanceGroupQuantizer)
+    }
+    # one encoder layer, and two attentions in each of two decoder layers
+    assert len(kinds) == 10 and set(kinds.values()) == {'row'}
+    model = session.model
+    alone = [
+        t for b in data[:2] for t in outputs(model.test_step(together([b])))
+    ]
+    found = outputs(model.test_step(together(data[:2])))
+    for x, y in zip(found, alone, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
