@@ -48,6 +48,8 @@ class Adapter(ABC):
             outputs of a head mean. A subclass of a class in ``heads`` that
             overrides one of them is not covered: its outputs would be
             misread in silence.
+        runs_masks (bool): Whether mask heads are run now; see
+            :meth:`without_masks`.
     """
 
     heads: tuple[type, ...] = ()
@@ -55,6 +57,7 @@ class Adapter(ABC):
 
     def __init__(self, mask: bool = False) -> None:
         self.mask = mask
+        self.runs_masks = mask
 
     @classmethod
     def distance(cls, head: nn.Module) -> int | None:
@@ -76,6 +79,23 @@ class Adapter(ABC):
             ):
                 return place
         return None
+
+    def of_masks(self, layer: str) -> bool:
+        """Whether a layer may be run for masks.
+
+        Args:
+            layer (str): Its name in the detector.
+        """
+        return False
+
+    @contextmanager
+    def without_masks(self) -> Iterator[None]:
+        """Mask heads are not run meanwhile, and their outputs have no rows."""
+        before, self.runs_masks = self.runs_masks, False
+        try:
+            yield
+        finally:
+            self.runs_masks = before
 
     def anchor(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
         """Constants of the float model that align later runs.

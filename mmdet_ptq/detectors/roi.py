@@ -62,6 +62,12 @@ class RoIAdapter(Adapter):
                 return None
         return super().distance(head)
 
+    def of_masks(self, layer: str) -> bool:
+        """See :meth:`Adapter.of_masks`; a shared head is run for both."""
+        return layer.startswith('roi_head.') and not layer.startswith(
+            'roi_head.bbox_'
+        )
+
     def anchor(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
         """Boxes of the float model.
 
@@ -117,6 +123,10 @@ class RoIAdapter(Adapter):
                 here = _of_image(i, count, rois)
                 found.append(_rows(name, box_head, result, rois, here))
         for stage, (name, _) in enumerate(self._masks(head)):
+            if not self.runs_masks:
+                nothing = feats[0].new_zeros((0, 0), dtype=torch.float)
+                found += [DetectionOutputs(name, nothing, 'sigmoid')] * count
+                continue
             rois, labels = anchor['mask_rois'], anchor['mask_labels']
             masks = _mask_forward(head, stage, feats, rois).float()
             if masks.shape[1] == 1:  # class-agnostic

@@ -112,7 +112,14 @@ class GradientWeighted(LocalLoss):
 
 
 class GlobalLoss(Loss):
-    """A loss on the raw outputs of the detector."""
+    """A loss on the raw outputs of the detector.
+
+    Attributes:
+        reads_masks (bool): Whether outputs of mask heads change it. Where
+            they do not, these heads need not be run.
+    """
+
+    reads_masks: bool = True
 
     @abstractmethod
     def targets(self, outputs: Outputs) -> list[Target]:

@@ -91,7 +91,7 @@ class DetectionLoss(GlobalLoss):
         self.ce_mask = one_of('ce_mask', ce_mask, CE_MASKS)
         self.box_space = one_of('box_space', box_space, BOX_SPACES)
         self.topk_per_level = check_limit(topk_per_level)
-        self.mask = mask
+        self.mask = self.reads_masks = mask
 
     @torch.no_grad()
     def targets(self, outputs: Outputs) -> list[Target]:

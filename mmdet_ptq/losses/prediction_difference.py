@@ -48,6 +48,8 @@ class PredictionDifference(GlobalLoss):
         ValueError: If an argument is not among the allowed values.
     """
 
+    reads_masks = False
+
     def __init__(
         self,
         temperature: float = 4.0,

@@ -16,7 +16,7 @@ from adapter_kit import (
 from mmdet.models.roi_heads import StandardRoIHead
 
 from mmdet_ptq.detectors import find_adapter
-from mmdet_ptq.losses import DetectionLoss
+from mmdet_ptq.losses import DetectionLoss, PredictionDifference
 
 ROI = ['faster_rcnn', 'mask_rcnn', 'cascade']
 
@@ -168,6 +168,50 @@ def test_masks(name, monkeypatch):
     few = adapter.anchor(model, batch)
     assert torch.equal(few['mask_rois'], rois[rows])
     assert plain.mask is False
+
+
+@pytest.mark.parametrize('name', ['mask_rcnn', 'cascade'])
+@torch.no_grad()
+def test_without_masks(name):
+    """Their heads are not called, and what reads no mask says the same."""
+    model, batch, _, _, boxes = float_run(name)
+    model, adapter = copy.deepcopy(model), find_adapter(model, mask=True)
+    anchor = adapter.anchor(model, batch)
+    calls = []
+    for part, module in model.named_modules():
+        if part.startswith('roi_head.mask_'):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    with adapter.without_masks():
+        found = adapter.outputs(model, batch, anchor)
+    assert not calls
+    whole = adapter.outputs(model, batch, anchor)
+    assert calls and [o.name for o in found] == [o.name for o in whole]
+    same(found[: len(boxes)], boxes)
+    assert all(o.logits.shape == (0, 0) for o in found[len(boxes) :])
+    for loss in (DetectionLoss(theta_c=0.0), PredictionDifference()):
+        assert not loss.reads_masks
+        targets = loss.targets(whole)
+        other = adapter.outputs(noisy(model), batch, anchor)
+        with adapter.without_masks():
+            less = adapter.outputs(noisy(model), batch, anchor)
+        assert float(loss(less, targets)) == float(loss(other, targets)) > 0
+    assert DetectionLoss(mask=True).reads_masks
+
+
+def test_layers_of_masks():
+    adapter = find_adapter(detector('mask_rcnn')[0], mask=True)
+    parts = {
+        'backbone.stages.0': False,
+        'neck.fpn_convs.0': False,
+        'rpn_head.rpn_conv': False,
+        'roi_head.bbox_head.fc_cls': False,
+        'roi_head.mask_head.convs.0': True,
+        # between boxes and their heads, and masks and theirs
+        'roi_head.shared_head.layer4': True,
+    }
+    assert {name: adapter.of_masks(name) for name in parts} == parts
+    dense = find_adapter(detector('retinanet')[0])
+    assert not dense.of_masks('bbox_head.cls_convs.0')
 
 
 class StrangeRoIHead(StandardRoIHead):

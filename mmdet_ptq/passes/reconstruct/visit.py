@@ -3,7 +3,7 @@
 
 import dataclasses
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -73,20 +73,36 @@ class Visit:
         """
         start = time.perf_counter()
         self.pace.unit(k)
-        session, unit = self.session, self.units[k]
-        view = self.settings.view(session.model, session.graph, unit)
+        with self._masks(k):
+            record = self._visited(k, samples)
+        if record is not None:
+            seconds = round(time.perf_counter() - start, 2)
+            record = dataclasses.replace(record, seconds=seconds)
+            self.session.records.append(record)
+
+    def _masks(self, k: int) -> AbstractContextManager[None]:
+        """Masks are left out where neither a loss nor the unit needs them."""
+        adapter = self.images.adapter
+        whole = [one for one in self.losses if isinstance(one, GlobalLoss)]
+        read = any(one.reads_masks for one in (*whole, *self.fisher))
+        if read or any(map(adapter.of_masks, self.units[k].layers)):
+            return nullcontext()
+        return adapter.without_masks()
+
+    def _visited(
+        self, k: int, samples: dict[int, Sample] | None
+    ) -> UnitRecord | None:
+        """What became of the unit, None if no image reaches it."""
+        unit = self.units[k]
+        view = self.settings.view(self.session.model, self.session.graph, unit)
         replay = self._replay(view, k) if self.on_outputs else None
         if samples is None:
             samples = self._collect(view, replay, k)
         try:
-            record = self._kept(view, samples, replay, k)
+            return self._kept(view, samples, replay, k)
         finally:
             for sample in samples.values():
                 self.images.cache.drop(sample.entries())
-        if record is not None:
-            seconds = round(time.perf_counter() - start, 2)
-            record = dataclasses.replace(record, seconds=seconds)
-            session.records.append(record)
 
     def _kept(
         self,
