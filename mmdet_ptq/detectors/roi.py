@@ -63,9 +63,13 @@ class RoIAdapter(Adapter):
         return super().distance(head)
 
     def of_masks(self, layer: str) -> bool:
-        """See :meth:`Adapter.of_masks`; a shared head is run for both."""
+        """See :meth:`Adapter.of_masks`.
+
+        All of a RoI head but its box heads: a shared head is run for both,
+        and so is the extractor of boxes where masks have none of their own.
+        """
         return layer.startswith('roi_head.') and not layer.startswith(
-            'roi_head.bbox_'
+            'roi_head.bbox_head.'
         )
 
     def anchor(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:

@@ -206,6 +206,9 @@ def test_layers_of_masks():
         'rpn_head.rpn_conv': False,
         'roi_head.bbox_head.fc_cls': False,
         'roi_head.mask_head.convs.0': True,
+        'roi_head.bbox_head.1.fc_reg': False,
+        # masks without an extractor of their own use that of boxes
+        'roi_head.bbox_roi_extractor.pre_module.conv': True,
         # between boxes and their heads, and masks and theirs
         'roi_head.shared_head.layer4': True,
     }

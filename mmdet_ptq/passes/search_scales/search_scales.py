@@ -218,7 +218,9 @@ class SearchScales(BasePass):
                 self._wave(session, samples, wave)
                 done += len(wave)
                 session.state['units'] = done
-                if done % SAVED < len(wave):
+                # gradients are those before the pass, and are not kept: it is
+                # resumed from its beginning
+                if self.objective != 'hessian' and done % SAVED < len(wave):
                     session.save()
 
     def _parts(self, session: Session) -> list[Component]:

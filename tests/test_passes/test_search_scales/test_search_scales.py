@@ -228,6 +228,18 @@ def test_stopped_and_resumed(monkeypatch):
     assert session.records == notes
 
 
+def test_gradients_are_never_those_of_a_half_searched_detector(monkeypatch):
+    """They are taken at the beginning, so nothing is kept before the end."""
+    monkeypatch.setattr(module, 'SAVED', 1)
+    _, session = before_search()
+    saved = []
+    session.save = lambda: saved.append(session.export())
+    SearchScales(rows=64, objective='hessian').run(session)
+    assert not saved and any(
+        isinstance(r, SearchRecord) for r in session.records
+    )
+
+
 def _of_rank(rank):
     model = Net().eval()
     config = parse_quant_cfg(dict(bits='w4a4', rules=RULES, passes=PASSES))
