@@ -4,6 +4,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from .artefact import (
@@ -26,6 +27,8 @@ from .errors import CheckpointError
 from .quant_cfg import parse_quant_cfg
 
 
+# gradients are needed, which inference mode would turn off for good
+@torch.inference_mode(False)
 def quantize_detector(
     model: nn.Module, dataloader: Iterable[dict], quant_cfg: dict
 ) -> Session:

@@ -113,6 +113,11 @@ def annotated(name: str, value: object, hint: Any) -> None:
         raise ValueError(f'{name} must be {_words(hint)}, got {value!r}')
 
 
+def is_list(hint: Any) -> bool:
+    """Whether an annotation is that of a list, tuple or sequence."""
+    return typing.get_origin(hint) in _LISTS or hint in _LISTS
+
+
 def _fits(value: object, hint: Any) -> bool:
     kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind is Any:

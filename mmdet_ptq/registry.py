@@ -7,7 +7,7 @@ them with :func:`build_from`, which pins the scope and explains mistakes.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import Any, TypeVar, get_type_hints
@@ -16,7 +16,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry
 from torch import nn
 
-from .checks import annotated
+from .checks import annotated, is_list
 from .errors import RENAMED, QuantConfigError, unknown
 
 _SCOPE = 'mmdet_ptq'
@@ -96,13 +96,17 @@ def arguments_of(cls: type) -> Mapping[str, inspect.Parameter]:
     return MappingProxyType(found)
 
 
-def check_arguments(registry: Registry, cfg: dict, where: str) -> type:
+def check_arguments(
+    registry: Registry, cfg: dict, where: str, hidden: Iterable[str] = ()
+) -> type:
     """Checks ``type`` and the argument names of a config dict.
 
     Args:
         registry (Registry): Where ``cfg['type']`` is looked up.
         cfg (dict): ``type`` and keyword arguments.
         where (str): The place in ``quant_cfg``, for the message.
+        hidden (Iterable[str]): Arguments that nobody writes, so that no
+            message offers them.
 
     Returns:
         type: The class that ``cfg['type']`` names.
@@ -123,7 +127,8 @@ def check_arguments(registry: Registry, cfg: dict, where: str) -> type:
         if key != 'type' and key not in allowed:
             what = f'argument of {cfg["type"]}'
             raise QuantConfigError(
-                f'{where}: ' + unknown(what, key, allowed, RENAMED)
+                f'{where}: '
+                + unknown(what, key, set(allowed) - set(hidden), RENAMED)
             )
     return cls
 
@@ -151,6 +156,8 @@ def build_from(
     cls = check_arguments(registry, cfg, where)
     args = {**defaults, **{k: v for k, v in cfg.items() if k != 'type'}}
     try:
+        # a class that takes a list would take a string letter by letter
+        _check_types(cls, cfg, is_list)
         try:
             built = cls(**args)
         except TypeError:
@@ -162,10 +169,12 @@ def build_from(
     return built
 
 
-def _check_types(cls: type, cfg: dict) -> None:
+def _check_types(
+    cls: type, cfg: dict, of: Callable[[Any], bool] = lambda _: True
+) -> None:
     """What a class does not check itself: values of another type."""
     for name, parameter in arguments_of(cls).items():
-        if name in cfg:
+        if name in cfg and of(parameter.annotation):
             annotated(name, cfg[name], parameter.annotation)
 
 

@@ -174,6 +174,12 @@ def test_values_that_would_fail_or_be_taken_for_others(kind, cfg):
         build_from(kind, cfg)
 
 
+def test_a_string_is_no_list_of_letters():
+    cfg = dict(type='AddNoise', amplitudes='0.5')
+    with pytest.raises(QuantConfigError, match=r'list of numbers, got .0\.5'):
+        build_from(PASSES, cfg)
+
+
 @pytest.mark.parametrize(
     ('cfg', 'says'),
     [

@@ -29,7 +29,7 @@ def notes_on(
     Args:
         feed (Feed): The images of all ranks; ``LOOKED_AT`` batches at most
             are read.
-        total (int): How many images calibrate.
+        total (int): How many images calibrate, if all can be read.
         test (CalibrationImages, optional): Images as the detector will get
             them, to compare with.
 
@@ -37,7 +37,7 @@ def notes_on(
         list[str]: A sentence for each doubt.
     """
     images = appearance(feed.batch(i) for i in spread(feed.total))
-    notes = doubts(images, total)
+    notes = doubts(images, total - len(feed.skipped))
     if test is not None and len(images) >= FEW:
         seen = appearance(test.load(i) for i in spread(len(test)))
         strange = strangeness(images, seen)

@@ -34,8 +34,8 @@ def write_atomic(obj: Any, path: str | Path) -> None:
     except (OSError, RuntimeError) as error:
         kept = ' The file there before is unchanged.' if path.exists() else ''
         raise PTQError(
-            f'cannot save {path}: {error}.{kept} Free some space '
-            'or choose another --work-dir.'
+            f'cannot save {path}: {error}.{kept} Free some space, '
+            'or choose a folder that can be written'
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

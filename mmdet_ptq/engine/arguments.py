@@ -103,6 +103,11 @@ def check_model(model: Any) -> None:
             'this detector is quantized already; build it anew from its '
             'config and load its float checkpoint'
         )
+    if any(t.is_inference() for t in model.state_dict().values()):
+        raise PTQError(
+            'this detector was made or loaded under torch.inference_mode, so '
+            'its weights cannot have gradients; make it outside of that'
+        )
     if not isinstance(model, BaseModel):
         raise PTQError(
             f'{_kind(model)} is no detector of MMDetection (no subclass of '

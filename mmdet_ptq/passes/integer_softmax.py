@@ -16,9 +16,6 @@ from ..registry import PASSES
 from ..surgery import WholeSoftmax
 from .base import BasePass
 
-#: what a logit lies below the largest by and still counts
-MOST = OCTAVES * math.log(2)
-
 
 @PASSES.register_module()
 class IntegerSoftmax(BasePass):
@@ -27,8 +24,9 @@ class IntegerSoftmax(BasePass):
     Lin et al. (2022) quantize logits and compute their exponentials by
     shifts and a polynomial in whole numbers. Here the logits of each
     attention are quantized by their largest distance from the maximum of
-    their row in the calibration images, 30 octaves at most. An octave has a
-    whole number of steps; see :func:`mmdet_ptq.layers.integer_softmax`. The
+    their row in the calibration images; what lies more than 30 octaves below,
+    as masked logits do, is left out. An octave has a whole number of steps;
+    see :func:`mmdet_ptq.layers.integer_softmax`. The
     float detector stays the same.
 
     Powers of two do not add up to 1, which the paper leaves so and DETR does
@@ -88,8 +86,9 @@ def _products(session: Session) -> list[str]:
 def _reach(session: Session, products: list[str]) -> dict[str, float]:
     """How far logits lie below the largest of their row, of all ranks.
 
-    Between an octave, for softmaxes that never were far from uniform, and
-    what an exponential of whole numbers reaches.
+    An octave at least, for softmaxes that never were far from uniform.
+    Entries further below than an exponential of whole numbers reaches are
+    next to nothing after it, whatever the step is, and do not count.
 
     Raises:
         NumericError: If a softmax gives NaN.
@@ -98,9 +97,10 @@ def _reach(session: Session, products: list[str]) -> dict[str, float]:
 
     def see(name: str, port: str, level: int, x: Tensor) -> None:
         if port == 'a' and x.numel():
-            # masked entries are no logits
-            least = torch.where(x > 0, x, 1.0).amin(-1)
-            seen[name].append((x.amax(-1).log() - least.log()).amax())
+            top = x.amax(-1, keepdim=True)
+            # what is masked, by -inf or by -100, is no logit
+            least = torch.where(x > top / 2**OCTAVES, x, top).amin(-1)
+            seen[name].append((top[..., 0].log() - least.log()).amax())
 
     layers = {name: session.layers[name] for name in products}
     with (
@@ -121,4 +121,4 @@ def _reach(session: Session, products: list[str]) -> dict[str, float]:
                 'calibration; the float model overflows on an image'
             )
     most = {name: max(part[name] for part in parts) for name in products}
-    return {n: min(max(x, math.log(2)), MOST) for n, x in most.items()}
+    return {n: max(x, math.log(2)) for n, x in most.items()}

@@ -26,7 +26,7 @@ from .rules import Outcome, apply_rules, hits, holds
 from .shared import settle_shared
 
 #: what the methods of transformers are about
-TOLD = {'@softmax', '@gelu', '@norm'}
+TOLD = {'@linear', '@softmax', '@gelu', '@norm'}
 
 
 def check_globs(config: QuantConfig, names: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ from .recipes import (
     recipe_names,
     with_passes,
 )
-from .rules import check_default_widths, check_rule, patterns_of
+from .rules import TENSORS, check_default_widths, check_rule, patterns_of
 from .scopes import scope_rules
 
 
@@ -52,9 +52,10 @@ class QuantConfig:
         return list(enumerate(self.rules))[first:]
 
     def names_norms(self) -> bool:
-        """Whether a rule says what becomes of the inputs of norms."""
+        """Whether a rule says how norms are quantized."""
         return any(
-            '@norm' in patterns_of(rule) and rule.get('act') is not None
+            '@norm' in patterns_of(rule)
+            and any(rule.get(tensor) is not None for tensor in TENSORS)
             for rule in self.rules
         )
 

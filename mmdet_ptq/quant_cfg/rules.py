@@ -5,7 +5,13 @@ import re
 from collections.abc import Callable, Sequence
 
 from ..errors import QuantConfigError, unknown
-from ..registry import QUANTIZERS, build_from, check_arguments, find_class
+from ..registry import (
+    QUANTIZERS,
+    arguments_of,
+    build_from,
+    check_arguments,
+    find_class,
+)
 from .bits import Bits, check_bits
 
 #: each with what it stands for
@@ -82,9 +88,8 @@ def check_rule(rule: dict, where: str, earlier: Sequence[dict] = ()) -> None:
         types += [s['type'] for s in _specs(earlier, key) if 'type' in s]
         if 'type' in spec:
             types = [spec['type']]
-        role = dict(role=key) if key == 'weight' else {}
         _check_spec(
-            {**spec, **role}, list(dict.fromkeys(types)), f'{where}.{key}'
+            {**spec, 'role': key}, list(dict.fromkeys(types)), f'{where}.{key}'
         )
 
 
@@ -188,9 +193,8 @@ def _check_spec(spec: dict, types: list[str], where: str) -> None:
     args = dict(spec)
     if args.get('bits') is None:  # those of quant_cfg
         args.pop('bits', None)
-    if args.get('granularity') == 'group' and args.get('group_size') is None:
-        args['group_size'] = 1  # stands for a convolution's own groups
-    elif args.get('group_size') is not None:
+    own = args.get('granularity') == 'group' and args.get('group_size') is None
+    if not own and args.get('group_size') is not None:
         args.setdefault('granularity', 'group')
         if isinstance(args['group_size'], str):
             _check_share(args['group_size'], args.get('role'), where)
@@ -199,13 +203,15 @@ def _check_spec(spec: dict, types: list[str], where: str) -> None:
     for kind in types:
         cfg = {**args, 'type': kind}
         try:
-            cls = check_arguments(QUANTIZERS, cfg, where)
+            cls = check_arguments(QUANTIZERS, cfg, where, GIVEN)
         except QuantConfigError as error:
             others.append(error)  # it does not have these arguments
             continue
         try:
             cfg.setdefault('bits', max(cls.allowed_bits))
             check_width(kind, cfg['bits'], where)
+            if own and 'group_size' in arguments_of(cls):
+                cfg['group_size'] = 1  # stands for a convolution's own groups
             build_from(QUANTIZERS, cfg, where)
             return
         except QuantConfigError as error:

@@ -175,6 +175,15 @@ def test_few_images_are_compared_with_none():
     assert few.startswith('only 7') and test.read == []
 
 
+def test_images_that_cannot_be_read_are_no_images():
+    class Broken(Looked):
+        skipped = ('a', 'b')
+
+    (few,) = notes_on(Broken(noise(9)), 9)
+    assert few.startswith('only 7 calibration images')
+    assert notes_on(Looked(noise(9)), 9) == []
+
+
 def test_images_spread_over_a_set():
     assert spread(3) == [0, 1, 2]
     assert spread(64) == list(range(0, 64, 2))

@@ -3,8 +3,10 @@
 
 import re
 
+import attending
 import pytest
 import torch
+from attending import Attending
 from mmengine.config import Config
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -66,6 +68,32 @@ def test_model(make, says):
     assert says in message(check_model, given)
     # by the door, before a batch is read
     assert says in message(quantize_detector, given, never(), CFG)
+
+
+@pytest.mark.parametrize('recipe', ['apq_vit', 'ptq4vit'])
+def test_gradients_are_there_in_inference_mode(recipe):
+    """They cannot be turned on within that mode, so it is left."""
+    found = []
+    for inference in (False, True):
+        model = Attending().eval()
+        with torch.inference_mode(inference):
+            quantize_detector(
+                model, attending.batches(), dict(recipe=recipe, bits='w4a4')
+            )
+        found.append(model.state_dict())
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+
+
+def test_model_that_was_made_in_inference_mode():
+    with torch.inference_mode():
+        model = Tiny().eval()
+    for call in (
+        lambda: check_model(model),
+        lambda: quantize_detector(model, never(), CFG),
+    ):
+        assert 'outside of that' in message(call)
 
 
 def test_model_that_is_quantized():

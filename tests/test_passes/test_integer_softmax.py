@@ -44,6 +44,35 @@ def test_steps_come_from_the_logits(bits):
     )
 
 
+def test_masked_logits_are_left_out():
+    """Swin adds -100 to them, which a float exponential does not drop."""
+
+    class Masking(Attending):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            x = self.first(torch.stack(list(inputs)).float())
+            x = x.flatten(2).transpose(1, 2)
+            # a query sees the keys before it and itself
+            mask = x.new_full((x.shape[1],) * 2, self.masked).triu(1)
+            x = x + self.attention(x, x, x, attn_mask=mask)[0]
+            return self.last(x)
+
+    steps = []
+    for masked in (-100.0, -1e9):
+        model = Masking().eval()
+        model.masked = masked
+        quantize_detector(
+            model,
+            batches(),
+            dict(
+                bits='w8a4',
+                rules=BASE['rules'],
+                passes=[dict(type='IntegerSoftmax'), *BASE['passes']],
+            ),
+        )
+        steps.append(model.attention.matmul_pv.softmax_steps)
+    assert steps[0] == steps[1] > math.floor(255 / 30)
+
+
 def test_what_is_float_stays_as_it_is():
     rules = [r for r in BASE['rules'] if r['match'] != '@matmul']
     rules.append(dict(match='@matmul', skip=True))

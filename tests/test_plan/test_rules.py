@@ -355,6 +355,9 @@ def test_roles_that_a_detector_lacks_are_told(small):
         'rules[0]: neck.*',
         'rules[2]: @mask @rpn',
     ]
+    config = parse_quant_cfg(dict(recipe='group_static', bits='w8a8'))
+    (note,) = unmatched_rules(config, small)
+    assert '@linear matches no layer' in note
 
 
 def test_none_keeps_one_side_float(small):

@@ -1,6 +1,8 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Rules that are refused before any forward."""
 
+import re
+
 import pytest
 from cfg_kit import PASSES
 
@@ -143,3 +145,26 @@ def test_what_is_wrong_of_an_argument_that_some_quantizers_have(groups):
 def test_a_skip_may_say_float_twice(tensor):
     rule = {'match': '@head', 'skip': True, tensor: None}
     assert parse_quant_cfg(dict(recipe='uniform', rules=[rule])).rules
+
+
+@pytest.mark.parametrize(
+    ('act', 'says'),
+    [
+        (
+            dict(type='InstanceGroupQuantizer', per_level=True),
+            "'per_level'. Allowed: bits, clipped, granularity, num_groups.",
+        ),
+        (
+            dict(type='InstanceGroupQuantizer', granularity='group'),
+            "unknown granularity 'group'.*Allowed: channel, row",
+        ),
+        (dict(type='LLAQuantizer'), 'UniformQuantizer takes activations'),
+    ],
+)
+def test_messages_speak_of_what_is_written(act, says):
+    """And offer nothing that is refused in the next try."""
+    rules = [dict(match='*', act=act)]
+    with pytest.raises(QuantConfigError, match=says) as error:
+        parse_quant_cfg(dict(recipe='uniform', bits='w4a4', rules=rules))
+    assert str(error.value).startswith('rules[0].act: ')
+    assert not re.search('axis|group_size', str(error.value))

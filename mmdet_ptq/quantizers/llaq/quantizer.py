@@ -49,8 +49,6 @@ class LLAQuantizer(TableQuantizer, LearnsTable, FitsTensor, Searchable):
         bits (int): Bit-width, 2 to 8.
         granularity (str): ``'tensor'`` or ``'channel'``.
         axis (int, optional): Channel axis. Defaults to 0.
-        group_size (None): Not supported.
-        per_level (bool): Not supported.
         role (str): ``'weight'``.
         form (str): ``'invertible'`` or ``'paper_literal'``.
         rounding (str): ``'linear'``, to the nearest value, or ``'log'``, to
@@ -84,8 +82,6 @@ class LLAQuantizer(TableQuantizer, LearnsTable, FitsTensor, Searchable):
         bits: int = 4,
         granularity: str = 'channel',
         axis: int | None = None,
-        group_size: int | None = None,
-        per_level: bool = False,
         role: str = 'weight',
         form: str = 'invertible',
         rounding: str = 'linear',
@@ -97,8 +93,6 @@ class LLAQuantizer(TableQuantizer, LearnsTable, FitsTensor, Searchable):
             'role', role, 'weight', hint='; UniformQuantizer takes activations'
         )
         _check('granularity', granularity, 'tensor', 'channel')
-        _check('group_size', group_size, None)
-        _check('per_level', per_level, False)
         _check('form', form, *FORMS)
         _check('rounding', rounding, 'linear', 'log')
         _check('mu', mu, 'zero', 'median')
@@ -270,6 +264,5 @@ def _check(name: str, given: object, *allowed: object, hint: str = '') -> None:
     if not any(type(given) is type(a) and given == a for a in allowed):
         choices = ', '.join(repr(a) for a in allowed)
         raise ValueError(
-            f'LLAQuantizer: {name} must be one of {choices}, '
-            f'got {given!r}{hint}'
+            f'{name} must be one of {choices}, got {given!r}{hint}'
         )

@@ -37,14 +37,20 @@ def pictures(runs: Sequence[Run], most: int = 8) -> Html:
 
 
 def _words(named: Sequence[tuple[str, Run]]) -> Html:
-    first = named[0][1].gathered('examples')[0]
+    every = [one for _, run in named for one in run.gathered('examples')]
+    # where the float detector was not tested, the objects stand for it
+    columns = {
+        'ground truth' if one.get('float') is None else 'float'
+        for one in every
+    }
     return paragraph(
         'The test images with the most boxes that are not as they were, the '
-        f'worst first. Boxes have a score of {num(first["score"], "g")} or '
-        'more. ',
+        f'worst first. Boxes have a score of {num(every[0]["score"], "g")} '
+        'or more. ',
         tag('b', 'Dashed red', cls='bad'),
-        ': in the float column a box that is lost, moved or of another class; '
-        'in the quantized column a box that is new.',
+        f': in the {" or ".join(sorted(columns))} column a box that is lost, '
+        'moved or of another class; in the quantized column a box that is '
+        'new.',
     )
 
 
