@@ -179,6 +179,7 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
     """
     wide = [m for m in (*CALIBRATED, *LEARNED) if m != 'igq_vit']
     swin = DETECTORS[:2]
+    gelu = [f'gelu_{n}' for n in GELU]
     return {
         # AdaLog, Table 5: every method at every width
         'adalog_a': [
@@ -192,7 +193,10 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
             *cells(('detr',), ('repq_vit_softmax_uniform',), ('w6a6', 'w8a8')),
         ],
         # what a GELU gives
-        'adalog_b': cells(swin, [f'gelu_{n}' for n in GELU], ('w4a4',)),
+        'adalog_b': [
+            *cells(swin, gelu, ('w4a4',)),
+            *cells(swin[:1], gelu, ('w4a4',), (1, 2)),
+        ],
         # what a softmax gives, at 4, 3 and 2 bits
         'adalog_c': cells(
             DETECTORS,
