@@ -233,7 +233,8 @@ class SearchRecord(Record):
         tensor (str): ``'weight'`` or a port, of the first of its layers.
         layers (list[str]): All layers that share the quantizer.
         before (float): Loss before.
-        after (float): Loss after; what was there stays if none is less.
+        after (float): Loss after; what was there stays if none is less. By
+            blocks, both are of the first round.
     """
 
     tensor: str

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 import mmcv.ops
+import torch
 from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 
@@ -15,9 +16,6 @@ from .integer_softmax import integer_softmax
 from .matmul import MatMul
 from .norm import InputLayerNorm
 from .position import PositionLinear
-
-#: what rows are divided by at least
-TINY = 1e-12
 
 #: rows of what has its channels last
 LAST = MappingProxyType({'input': -1})
@@ -120,8 +118,7 @@ class QuantMatMul(QuantLayer, MatMul):
             return self._whole(integer_softmax(a, self.softmax_steps), b)
         if not self.numerator:
             return super().forward(a, b)
-        # a row of zeros alone stays one
-        peak = a.amax(-1, keepdim=True).clamp(min=TINY)
+        peak = _not_zero(a.amax(-1, keepdim=True))
         rows = a / peak
         product = super().forward(rows, b) * peak
         if self.numerator == 'float' or not self._quantizes_first():
@@ -136,7 +133,7 @@ class QuantMatMul(QuantLayer, MatMul):
         """Of the first operand of the latest call, quantized."""
         quantizer = self._modules['act_quantizers']._modules['a']
         level = current().last_level(self.call_key, self.levels)
-        return quantizer(rows, level).sum(-1, keepdim=True).clamp(min=TINY)
+        return _not_zero(quantizer(rows, level).sum(-1, keepdim=True))
 
     def _quantizes_first(self) -> bool:
         quantizers = self._modules['act_quantizers']._modules
@@ -200,3 +197,8 @@ def twin_class(module: nn.Module) -> type[QuantLayer]:
 def ports_of(module: nn.Module) -> tuple[str, ...]:
     """Names of the quantizable inputs of a leaf layer."""
     return twin_class(module).ports
+
+
+def _not_zero(divisor: Tensor) -> Tensor:
+    """What rows are divided by, so that a row of zeros alone stays one."""
+    return torch.where(divisor > 0, divisor, 1.0)

@@ -19,29 +19,51 @@ class PercentileObserver(HistogramObserver):
     """Quantiles ``1 - percentile`` and ``percentile`` (as ppq's).
 
     Args:
-        percentile (float | Sequence[float]): In (0.5, 1]; 1 gives the
-            extremes. Of several, each row of each pyramid level takes the
-            one of least squared error (RepQ-ViT, Li et al., 2023, takes
-            0.999, 0.9999 and 0.99999). Defaults to 0.9999.
+        percentile (float | Sequence[float] | dict): In (0.5, 1]; 1 gives
+            the extremes. Of several, each row of each pyramid level takes
+            the one of least squared error (RepQ-ViT, Li et al., 2023, takes
+            0.999, 0.9999 and 0.99999). A dict has one for each width, such
+            as ``{'4': 0.9995, '8': 1.0}``: what is not listed takes that of
+            the next width above it, or of the last. Defaults to 0.9999.
 
     Raises:
-        ValueError: If ``percentile`` is out of range.
+        ValueError: If ``percentile`` is out of range, or a key is no width.
     """
 
-    def __init__(self, percentile: float | Sequence[float] = 0.9999) -> None:
-        one = isinstance(percentile, int | float)
-        self.percentiles = [percentile] if one else list(percentile)
-        if not self.percentiles or not all(
-            0.5 < share <= 1 for share in self.percentiles
+    def __init__(
+        self, percentile: float | Sequence[float] | dict = 0.9999
+    ) -> None:
+        self.by_width: dict[int, float] = {}
+        shares: list = []
+        if isinstance(percentile, dict):
+            shares = list(percentile.values())
+            self.by_width = {_width(k): v for k, v in percentile.items()}
+        elif isinstance(percentile, Sequence):
+            shares = list(percentile)
+        else:
+            shares = [percentile]
+        if not shares or not all(
+            isinstance(one, int | float) and 0.5 < one <= 1 for one in shares
         ):
             raise ValueError(
                 f'percentile must be in (0.5, 1], got {percentile}'
             )
+        self.percentiles = shares
         super().__init__()
+
+    def _of(self, bits: int) -> list[float]:
+        """The percentiles that are tried at a width."""
+        if not self.by_width:
+            return self.percentiles
+        widths = sorted(self.by_width)
+        return [
+            self.by_width[next((w for w in widths if w >= bits), widths[-1])]
+        ]
 
     def why_not(self, quantizer: BaseQuantizer) -> str:
         """See the base class: of several ranges the best is taken."""
-        if len(self.percentiles) == 1 or isinstance(quantizer, Searchable):
+        several = len(self._of(quantizer.bits)) > 1
+        if not several or isinstance(quantizer, Searchable):
             return ''
         return (
             'a PercentileObserver of several percentiles tries ranges, and a '
@@ -50,7 +72,7 @@ class PercentileObserver(HistogramObserver):
         )
 
     def _ranges(self, quantizer: BaseQuantizer) -> tuple[Tensor, Tensor]:
-        pairs = [self._between(share) for share in self.percentiles]
+        pairs = [self._between(share) for share in self._of(quantizer.bits)]
         if len(pairs) == 1:
             return pairs[0]
         low, high = (torch.stack(ends, 2) for ends in zip(*pairs, strict=True))
@@ -89,3 +111,12 @@ class PercentileObserver(HistogramObserver):
         scale = power_of_two(self.exponent).to(part.device)
         position = (bins - self.half + part).squeeze(-1)
         return (position * scale).to(torch.float32)
+
+
+def _width(key: object) -> int:
+    if str(key).isdecimal() and 2 <= int(str(key)) <= 8:
+        return int(str(key))
+    raise ValueError(
+        f'percentile has a share for {key!r}, which is no width: keys are '
+        "'2' to '8'"
+    )

@@ -15,6 +15,7 @@ from ..layers import OCTAVES, float_mode
 from ..registry import PASSES
 from ..surgery import WholeSoftmax
 from .base import BasePass
+from .quantize_numerator import products_of_softmax
 
 
 @PASSES.register_module()
@@ -56,14 +57,14 @@ class IntegerSoftmax(BasePass):
     @torch.no_grad()
     def run(self, session: Session) -> None:
         """See :meth:`BasePass.run`."""
-        found = dict.fromkeys(_products(session), None)
+        found = products_of_softmax(session)
         if not found:
             session.warn(
                 'IntegerSoftmax: no quantized product has a softmax as its '
                 'first operand here, so nothing was changed'
             )
             return
-        reach = _reach(session, list(found))
+        reach = _reach(session, found)
         for name, most in reach.items():
             step = most / (2**self.bits - 1)
             steps = max(1, int(math.log(2) / step))
@@ -72,15 +73,6 @@ class IntegerSoftmax(BasePass):
             f'IntegerSoftmax: {len(reach)} products take a softmax of '
             f'{self.bits}-bit logits'
         )
-
-
-def _products(session: Session) -> list[str]:
-    return [
-        name
-        for name, node in session.graph.layers.items()
-        if 'softmax' in node.port_roles.get('a', ())
-        and session.plan.layers[name].acts['a'] is not None
-    ]
 
 
 def _reach(session: Session, products: list[str]) -> dict[str, float]:

@@ -39,12 +39,7 @@ class QuantizeNumerator(BasePass):
 
     def run(self, session: Session) -> None:
         """See :meth:`BasePass.run`."""
-        products = [
-            name
-            for name, node in session.graph.layers.items()
-            if 'softmax' in node.port_roles.get('a', ())
-            and session.plan.layers[name].acts['a'] is not None
-        ]
+        products = products_of_softmax(session)
         for name in products:
             session.edit(SoftmaxNumerator(name, self.divide))
         if products:
@@ -59,3 +54,13 @@ class QuantizeNumerator(BasePass):
             'in place of gptq_attention (gptq_codebook in place of '
             'gptq_codebook_attention), or leave this pass out'
         )
+
+
+def products_of_softmax(session: Session) -> list[str]:
+    """Products whose first operand is a softmax that is quantized."""
+    return [
+        name
+        for name, node in session.graph.layers.items()
+        if 'softmax' in node.port_roles.get('a', ())
+        and session.plan.layers[name].acts['a'] is not None
+    ]

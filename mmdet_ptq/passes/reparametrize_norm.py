@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from ..calibration import Session
-from ..checks import number, one_of, whole
+from ..checks import number, one_of, refuse_idle, whole
 from ..errors import QuantConfigError
 from ..records import ReparametrizationRecord
 from ..registry import PASSES
@@ -46,6 +46,13 @@ class Site:
     free: bool
 
 
+#: arguments that do not always act, and with what they do
+ACTS = dict(
+    percentiles=('ranges', ('percentile',)),
+    p=('ranges', ('lp',)),
+)
+
+
 @PASSES.register_module()
 class ReparametrizeNorm(BasePass):
     """Scale reparametrization behind norms (RepQ-ViT, Li et al., 2023).
@@ -75,7 +82,8 @@ class ReparametrizeNorm(BasePass):
         rows (int): Most rows of a call, of an image. Defaults to 256.
 
     Raises:
-        ValueError: If an argument is not among the allowed values.
+        ValueError: If an argument is not among the allowed values, or does
+            not act beside the others.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({'folded'})
@@ -100,6 +108,7 @@ class ReparametrizeNorm(BasePass):
             raise ValueError('percentiles is empty: no range would be tried')
         self.p = number('p', p, above=True)
         self.rows = whole('rows', rows, 1)
+        refuse_idle(self, ACTS)
 
     def prepare(self, session: Session) -> None:
         """See :meth:`BasePass.prepare`."""

@@ -254,7 +254,7 @@ class AdaLogQuantizer(PowersQuantizer, Refines, FitsPoints):
             q = self.q.flatten().to(scale)[:, None].expand_as(scale)
         else:
             q = torch.full_like(scale, self.default_q)
-        return ScalesAndSteps(scale, q, *torch.zeros(2, *scale.shape))
+        return ScalesAndSteps(scale, q, *scale.new_zeros(2, *scale.shape))
 
     def fit_points(
         self, points: Tensor, shares: Tensor, p: float = 2.0, level: int = 0

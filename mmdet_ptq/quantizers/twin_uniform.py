@@ -164,8 +164,12 @@ class TwinUniformQuantizer(StoredTableQuantizer, FitsPoints):
         """See :meth:`Searchable.candidates`.
 
         Of a softmax with a ``fixed_scale``: splits, as many as there are
-        shares, up to the 20 that there are and then the last again.
+        shares, up to the 20 that there are and then the last again. Of a
+        GELU: shares of the high end; the low one stays, as in the paper.
         """
+        if not self.softmax:
+            high = high[:, None] * fractions
+            return Twins(*self.of_range(low[:, None].expand_as(high), high))
         if self.fixed_scale is None:
             return super().candidates(low, high, fractions)
         scale = self.scale_of(high[:, None].expand(-1, len(fractions)))

@@ -4,7 +4,8 @@
 What a softmax gives, and what a GELU gives once it is shifted, has powers of
 a base of its own for each layer; all other grids are searched for what they
 do to the outputs of their layer, in the float detector. Inputs behind norms
-have a grid for each channel. Of an image patch the input has 8 bits.
+have a grid for each channel. The stem has 8 bits, for its weight too, and
+predictions are float; with ``scope='repq_det'`` both are as in the paper.
 """
 
 _base_ = './_base_/tensor_rules.py'

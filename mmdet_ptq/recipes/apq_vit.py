@@ -2,12 +2,12 @@
 """APQ-ViT (Ding et al., ACM MM 2022): scales that blocks are searched for.
 
 Ranges are shares of the extremes, the one with which the output of the block
-errs least where that counts at the detector's outputs; the smaller half of the
-errors is left out. All channels of a weight take the same share, so a range of
-least error, which each channel has before, stays where no share is better.
-What a softmax gives has one grid for all heads, without codes below 0. No code
-is published: this is the form of the abstract, and grids and search are those
-of ``ptq4vit``.
+errs least, weighed by damped gradients as in ``ptq4vit``; the smaller half of
+the errors is left out. All channels of a weight take the same share, so a
+range of least error, which each channel has before, stays where no share is
+better. What a softmax gives has one grid for all heads, without codes below 0.
+No code is published: this is the form of the abstract, and grids and search
+are those of ``ptq4vit``.
 """
 
 _base_ = './_base_/tensor_rules.py'

@@ -3,10 +3,10 @@
 
 The channels of every input of a linear layer take the one of 8 grids with
 which their extremes in this image cost least, and so do the rows of every
-softmax. Weights have a range for each output channel that leaves out 0.05 %
-at either end, which the paper gives for 4 bits; for 6 bits it gives 0.001 %
-(``percentile=0.99999``), for 8 bits ``percentile=1`` is meant. Convolutions
-and the other operands of attention are uniform.
+softmax. Weights have a range for each output channel. To 4 bits it leaves out
+0.05 % of the values at either end, with 5 and 6 bits 0.001 %, as in the paper,
+and with more bits nothing. Convolutions and the other operands of attention
+are uniform.
 """
 
 _base_ = './_base_/rules.py'
@@ -24,6 +24,9 @@ passes = [
     dict(type='Observe', observer=dict(type='LpObserver', p=2.4)),
     dict(
         type='SetRanges',
-        weight_observer=dict(type='PercentileObserver', percentile=0.9995),
+        weight_observer=dict(
+            type='PercentileObserver',
+            percentile={'4': 0.9995, '6': 0.99999, '8': 1.0},
+        ),
     ),
 ]

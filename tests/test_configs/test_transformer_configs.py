@@ -75,16 +75,6 @@ def test_every_cell_says_its_recipe_and_bits():
             assert Path(said['_base_']).stem == detector
 
 
-def test_percentiles_of_the_paper(load):
-    """0.05 % at 4 bits, 0.001 % at 6, none at 8."""
-    for bits, share in (('w4a4', 0.9995), ('w6a6', 0.99999), ('w8a8', 1.0)):
-        cfg = load(f'igq_vit/{SWIN}_{bits}')
-        quant = parse_quant_cfg(cfg.quant_cfg.to_dict())
-        assert quant.calibration.num_samples == 32
-        (one,) = (p for p in quant.passes if p['type'] == 'SetRanges')
-        assert one['weight_observer']['percentile'] == share
-
-
 @pytest.fixture(scope='module')
 def session_of(load):
     """A detector of few channels, prepared as a config says."""

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from seeded import seeded
 
 from mmdet_ptq.observers import PercentileObserver
 from mmdet_ptq.quantizers import BaseQuantizer, UniformQuantizer
@@ -66,6 +67,29 @@ def test_of_several_percentiles_the_best(granularity):
         assert ranges[0][1][0, row] == ranges[1 + i][1][0, row]
 
 
+@pytest.mark.parametrize(
+    ('bits', 'share'),
+    [(2, 0.95), (4, 0.95), (5, 0.99), (6, 0.99), (7, 1.0), (8, 1.0)],
+)
+def test_a_percentile_for_each_width(bits, share):
+    q = UniformQuantizer(bits)
+    found = []
+    for given in ({'4': 0.95, '6': 0.99, '8': 1.0}, share):
+        observer = PercentileObserver(given)
+        observer.bind(q.granularity)
+        observer.observe(torch.randn(4096, generator=seeded(0)))
+        found.append(observer.ranges(q))
+    assert torch.equal(torch.stack(found[0]), torch.stack(found[1]))
+    # what is above the widths takes the last
+    assert PercentileObserver({'4': 0.95})._of(bits) == [0.95]
+
+
+@pytest.mark.parametrize('key', ['w4', '1', '9', 4.0])
+def test_keys_that_are_no_widths(key):
+    with pytest.raises(ValueError, match='no width'):
+        PercentileObserver({key: 0.99})
+
+
 class Fixed(BaseQuantizer):
     """Whose range cannot be tried."""
 
@@ -80,7 +104,9 @@ def test_several_percentiles_need_a_search():
     assert PercentileObserver([0.999, 1]).why_not(UniformQuantizer()) == ''
 
 
-@pytest.mark.parametrize('percentile', [0.5, 1.1, [], [0.9, 0.5]])
+@pytest.mark.parametrize(
+    'percentile', [0.5, 1.1, [], [0.9, 0.5], {}, {'4': 0.5}, '1', {'4': '1'}]
+)
 def test_percentiles_out_of_range(percentile):
     with pytest.raises(ValueError, match='percentile must be in'):
         PercentileObserver(percentile)

@@ -382,6 +382,8 @@ def test_arguments():
         dict(ranges='minmax'),
         dict(percentiles=[0.5]),
         dict(percentiles=[]),
+        dict(percentiles=[0.9], ranges='lp'),
+        dict(p=2.0),
         dict(p=0.0),
         dict(rows=0),
     ):

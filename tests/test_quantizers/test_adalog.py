@@ -181,6 +181,12 @@ def test_candidates_keep_the_q_and_a_fixed_scale_tries_it():
     assert torch.equal(found.q[0], ALL_Q) and found.scale.unique() == 1
 
 
+def test_candidates_lie_where_the_range_does():
+    ends = torch.zeros(2, device='meta')
+    found = AdaLogQuantizer(4).candidates(ends, ends, ends)
+    assert {t.device.type for t in found} == {'meta'}
+
+
 def test_coarse_and_refined():
     x = torch.linspace(-1, 10, 12)[None]  # 1 to 10 are above zero
     q = AdaLogQuantizer(4)

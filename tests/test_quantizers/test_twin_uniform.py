@@ -158,6 +158,23 @@ def test_candidates_are_splits_where_the_scale_is_fixed():
     assert found.low[0].tolist() == want and found.high.unique() == 1
 
 
+@pytest.mark.parametrize('aligned', [False, True])
+def test_the_low_end_of_a_gelu_is_not_searched(aligned):
+    """Shares are of the high end; the paper gives the other step."""
+    q = TwinUniformQuantizer(4, form='gelu', align_pow2=aligned)
+    low, high, shares = GELU * ONE, 3 * ONE, torch.tensor([0.25, 0.5, 1.0])
+    found = q.candidates(-low, high, shares)
+    assert torch.allclose(found.low, torch.full((1, 3), GELU))
+    q.adopt(found, torch.tensor([1]))
+    assert q.low.item() == pytest.approx(GELU)
+    if aligned:
+        ratio = (found.high / 7) / (found.low / 8)
+        assert torch.equal(ratio.log2(), ratio.log2().round())
+    else:
+        assert found.high[0].tolist() == [0.75, 1.5, 3.0]
+        assert q.high.item() == 1.5
+
+
 @pytest.mark.parametrize('bits', [2, 4, 8])
 def test_fit_is_as_good_as_every_split(bits):
     x = softmax(1000)[None] * 0.9

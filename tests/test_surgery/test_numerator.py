@@ -53,6 +53,16 @@ def test_it_is_the_numerator_that_is_quantized(divide):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32])
+@pytest.mark.parametrize('divide', ['float', 'quantized'])
+def test_rows_of_zeros_stay(divide, dtype):
+    """In half precision too, where 1e-12 is 0."""
+    rows = torch.zeros(1, 1, 2, 4, dtype=dtype)
+    rows[..., 1, :] = 0.25
+    found = product(divide)(rows, torch.ones(1, 1, 4, 3, dtype=dtype))
+    assert found[0, 0].tolist() == [[0.0] * 3, [1.0] * 3]
+
+
 def test_rows_of_small_attention_gain():
     """Many keys that are nearly alike: the largest weight is small."""
     rng = torch.Generator().manual_seed(0)

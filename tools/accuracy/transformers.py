@@ -61,15 +61,6 @@ def _igq(**act: Any) -> dict:
     return dict(recipe='igq_vit', rules=[dict(match='@linear', act=act)])
 
 
-def _weights(percentile: float) -> dict:
-    """``igq_vit`` at another share of the weights inside their range."""
-    observer = dict(type='PercentileObserver', percentile=percentile)
-    return dict(
-        recipe='igq_vit',
-        pass_args=dict(SetRanges=dict(weight_observer=observer)),
-    )
-
-
 def _symmetric(recipe: str) -> dict:
     """Grids as in the paper; linear layers have one for a whole weight."""
     act = dict(type='UniformQuantizer', symmetric=True)
@@ -107,9 +98,6 @@ VARIANTS = {
         )
         for name, act in GELU.items()
     },
-    # what the paper gives for 6 bits, and means for 8
-    'igq_vit_w6': _weights(0.99999),
-    'igq_vit_w8': _weights(1.0),
     **{
         f'igq_{n}': _igq(type='InstanceGroupQuantizer', num_groups=n)
         for n in GROUPS
@@ -177,19 +165,17 @@ def suites(cells: Any) -> dict[str, list[tuple]]:
     Args:
         cells (Callable): Makes cells of detectors, methods and widths.
     """
-    wide = [m for m in (*CALIBRATED, *LEARNED) if m != 'igq_vit']
+    every = *CALIBRATED, *LEARNED
     swin = DETECTORS[:2]
     gelu = [f'gelu_{n}' for n in GELU]
     return {
         # AdaLog, Table 5: every method at every width
         'adalog_a': [
-            *cells(DETECTORS, CALIBRATED, ('w4a4',)),
-            *cells(DETECTORS, LEARNED, ('w4a4',)),
+            *cells(DETECTORS, every, ('w4a4',)),
             *cells(swin, CLOSE, ('w4a4',), (1, 2)),
             # with the grids and ranges of the papers, and without norms
             *cells(('mask-rcnn_swin', 'detr'), AS_PUBLISHED, ('w4a4',)),
-            *cells(DETECTORS, (*wide, 'igq_vit_w6'), ('w6a6',)),
-            *cells(DETECTORS, (*wide, 'igq_vit_w8'), ('w8a8',)),
+            *cells(DETECTORS, every, ('w6a6', 'w8a8')),
             *cells(('detr',), ('repq_vit_softmax_uniform',), ('w6a6', 'w8a8')),
         ],
         # what a GELU gives

@@ -27,31 +27,15 @@ DETECTORS = {
     'cascade-mask-rcnn_swin-s-p4-w7_fpn_3x_coco': ('w4a4', 'w6a6', 'w8a8'),
     'detr_r50_8xb2-150e_coco': ('w6a6', 'w8a8'),
 }
-#: what a paper has for a width alone: more of the ``quant_cfg``
-OWN = {
-    ('igq_vit', 'w6a6'): 'percentile=0.99999',
-    ('igq_vit', 'w8a8'): 'percentile=1.0',
-}
 HEAD = """# Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 _base_ = '../_base_/transformers/{detector}.py'
 quant_cfg = """
-OBSERVED = """    pass_args=dict(
-        SetRanges=dict(
-            weight_observer=dict(type='PercentileObserver', {own})
-        )
-    ),
-"""
 
 
 def text_of(recipe: str, detector: str, bits: str) -> str:
     """One config file."""
     head = HEAD.format(detector=detector)
-    cell = f"recipe='{recipe}', bits='{bits}'"
-    own = OWN.get((recipe, bits))
-    if own is None:
-        return f'{head}dict({cell})\n'
-    lines = cell.replace(', ', ',\n    ')
-    return f'{head}dict(\n    {lines},\n{OBSERVED.format(own=own)})\n'
+    return f"{head}dict(recipe='{recipe}', bits='{bits}')\n"
 
 
 def files() -> dict[Path, str]:

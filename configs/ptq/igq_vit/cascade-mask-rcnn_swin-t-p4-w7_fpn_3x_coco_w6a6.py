@@ -1,11 +1,3 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 _base_ = '../_base_/transformers/cascade-mask-rcnn_swin-t-p4-w7_fpn_3x_coco.py'
-quant_cfg = dict(
-    recipe='igq_vit',
-    bits='w6a6',
-    pass_args=dict(
-        SetRanges=dict(
-            weight_observer=dict(type='PercentileObserver', percentile=0.99999)
-        )
-    ),
-)
+quant_cfg = dict(recipe='igq_vit', bits='w6a6')

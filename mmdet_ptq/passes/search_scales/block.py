@@ -27,6 +27,7 @@ from ...structures import Unit
 from ..reconstruct.fisher import weigh
 from .component import Held
 from .ends import ends_of
+from .search import shares_of
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,8 @@ class _Block:
                 done |= {n for n, _ in held if n in every}
                 with quantizing(self.session.layers, done, done):
                     found = self._one(held, *low_high[held[0]])
-                before = records.get(held[0], found).before
-                records[held[0]] = SearchRecord(
-                    found.unit, found.tensor, found.layers, before, found.after
-                )
+                # another round leaves out other errors
+                records.setdefault(held[0], found)
         self.session.records += records.values()
 
     def _errors(self, j: int) -> Iterator[Tensor]:
@@ -209,11 +208,9 @@ class _Block:
     def _candidates(
         self, quantizer: BaseQuantizer, low: Tensor, high: Tensor
     ) -> tuple[Tensor, ...]:
-        least, most = self.grid.fractions
-        steps = torch.arange(1, self.grid.count + 1, device=low.device)
-        at = least + (most - least) * steps / self.grid.count
+        shares = shares_of(self.grid.fractions, self.grid.count)
         assert isinstance(quantizer, Searchable)
-        return quantizer.candidates(low, high, at)
+        return quantizer.candidates(low, high, shares.to(low.device))
 
 
 def quantizer_of(session: Session, one: Held) -> BaseQuantizer:

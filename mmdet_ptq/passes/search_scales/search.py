@@ -116,6 +116,16 @@ def _narrow(term: Term, objective: Objective) -> Narrow | None:
     return narrow(term.factor)
 
 
+def shares_of(fractions: tuple[float, float], count: int) -> Tensor:
+    """Shares of a range that are tried, ``[count]``.
+
+    From the least on, evenly; the greatest is the one after the last, as in
+    the code of PTQ4ViT.
+    """
+    least, most = fractions
+    return least + (most - least) * (torch.arange(count) / count)
+
+
 def _level_shape(quantizer: BaseQuantizer, rows: int) -> tuple[int, ...]:
     levels = quantizer.num_levels()
     return (levels, rows // levels) if levels > 1 else (rows,)
@@ -126,9 +136,8 @@ def _first(quantizer: Searchable, samples: Tensor, grid: Grid) -> Candidates:
     if grid.progressive and isinstance(quantizer, Refines):
         return quantizer.coarse(samples, grid.count)
     low, high = samples.amin(1), samples.amax(1)
-    least, most = grid.fractions
-    at = torch.arange(grid.count, device=samples.device) / grid.count
-    found = quantizer.candidates(low, high, least + (most - least) * at)
+    shares = shares_of(grid.fractions, grid.count).to(samples.device)
+    found = quantizer.candidates(low, high, shares)
     if isinstance(found, Ranges) and isinstance(quantizer, HasRange):
         now = [end.reshape(-1, 1).to(low) for end in quantizer.range()]
         pairs = zip(found, now, strict=True)

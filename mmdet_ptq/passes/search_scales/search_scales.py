@@ -10,7 +10,7 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 
 from ...calibration import Images, Session, frozen
 from ...calibration.rows import DEFORMABLE
-from ...checks import below_one, number, one_of, whole
+from ...checks import below_one, number, one_of, refuse_idle, whole
 from ...detectors import adapter_for, why_no_outputs
 from ...errors import QuantConfigError
 from ...layers import InputLayerNorm
@@ -39,6 +39,18 @@ UNSAMPLED = {
 }
 #: a resume file is written after so many components
 SAVED = 8
+#: arguments that do not always act, and with what they do
+ACTS: dict[str, tuple[str, Sequence[str]]] = dict(
+    keep=('candidates', ('progressive',)),
+    each=('candidates', ('progressive',)),
+    steps=('candidates', ('progressive',)),
+    rows=('objective', OBJECTIVES[:-1]),
+    loss=('objective', ('hessian', 'block')),
+    ranking=('objective', ('pearson',)),
+    elimination=('objective', ('block',)),
+    images=('objective', ('block',)),
+    first=('tensors', ('all',)),
+)
 
 
 @PASSES.register_module()
@@ -51,7 +63,8 @@ class SearchScales(BasePass):
     for the grid of its input with its quantized weight, and both operands of
     a product in turn. What is there before is kept unless something is
     better on the samples. Layers that share a quantizer are searched
-    together; ranks share the layers.
+    together; ranks share the layers. A product behind ``QuantizeNumerator``
+    or ``IntegerSoftmax`` counts as it is before its rows are scaled back.
 
     PTQ4ViT (Yuan et al., 2022) is ``objective='hessian'``,
     ``candidates='ranges'``, ``count=100``, ``rounds=3``; AdaLog (Wu et al.,
@@ -86,16 +99,21 @@ class SearchScales(BasePass):
         rounds (int): How often weights and inputs have their turn. Defaults
             to 1.
         count (int): Candidates to begin with. Defaults to 128.
-        keep (int): How many are refined. Defaults to 4.
+        keep (int): How many are refined, by ``'progressive'``. Defaults to
+            4.
         each (int): How many are tried around each of these. Defaults to 4.
         steps (int): How often. Defaults to 3.
-        fractions (tuple): Least and greatest share of the range that is
-            tried by ``'ranges'``. Defaults to (0.01, 1.2).
+        fractions (tuple): From which share of the range on, and below
+            which, shares are tried by ``'ranges'``, and of quantizers that
+            are not refined. Defaults to (0.01, 1.2).
         first (str): Which have the first turn, ``'weights'`` or
             ``'activations'``. Defaults to ``'weights'``.
-        loss (dict): Loss whose weights ``'hessian'`` takes, at the outputs
-            of the detector as it is quantized before this pass: where
-            nothing is quantized, all gradients are 0. Defaults to
+        loss (dict): Loss whose weights ``'hessian'`` and ``'block'`` take,
+            at the outputs of the detector as it is quantized before this
+            pass: where nothing is quantized, all gradients are 0. With
+            ``damping=0.8``, a fifth of a weight is the squared gradient over
+            its mean, and the rest is 1: from a few images the gradients
+            alone rest on few positions. Defaults to
             ``dict(type='FisherLoss', damping=0.8)``.
         ranking (float): Factor of the ranking loss of ``'pearson'``.
             Defaults to 0.1.
@@ -105,7 +123,8 @@ class SearchScales(BasePass):
             of each rank. Defaults to 8.
 
     Raises:
-        ValueError: If an argument is not among the allowed values.
+        ValueError: If an argument is not among the allowed values, or does
+            not act beside the others.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({'ranges'})
@@ -157,6 +176,7 @@ class SearchScales(BasePass):
                 f"candidates must be 'ranges' for objective='block', got "
                 f'{candidates!r}: the rows of a quantizer are not told apart'
             )
+        refuse_idle(self, ACTS)
         build_loss(self.loss, 'SearchScales.loss', GradientWeighted)
 
     def prepare(self, session: Session) -> None:

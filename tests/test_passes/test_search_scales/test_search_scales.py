@@ -305,6 +305,21 @@ def test_overflow_is_named():
         (dict(count=8), 'count'),
         (dict(each=1), 'each'),
         (dict(fractions=(1.2, 0.5)), 'smaller and a larger'),
+        (
+            dict(keep=16, candidates='ranges'),
+            "keep=16 acts with candidates='progressive' alone.*remove it",
+        ),
+        (dict(steps=1, candidates='ranges'), 'steps=1 acts with'),
+        (dict(each=8, candidates='ranges'), 'each=8 acts with'),
+        (dict(ranking=0.5), "ranking=0.5 acts with objective='pearson'"),
+        (dict(images=4), "images=4 acts with objective='block'"),
+        (dict(elimination=0.1), 'elimination=0.1 acts with'),
+        (dict(loss=dict(type='FisherLoss')), "'hessian' or objective='block'"),
+        (
+            dict(objective='block', candidates='ranges', rows=64),
+            'rows=64 acts with',
+        ),
+        (dict(tensors='weights', first='activations'), "tensors='all' alone"),
     ],
 )
 def test_arguments(args, match):
