@@ -15,6 +15,10 @@ import mmdet_ptq
 from mmdet_ptq.quant_cfg import load_recipe
 from tools.accuracy.suites import ROOT, YOLOX, files_of, quant_cfg
 
+#: folders of the package that no result depends on: a cell's own recipe is
+#: part of its hash, and ``.mim`` is what an installation puts there
+APART = ('cost', 'recipes', 'report', 'testing', '.mim')
+
 
 def key_of(cell: dict) -> tuple:
     """Of a finished cell: detector, method, bits, seed."""
@@ -47,8 +51,8 @@ def code_hash() -> str:
     folder = Path(mmdet_ptq.__file__).parent
     for path in sorted(folder.rglob('*.py')):
         name = path.relative_to(folder).as_posix()
-        if name.split('/')[0] in ('cost', 'recipes', 'report', 'testing'):
-            continue  # recipes: a cell's own is part of its hash
+        if name.split('/')[0] in APART:
+            continue
         digest.update(name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
