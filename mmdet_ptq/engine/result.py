@@ -249,10 +249,11 @@ def print_units(
             caption='loss on held-out images; no: the unit was put back',
             box=SIMPLE_HEAD,
         )
-        table.add_column('unit', no_wrap=True)
+        # long names are broken, not the columns that are looked for
+        table.add_column('unit', overflow='fold')
         for column in ('before', 'after', 'seconds'):
             table.add_column(column, justify='right', no_wrap=True)
-        table.add_column('kept')
+        table.add_column('kept', no_wrap=True)
         for r in units:
             after = '-' if r['after'] is None else f'{r["after"]:.4g}'
             table.add_row(

@@ -155,8 +155,15 @@ class ReparametrizeNorm(BasePass):
         ]
         free = sum(r.free for r in records)
         session.notes.append(
-            f'ReparametrizeNorm: {len(records)} tensors behind norms have a '
-            f'grid for each channel, {free} of them at no cost'
+            f'ReparametrizeNorm: {len(records)} tensors behind norms had a '
+            f'grid for each channel and have one for all, {free} of them at '
+            'no cost'
+            + (
+                ''
+                if free == len(records)
+                else '; the layers behind the others multiply and add for '
+                'each element'
+            )
         )
 
     def _site(self, session: Session, site: Site, rows: Levels) -> None:

@@ -81,7 +81,6 @@ def unmatched_rules(config: QuantConfig, graph: LayerGraph) -> list[str]:
     return [
         f'{config.place(i)}: {" ".join(patterns_of(rule))} matches no layer '
         'that this detector runs'
-        + ('' if i in own else '; its other rules say what becomes of it')
         for i, rule in enumerate(config.rules)
         if (i in own or set(patterns_of(rule)) <= TOLD)
         and not any(hits(rule, node)[1] for node in graph.layers.values())

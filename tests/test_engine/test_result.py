@@ -1,11 +1,13 @@
 # Copyright (c) mmdet-ptq authors. Licensed under Apache-2.0.
 """Parts of the result file."""
 
+import io
 import json
 
 import pytest
 from mmengine.config import Config
 from plan_kit import BOTH, graph, node, plan
+from rich.console import Console
 
 from mmdet_ptq.engine.machine import machine
 from mmdet_ptq.engine.outputs import Outputs
@@ -14,6 +16,7 @@ from mmdet_ptq.engine.result import (
     float_part,
     gpu_lines,
     left_float,
+    print_units,
 )
 from mmdet_ptq.quant_cfg import parse_quant_cfg
 
@@ -50,6 +53,20 @@ def test_everything_that_stays_float_has_a_reason():
         dict(name='d', why='not called in the survey'),
         dict(name='e', why='multiplies outside of layers (einsum)'),
     ]
+
+
+def test_units_that_were_put_back_are_seen_on_a_narrow_terminal():
+    """Names as long as those of DETR leave no column out."""
+    file = io.StringIO()
+    record = dict(learned=['AdaRound'], before=1.0, after=2.0, seconds=11.5)
+    record['why'] = 'its loss rose'
+    records = [
+        dict(record, unit='decoder.layers.0.self_attn.attn.matmul_qk', kept=k)
+        for k in (True, False)
+    ]
+    print_units(Console(file=file, width=60), records, [])
+    words = file.getvalue().split()
+    assert {'yes', 'no', 'kept', '11.5'} <= set(words)
 
 
 def test_file_says_what_computed(tmp_path):

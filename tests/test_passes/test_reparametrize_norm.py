@@ -209,7 +209,7 @@ def test_swin_at_no_cost(args):
     assert model.body.stages[0].downsample.reduction.bias is not None
     cost = cost_of(model, session.graph, session.plan)
     assert cost['scaled_elements'] == 0
-    assert session.notes[-1].endswith('9 of them at no cost')
+    assert session.notes[-1].endswith(' for all, 9 of them at no cost')
 
 
 def test_padding_with_zeros_would_be_seen():

@@ -143,8 +143,8 @@ class ComponentSearch:
         """Notes why a quantizer stays as it is."""
         quantizer = self._quantizer(held[0])
         levels = quantizer.num_levels()
-        why = ''
         for name, tensor in held:
+            why = ''
             data = self.terms[name].data
             positions = sum(one.positions for one in data)
             if positions < LEAST:
@@ -153,13 +153,13 @@ class ComponentSearch:
                 why = 'a pyramid level gave no samples'
             elif self.terms[name].of(tensor) is None:
                 why = 'rows of its quantizer lie across the columns'
-        name, tensor = held[0]
-        if why:
-            self.notes.append(
-                f'{name}: {why}, so the grid of its {tensor} stays as it is '
-                '(SearchScales)'
-            )
-        return bool(why)
+            if why:
+                self.notes.append(
+                    f'{name}: {why}, so the grid of its {tensor} stays as it '
+                    'is (SearchScales)'
+                )
+                return True
+        return False
 
     def _one(self, held: Sequence[Held]) -> None:
         quantizer = self._quantizer(held[0])
