@@ -60,6 +60,8 @@ def tool(tmp_path):
             zip(('detector', 'recipe', 'bits', 'seed'), cell, strict=True),
             float=0.5,
             quantized=ap,
+            mask=0.2,
+            mask_float=0.4,
             settings=dict(iters=7, images=5, global_every=3),
         )
         for cell, ap in ((QDROP, 0.25), (REG, 0.3))
@@ -81,6 +83,14 @@ def test_artefacts_of_the_cells(tool, capsys):
     table = tool.path.with_suffix('.md').read_text()
     assert 'on 99 other images, data/other' in table
     assert '| qdrop | 0.625 |' in table and '| float | 0.750 |' in table
+
+
+def test_masks_are_not_those_of_other_images(tool):
+    artefact(tool.work / 's3', 'code', QDROP, 0.25)
+    assert tool.run_main() == 0
+    (found,) = json.loads(tool.path.read_text())
+    assert found['quantized'] == 0.625
+    assert 'mask' not in found and 'mask_float' not in found
 
 
 def test_what_is_tested_is_kept(tool):
