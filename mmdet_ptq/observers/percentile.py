@@ -34,7 +34,6 @@ class PercentileObserver(HistogramObserver):
         self, percentile: float | Sequence[float] | dict = 0.9999
     ) -> None:
         self.by_width: dict[int, float] = {}
-        shares: list = []
         if isinstance(percentile, dict):
             shares = list(percentile.values())
             self.by_width = {_width(k): v for k, v in percentile.items()}

@@ -2,12 +2,13 @@
 """PTQ4ViT (Yuan et al., ECCV 2022): twin grids, steps by their gradients.
 
 Outputs of softmax and GELU have two grids each. All ranges are shares of the
-extremes, the one whose error in the layer's output is least, squared and
-weighed by gradients of the detector's outputs. They are damped here, since
-those of a few images are large in few places. Products have a range for each
-head. The paper's grids are symmetric, with one for the whole
-weight of a linear layer. At 4 bits that costs more than its search brings, so
-here they are affine, with one for each channel of a weight.
+extremes, but for the low end of a GELU, which stays: the one whose error in
+the layer's output is least, squared and weighed by gradients of the detector's
+outputs. They are damped here, since those of a few images are large in few
+places. Products have a range for each head. The paper's grids are symmetric,
+with one for the whole weight of a linear layer. At 4 bits that costs more than
+its search brings, so here they are affine, with one for each channel of a
+weight.
 """
 
 _base_ = './_base_/tensor_rules.py'
