@@ -6,11 +6,10 @@ was given; :func:`mmdet_ptq.registry.build_from` adds the place in
 ``quant_cfg``.
 """
 
-import inspect
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .errors import unknown
@@ -94,36 +93,6 @@ def one_of(name: str, value: object, allowed: Iterable[str]) -> str:
     if value not in names:
         raise ValueError(unknown(name, value, names))
     return value  # type: ignore[return-value]
-
-
-def refuse_idle(
-    part: object, acts: Mapping[str, tuple[str, Sequence[str]]]
-) -> None:
-    """Refuses arguments that would not act beside the others.
-
-    Args:
-        part (object): Built; its attributes have the names of its
-            arguments.
-        acts (Mapping): For an argument that does not always act, another
-            one, and with which values of that it does.
-
-    Raises:
-        ValueError: If such an argument is not at its default.
-    """
-    parameters = inspect.signature(type(part)).parameters
-    for name, (other, values) in acts.items():
-        given, default = getattr(part, name), parameters[name].default
-        same = (
-            [*given] == [*default]
-            if isinstance(given, list)
-            else (given == default)
-        )
-        if getattr(part, other) not in values and not same:
-            choices = ' or '.join(f'{other}={value!r}' for value in values)
-            raise ValueError(
-                f'{name}={given!r} acts with {choices} alone, and {other} is '
-                f'{getattr(part, other)!r}; remove it'
-            )
 
 
 def annotated(name: str, value: object, hint: Any) -> None:

@@ -35,7 +35,7 @@ def write_atomic(obj: Any, path: str | Path) -> None:
         kept = ' The file there before is unchanged.' if path.exists() else ''
         raise PTQError(
             f'cannot save {path}: {error}.{kept} Free some space, '
-            'or choose a folder that can be written'
+            'or choose another folder (of a run: --work-dir)'
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

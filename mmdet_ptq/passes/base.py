@@ -2,14 +2,17 @@
 """What every pass promises to the engine."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
 
 from ..calibration import Session
 from ..errors import QuantConfigError
+from ..quant_cfg.defaults import with_defaults
+from ..quant_cfg.plain import plain
 from ..quant_cfg.recipes import SWITCHES
+from ..registry import arguments_of
 from ..surgery import Edit
 
 #: What passes give to later ones, and the pass that gives it: statistics of
@@ -65,6 +68,31 @@ class BasePass(ABC):
     gives: ClassVar[frozenset[str]] = frozenset()
     refuses: ClassVar[frozenset[str]] = frozenset()
     for_attention: ClassVar[bool] = False
+
+    def refuse_idle(
+        self, acts: Mapping[str, tuple[str, Sequence[str]]]
+    ) -> None:
+        """Refuses arguments that would not act beside the others.
+
+        Args:
+            acts (Mapping): For an argument that does not always act, another
+                one, and with which values of that it does. Attributes of the
+                pass have the names of its arguments.
+
+        Raises:
+            ValueError: If such an argument is not at its default.
+        """
+        for name, (other, values) in acts.items():
+            given = getattr(self, name)
+            default = arguments_of(type(self))[name].default
+            # a config that is spelled out has defaults inside them too
+            same = with_defaults(plain(given)) == with_defaults(plain(default))
+            if getattr(self, other) not in values and not same:
+                choices = ' or '.join(f'{other}={v!r}' for v in values)
+                raise ValueError(
+                    f'{name}={given!r} acts with {choices} alone, and {other} '
+                    f'is {getattr(self, other)!r}; remove it'
+                )
 
     def check(self, earlier: Sequence['BasePass']) -> None:
         """Finds what is wrong with its place, before the first forward.

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from ..calibration import Session
-from ..checks import number, one_of, refuse_idle, whole
+from ..checks import number, one_of, whole
 from ..errors import QuantConfigError
 from ..records import ReparametrizationRecord
 from ..registry import PASSES
@@ -108,7 +108,7 @@ class ReparametrizeNorm(BasePass):
             raise ValueError('percentiles is empty: no range would be tried')
         self.p = number('p', p, above=True)
         self.rows = whole('rows', rows, 1)
-        refuse_idle(self, ACTS)
+        self.refuse_idle(ACTS)
 
     def prepare(self, session: Session) -> None:
         """See :meth:`BasePass.prepare`."""

@@ -35,6 +35,11 @@ def short_args(name):
     found = {}
     for one in load_recipe(name)['passes']:
         args = dict(SHORT.get(one['type'], {}))
+        # what does not act is refused
+        if one.get('candidates') == 'ranges':
+            del args['steps']
+        if one.get('objective') == 'block':
+            del args['rows']
         if 'distribution_correction' in one:
             args['distribution_correction'] = SHORT_CORRECTION
         if args:

@@ -10,7 +10,7 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 
 from ...calibration import Images, Session, frozen
 from ...calibration.rows import DEFORMABLE
-from ...checks import below_one, number, one_of, refuse_idle, whole
+from ...checks import below_one, number, one_of, whole
 from ...detectors import adapter_for, why_no_outputs
 from ...errors import QuantConfigError
 from ...layers import InputLayerNorm
@@ -176,7 +176,7 @@ class SearchScales(BasePass):
                 f"candidates must be 'ranges' for objective='block', got "
                 f'{candidates!r}: the rows of a quantizer are not told apart'
             )
-        refuse_idle(self, ACTS)
+        self.refuse_idle(ACTS)
         build_loss(self.loss, 'SearchScales.loss', GradientWeighted)
 
     def prepare(self, session: Session) -> None:
